@@ -1,0 +1,80 @@
+"""What data makes and what masks, models and objectives read: where each token stands, and what it should predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from pellucid.errors import DataError
+
+IGNORE = -100  # the label of a position that is not scored (the value torch's cross_entropy ignores)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Position and segment of every token of a batch: all that a mask, a position or a cache may look at.
+
+    pos: position within its document, counted from 0; -1 means "no token here": padding on any side, an empty cache slot.
+    seg: which document of a packed row; None when a row holds one document.
+    start: when known without reading memory that every row's pos is start, start+1, ... with no gap and one segment.
+        It is what lets a kernel prove that ``is_causal=True`` or no mask at all is equal to the predicate.
+    """
+
+    pos: Int[Tensor, "batch time"]
+    seg: Int[Tensor, "batch time"] | None = None
+    start: int | None = None
+
+    @staticmethod
+    def plain(batch: int, time: int, start: int = 0, device: torch.device | str | None = None) -> Tokens:
+        """``time`` tokens in each row, at positions start, start+1, ..."""
+        pos = torch.arange(start, start + time, device=device).expand(batch, time)
+        return Tokens(pos, None, start)
+
+    @staticmethod
+    def padded(valid: Bool[Tensor, "batch time"]) -> Tokens:
+        """Rows with padding anywhere (left, right, middle): positions count the valid tokens only."""
+        pos = (valid.cumsum(-1) - 1).masked_fill(~valid, -1)
+        return Tokens(pos)
+
+    @staticmethod
+    def packed(seg: Int[Tensor, "batch time"]) -> Tokens:
+        """Rows of several documents, one number in ``seg`` a document (contiguous runs); -1 marks padding."""
+        time = torch.arange(seg.shape[1], device=seg.device).expand_as(seg)
+        first = torch.ones_like(seg, dtype=torch.bool)
+        first[:, 1:] = seg[:, 1:] != seg[:, :-1]
+        begin = torch.where(first, time, 0).cummax(-1).values  # (batch, time): where this token's document begins
+        return Tokens((time - begin).masked_fill(seg < 0, -1), seg)
+
+    @property
+    def segments(self) -> Int[Tensor, "batch time"]:
+        """``seg``, or zeros where each row is one document."""
+        return torch.zeros_like(self.pos) if self.seg is None else self.seg
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of a language-modelling objective.
+
+    labels[b, t] is the token that position t should predict, already shifted (this is the only place where the shift
+    lives: neither model nor objective shifts again); IGNORE where nothing is scored.
+    n_bytes: how many bytes of text the scored labels stand for, the denominator of bits per byte.
+    """
+
+    ids: Int[Tensor, "batch time"]
+    tokens: Tokens
+    labels: Int[Tensor, "batch time"]
+    n_bytes: int = 0
+
+    def refuse_unshifted(self) -> None:
+        """Raise DataError where labels are the inputs themselves: the silent failure that trains a copying machine."""
+        scored = self.labels != IGNORE
+        if int(scored.sum()) > 8 and bool((self.labels == self.ids)[scored].all()):
+            constant = int(self.ids[scored].min()) == int(self.ids[scored].max())
+            if not constant:
+                raise DataError(
+                    "labels equal the inputs at every scored position: they were not shifted",
+                    "labels[:, t] must be the token after ids[:, t]",
+                )

@@ -1,0 +1,1 @@
+"""Writing with a model: ``sample`` chooses tokens, ``stop`` makes text of them and cuts it, ``decode`` is the loop."""

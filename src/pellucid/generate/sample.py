@@ -1,0 +1,196 @@
+"""Choosing the next token: pure functions on logits, and ``Sampling``, which applies them in one fixed order.
+
+Each filter sets the logits of what it excludes to -inf; the softmax that follows renormalises what is left. All of them
+keep the likeliest token. Equal logits are told apart by token id, the lower one first, so nothing depends on a sort.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pellucid.errors import UsageError
+
+
+class _Range(NamedTuple):
+    low: float
+    high: float
+    low_allowed: bool
+    words: str
+
+
+_RANGES = {
+    "temperature": _Range(0, math.inf, True, "0 (greedy) or more, and finite"),
+    "top_k": _Range(1, math.inf, True, "a whole number of at least 1"),
+    "top_p": _Range(0, 1, False, "more than 0 and at most 1"),
+    "min_p": _Range(0, 1, True, "from 0 to 1"),
+    "repetition_penalty": _Range(0, math.inf, False, "more than 0 and finite (1 changes nothing)"),
+}
+
+
+def _check(field: str, value: float) -> None:
+    low, high, low_allowed, words = _RANGES[field]
+    number = isinstance(value, int if field == "top_k" else (int, float)) and not isinstance(value, bool)
+    # NaN fails every comparison
+    if not (number and (value >= low if low_allowed else value > low) and value <= high and math.isfinite(value)):
+        raise UsageError(f"{field} is {value!r}", f"it must be {words}")
+
+
+def _keep_best(
+    logits: Float[Tensor, "batch vocab"], least: Float[Tensor, "batch 1"], count: Int[Tensor, "batch 1"] | int
+) -> Float[Tensor, "batch vocab"]:
+    """Keep the ``count`` greatest logits of each row, the last of which is ``least``; of its equals the lowest ids."""
+    above, equal = logits > least, logits == least
+    room = count - above.sum(-1, keepdim=True)  # how many of the equal ones still fit
+    return logits.masked_fill(~(above | (equal & (equal.cumsum(-1) <= room))), -torch.inf)
+
+
+def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
+    """The likeliest token of each row; of equal ones the lowest id."""
+    return logits.argmax(-1)
+
+
+def temperature(logits: Float[Tensor, "batch vocab"], t: float) -> Float[Tensor, "batch vocab"]:
+    """Logits of p^(1/t), up to a constant a row: t < 1 sharpens, t > 1 flattens, 0 keeps the likeliest token alone.
+
+    Raises UsageError where t is negative or not finite.
+    """
+    _check("temperature", t)
+    best = logits.amax(-1, keepdim=True)
+    if t < torch.finfo(logits.dtype).tiny:  # 0, or what float32 would round to it
+        return _keep_best(logits, best, 1)
+    return (logits - best) / t  # the best is 0 first, so that no t, however small, makes inf - inf
+
+
+def top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "batch vocab"]:
+    """Keep exactly the k likeliest tokens (all, where k exceeds the vocabulary): Fan et al. 2018, section 5.2.
+
+    Raises UsageError where k is not a whole number of at least 1.
+    """
+    _check("top_k", k)
+    if k >= logits.shape[-1]:
+        return logits
+    return _keep_best(logits, logits.topk(k).values[:, -1:], k)
+
+
+def top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
+    """Nucleus: keep the fewest tokens, likeliest first, whose mass reaches p: Holtzman et al. 2020, section 3.1.
+
+    Raises UsageError where p is not in (0, 1].
+    """
+    _check("top_p", p)
+    if p == 1:
+        return logits
+    ordered = logits.sort(descending=True).values  # (batch, vocab)
+    probability = ordered.softmax(-1)
+    before = probability.cumsum(-1) - probability  # the mass of all that are likelier: a token is kept while it is < p
+    count = (before < p).sum(-1, keepdim=True).clamp(min=1)
+    return _keep_best(logits, ordered.gather(-1, count - 1), count)
+
+
+def min_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
+    """Keep tokens at least p times as likely as the likeliest: Nguyen et al. 2024, section 3.
+
+    Raises UsageError where p is not in [0, 1].
+    """
+    _check("min_p", p)
+    if p == 0:
+        return logits
+    least = logits.amax(-1, keepdim=True) + math.log(p)  # p_token >= p * p_best, in logs
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def repetition_penalty(
+    logits: Float[Tensor, "batch vocab"], seen: Bool[Tensor, "batch vocab"], penalty: float
+) -> Float[Tensor, "batch vocab"]:
+    """Make tokens that were ``seen`` less likely: positive logits / penalty, negative ones * penalty.
+
+    Keskar et al. 2019 (CTRL), section 4.1, which divides whatever the sign; dividing a negative logit would favour the
+    token. Raises UsageError where penalty is not positive and finite.
+    """
+    _check("repetition_penalty", penalty)
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def draw(logits: Float[Tensor, "batch vocab"], generators: Sequence[torch.Generator]) -> Int[Tensor, " batch"]:
+    """One token a row from softmax(logits), with one random number from the row's own (CPU) generator."""
+    uniform = torch.cat([torch.rand(1, generator=generator) for generator in generators]).to(logits.device)
+    probability = logits.softmax(-1)
+    below = probability.cumsum(-1)
+    # the first token whose cumulative probability exceeds the number
+    index = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    # rounding (a parallel sum need not be monotone) may point at a token that was excluded
+    possible = probability.gather(-1, index) > 0
+    return torch.where(possible, index, logits.argmax(-1, keepdim=True))[:, 0]
+
+
+def generator_for(seed: int, *key: object) -> torch.Generator:
+    """A random stream that depends on ``seed`` and ``key`` alone, and so not on what is generated beside it."""
+    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: penalty, then temperature, then top-k, then top-p, then min-p, then a draw.
+
+    Each step sees the distribution that the one before it left. Raises UsageError naming the field out of range.
+
+    temperature: 0 takes the likeliest token (greedy) and no random number.
+    top_k: how many tokens at most; None for no limit.
+    top_p: the probability mass to keep; 1 keeps all.
+    min_p: least probability as a fraction of the likeliest token's; 0 keeps all.
+    repetition_penalty: above 1 discourages tokens that stand in the prompt or were generated; 1 does nothing.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in _RANGES:
+            value = getattr(self, field)
+            if value is not None:
+                _check(field, value)
+                if field != "top_k":  # a person or a JSON file may write 0 for 0.0
+                    object.__setattr__(self, field, float(value))
+
+    @property
+    def needs_seen(self) -> bool:
+        """Whether ``pick`` looks at which tokens were seen."""
+        return self.repetition_penalty != 1
+
+    def filtered(
+        self, logits: Float[Tensor, "batch vocab"], seen: Bool[Tensor, "batch vocab"] | None = None
+    ) -> Float[Tensor, "batch vocab"]:
+        """The logits (float32) of the distribution that is drawn from."""
+        logits = logits.float()
+        if self.needs_seen:
+            if seen is None:
+                raise UsageError("repetition_penalty needs to know which tokens were seen", "pass seen")
+            logits = repetition_penalty(logits, seen, self.repetition_penalty)
+        logits = temperature(logits, self.temperature)
+        if self.top_k is not None:
+            logits = top_k(logits, self.top_k)
+        return min_p(top_p(logits, self.top_p), self.min_p)
+
+    def pick(
+        self,
+        logits: Float[Tensor, "batch vocab"],
+        seen: Bool[Tensor, "batch vocab"] | None,
+        generators: Sequence[torch.Generator],
+    ) -> Int[Tensor, " batch"]:
+        """The next token of each row; one random stream a row; ``seen`` may be None where ``needs_seen`` is false."""
+        if self.temperature == 0 and not self.needs_seen:
+            return greedy(logits)  # every other filter keeps the likeliest token
+        filtered = self.filtered(logits, seen)
+        return greedy(filtered) if self.temperature == 0 else draw(filtered, generators)

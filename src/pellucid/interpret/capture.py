@@ -1,0 +1,26 @@
+"""Run a model once and keep the activations that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pellucid.nn.models import Decoder
+
+
+def capture(model: Decoder, ids: Int[Tensor, "batch time"], names: Iterable[str]) -> dict[str, Tensor]:
+    """The activations at the points ``names`` (globs allowed), by full name, from one forward pass without gradients.
+
+    Dropout is off during the pass; the model's mode is given back. Raises TapError for a name that matches no point.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), model.taps(read=list(names)) as activations:
+            model(ids)
+            return dict(activations)
+    finally:
+        model.train(was_training)

@@ -1,0 +1,48 @@
+"""How one token is written for a reader: whitespace visible, invisible and broken characters spelled out."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+
+from pellucid.data.tokenizer import Tokenizer
+
+_MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+# Control, format (zero-width, right-to-left override), private, surrogate, unassigned, line and paragraph separators:
+# drawn as they are, they hide, reorder or break the text around them.
+_SPELLED = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
+
+
+def _spell(char: str) -> str:
+    category = unicodedata.category(char)
+    if category in _SPELLED:
+        code = ord(char)
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return char
+
+
+def label(text: str) -> str:
+    """``text`` for a table cell or an axis: one line, every space and line break visible."""
+    shown = "".join(_MARKS.get(char) or _spell(char) for char in text)
+    # a combining accent alone would sit on its neighbour: the dotted circle carries it
+    return "◌" + shown if shown and unicodedata.combining(shown[0]) else shown
+
+
+def prose(text: str) -> str:
+    """``text`` inside the running text: words keep their spaces; tokens of whitespace alone show dots; lines break."""
+    marks = {"\n": "⏎\n", "\t": "⇥\t", "\r": "␍", " ": " " if text.strip() else "·"}
+    return "".join(marks.get(char) or _spell(char) for char in text)
+
+
+def reader(tokenizer: Tokenizer | None) -> Callable[[int], str]:
+    """id -> its raw text; bytes that are only part of a character as ``\\xe2``, ids without a tokenizer as ``#17``."""
+    if tokenizer is None:
+        return lambda token: f"#{token}"
+
+    def read(token: int) -> str:
+        if token == tokenizer.bos_id:
+            return "<|endoftext|>"
+        raw = tokenizer.bytes_of(token) if token < tokenizer.vocab_size else b""
+        return raw.decode("utf-8", "backslashreplace") if raw else f"<|{token}|>"
+
+    return read

@@ -1,0 +1,16 @@
+"""The theory, one idea a file, in the lecture's order. Every axis name in a shape, in one place:
+
+=========== ==========================================================================================
+batch       rows that are computed together; a row may be several packed documents
+time        tokens of a row; ``query`` and ``key`` are time as seen from the two sides of attention
+d_model     width of the residual stream
+heads       query heads; ``kv_heads``: key/value heads, each shared by heads / kv_heads query heads
+head_dim    width of one head's q, k and v
+d_ff        width of the feed-forward layer's inner activation
+vocab       entries of the vocabulary
+slots       places of a cache, each with the position of the token it holds (-1: empty)
+=========== ==========================================================================================
+
+Masks and positions: ``masks`` ``biases`` ``positions`` ``rope``. Layers: ``norms`` ``attention`` (over ``kernels``) ``ffn``
+``residual``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``, with ``cache``, ``init`` and ``flops``.
+"""

@@ -1,0 +1,65 @@
+"""Multi-head attention: project to queries, keys and values, attend, project back.
+
+::
+
+    heads (MHA)        groups (GQA)       one (MQA)
+    q q q q q q q q    q q q q q q q q    q q q q q q q q
+    k k k k k k k k    k     k   (2 kv)   k        (1 kv)
+    v v v v v v v v    v     v            v
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pellucid.nn.cache import LayerCache
+from pellucid.nn.kernels import attend
+from pellucid.nn.norms import build_norm
+from pellucid.nn.rope import rotate
+from pellucid.nn.view import View
+from pellucid.spec import AttentionSpec
+from pellucid.taps import Tapped
+
+
+class Attention(Tapped):
+    """o(attend(q(x), k(x), v(x))) (Vaswani et al. 2017, section 3.2).
+
+    Paper names: W_i^Q, W_i^K, W_i^V are the rows of ``q``, ``k``, ``v`` that belong to head i; W^O is ``o``.
+    Points: ``q`` (batch, heads, time, head_dim), ``k`` and ``v`` (batch, kv_heads, time, head_dim), all after norm and
+    rotation; ``scores`` (before the mask) and ``pattern`` (batch, heads, query, key), computed only on request; ``z`` =
+    pattern @ v (batch, heads, time, head_dim).
+    """
+
+    points: ClassVar[tuple[str, ...]] = ("q", "k", "v", "scores", "pattern", "z")
+
+    def __init__(self, spec: AttentionSpec, d_model: int):
+        super().__init__()
+        self.head_dim, self.soft_cap = spec.head_dim, spec.soft_cap
+        self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
+        self.q = nn.Linear(d_model, spec.n_heads * spec.head_dim, bias=spec.bias)
+        self.k = nn.Linear(d_model, spec.n_kv_heads * spec.head_dim, bias=spec.bias)
+        self.v = nn.Linear(d_model, spec.n_kv_heads * spec.head_dim, bias=spec.bias)
+        self.o = nn.Linear(spec.n_heads * spec.head_dim, d_model, bias=spec.out_bias)
+        self.q_norm = build_norm(spec.qk_norm, spec.head_dim)
+        self.k_norm = build_norm(spec.qk_norm, spec.head_dim)
+
+    def heads(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch some_heads time head_dim"]:
+        """Cut the last axis into heads."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, t, h·d) -> (b, h, t, d)
+
+    def forward(
+        self, x: Float[Tensor, "batch time d_model"], view: View, past: LayerCache | None = None
+    ) -> Float[Tensor, "batch time d_model"]:
+        """``view``: who stands where and sees whom. ``past``: where k and v of earlier tokens are kept, to be extended."""
+        q, k, v = self.q_norm(self.heads(self.q(x))), self.k_norm(self.heads(self.k(x))), self.heads(self.v(x))
+        if view.rotation is not None:
+            q, k = rotate(q, view.rotation), rotate(k, view.rotation)
+        q, k, v = self.tap("q", q), self.tap("k", k), self.tap("v", v)
+        if past is not None:
+            k, v = past.extend(k, v)
+        listen = self.tap if self.wants("scores") or self.wants("pattern") else None
+        z = attend(q, k, v, view.visible, bias=view.bias, scale=self.scale, soft_cap=self.soft_cap, listen=listen)
+        return self.o(self.tap("z", z).transpose(1, 2).flatten(-2))  # (b, h, t, d) -> (b, t, h·d)

@@ -1,0 +1,165 @@
+"""Keys and values of past tokens: an argument of the model, never its state.
+
+A forward with a cache goes: the model takes places for the new tokens (``take``), each layer writes its k and v there and
+reads everything back (``extend``), the model makes it count (``commit``). Positions are kept once a layout, not once a layer.
+Masks need no word about any of this: empty places have position -1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pellucid.batch import Tokens
+from pellucid.errors import DataError
+
+
+class Slots(ABC):
+    """Which place holds which token, shared by all layers of one layout. ``keys``: the places that ``extend`` returns."""
+
+    name: str
+    keys: Tokens
+
+    def __init__(self, batch: int, capacity: int, device: torch.device | str | None):
+        self.pos = torch.full((batch, capacity), -1, dtype=torch.long, device=device)
+        self.seg = torch.zeros((batch, capacity), dtype=torch.long, device=device)
+        self.packed = False
+        self.keys = Tokens(self.pos[:, :0], None, 0)
+
+    @abstractmethod
+    def take(self, tokens: Tokens) -> None:
+        """Choose places for these tokens and set ``keys``."""
+
+    @abstractmethod
+    def write(self, store: Tensor, new: Tensor) -> Tensor:
+        """Put ``new`` (batch, kv_heads, time, head_dim) into the layer's store; return what ``keys`` describes."""
+
+    @abstractmethod
+    def commit(self, tokens: Tokens) -> None:
+        """Make the taken places count."""
+
+
+class Contiguous(Slots):
+    """Column after column, padding included: appending is one copy."""
+
+    def __init__(self, batch: int, capacity: int, device: torch.device | str | None = None):
+        super().__init__(batch, capacity, device)
+        self.name, self.capacity, self.length = "contiguous", capacity, 0
+
+    def take(self, tokens: Tokens) -> None:
+        end = self.length + tokens.pos.shape[1]
+        if end > self.capacity:
+            raise DataError(
+                f"the cache holds {self.capacity} tokens, but this call needs {end}",
+                "make it larger: model.new_cache(batch, capacity)",
+            )
+        self.pos[:, self.length : end] = tokens.pos
+        if tokens.seg is not None:
+            self.packed = True
+            self.seg[:, self.length : end] = tokens.seg
+        gapless = tokens.start == self.length and self.keys.start == 0 and not self.packed
+        seg = self.seg[:, :end] if self.packed else None
+        self.keys = Tokens(self.pos[:, :end], seg, 0 if gapless else None)
+
+    def write(self, store: Tensor, new: Tensor) -> Tensor:
+        end = self.length + new.shape[2]
+        store[:, :, self.length : end] = new
+        return store[:, :, :end]
+
+    def commit(self, tokens: Tokens) -> None:
+        self.length += tokens.pos.shape[1]
+
+
+class Ring(Slots):
+    """Position p lives in place p mod capacity, so a window of ``capacity`` tokens needs no more memory than itself.
+
+    Padding goes to one extra place that stays empty. A call with several tokens must not overwrite what its own first
+    tokens still see: it attends over (old places, new tokens) and writes afterwards.
+    """
+
+    def __init__(self, batch: int, capacity: int, device: torch.device | str | None = None):
+        super().__init__(batch, capacity + 1, device)
+        self.name, self.capacity = f"ring of {capacity}", capacity
+        self.place = self.pos[:, :0]
+
+    def take(self, tokens: Tokens) -> None:
+        newest = tokens.pos.amax(-1, keepdim=True)
+        stays = (tokens.pos >= 0) & (tokens.pos > newest - self.capacity)  # later tokens of this call take its place
+        self.place = torch.where(stays, tokens.pos % self.capacity, self.capacity)
+        self.packed = self.packed or tokens.seg is not None
+        pos = torch.cat((self.pos, tokens.pos), 1)
+        self.keys = Tokens(pos, torch.cat((self.seg, tokens.segments), 1) if self.packed else None)
+
+    def write(self, store: Tensor, new: Tensor) -> Tensor:
+        everything = torch.cat((store, new), 2)
+        store.scatter_(2, self.place[:, None, :, None].expand_as(new), new)
+        return everything
+
+    def commit(self, tokens: Tokens) -> None:
+        self.pos.scatter_(1, self.place, tokens.pos)
+        self.seg.scatter_(1, self.place, tokens.segments)
+        self.pos[:, self.capacity] = -1
+
+
+class LayerCache:
+    """One layer's keys and values, (batch, kv_heads, slots, head_dim) each."""
+
+    def __init__(self, slots: Slots, k: Tensor, v: Tensor):
+        self.slots, self.k, self.v = slots, k, v
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the new tokens' k and v; return those of all tokens that ``slots.keys`` lists."""
+        return self.slots.write(self.k, k), self.slots.write(self.v, v)
+
+
+class Cache:
+    """All layers' keys and values, and where each row goes on. Made by ``model.new_cache``."""
+
+    def __init__(self, layers: list[LayerCache], batch: int, capacity: int, device: torch.device | str | None = None):
+        self.layers, self.batch, self.capacity = layers, batch, capacity
+        self.layouts = list({id(layer.slots): layer.slots for layer in layers}.values())
+        self.length = 0
+        self._next = torch.zeros(batch, dtype=torch.long, device=device)
+        self._plain = True  # no padding and no packing so far: every row goes on at ``length``
+
+    def next_positions(self) -> Int[Tensor, " batch"]:
+        """The position of each row's next token."""
+        return self._next.clone()
+
+    def continuing(self, time: int) -> Tokens:
+        """``time`` tokens that go on where each row ends."""
+        if self._plain:
+            return Tokens.plain(self.batch, time, self.length, self._next.device)
+        return Tokens(self._next[:, None] + torch.arange(time, device=self._next.device))
+
+    def take(self, tokens: Tokens) -> None:
+        """Find places for these tokens in every layout. Raises DataError when a layout is full."""
+        if tokens.pos.shape[0] != self.batch:
+            raise DataError(f"{tokens.pos.shape[0]} rows for a cache of {self.batch}", "make one with model.new_cache")
+        if self.length + tokens.pos.shape[1] > self.capacity:
+            raise DataError(
+                f"the cache holds {self.capacity} tokens, but this call needs {self.length + tokens.pos.shape[1]}",
+                "make it larger: model.new_cache(batch, capacity)",
+            )
+        for layout in self.layouts:
+            layout.take(tokens)
+
+    def commit(self, tokens: Tokens) -> None:
+        """Make the tokens of this forward count; the model does so once, after its last block."""
+        for layout in self.layouts:
+            layout.commit(tokens)
+        self._plain = self._plain and tokens.start == self.length
+        self.length += tokens.pos.shape[1]
+        self._next = torch.maximum(self._next, tokens.pos.amax(-1) + 1)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(t.numel() * t.element_size() for layer in self.layers for t in (layer.k, layer.v))
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(layout.name for layout in self.layouts)
+        return f"Cache({self.length}/{self.capacity} tokens × {self.batch} rows, {kinds}, {self.n_bytes / 1e6:.1f} MB)"

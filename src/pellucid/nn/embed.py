@@ -1,0 +1,45 @@
+"""From token ids to the residual stream."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pellucid.batch import Tokens
+from pellucid.errors import DataError
+from pellucid.nn.norms import build_norm
+from pellucid.nn.positions import build_positions
+from pellucid.spec import EmbedSpec
+
+
+class Embedding(nn.Module):
+    """norm(tokens[id] · scale + positions[pos]) (Vaswani et al. 2017, section 3.4)."""
+
+    def __init__(self, spec: EmbedSpec, vocab_size: int, context: int, d_model: int):
+        super().__init__()
+        self.scale = spec.scale
+        self.tokens = nn.Embedding(vocab_size, d_model)
+        self.positions = build_positions(spec.positions, context, d_model)
+        self.norm = build_norm(spec.norm, d_model)
+
+    def refuse_unknown(self, ids: Int[Tensor, "batch time"]) -> None:
+        """Raise DataError, naming the id, where one is outside the vocabulary."""
+        if ids.numel() == 0:
+            return
+        low, high = (int(x) for x in torch.aminmax(ids))
+        if low < 0 or high >= self.tokens.num_embeddings:
+            raise DataError(
+                f"token id {low if low < 0 else high} is outside the vocabulary 0..{self.tokens.num_embeddings - 1}",
+                "encode the text with the tokenizer that belongs to this model",
+            )
+
+    def forward(self, ids: Int[Tensor, "batch time"], tokens: Tokens) -> Float[Tensor, "batch time d_model"]:
+        if not torch.compiler.is_compiling() and ids.device.type == "cpu":  # elsewhere the check would wait for the device
+            self.refuse_unknown(ids)
+        x = self.tokens(ids)
+        if self.scale != 1.0:
+            x = x * self.scale
+        if self.positions is not None:
+            x = x + self.positions(tokens).to(x.dtype)
+        return self.norm(x)

@@ -1,0 +1,52 @@
+"""Feed-forward layers, plain and gated: the same function of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.spec import Activation, FeedForwardSpec, GatedFFNSpec
+from pellucid.taps import Tapped
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)² (So et al. 2021)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu2": relu_squared,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # another function than exact GELU: 2e-4 apart
+    "silu": F.silu,
+}
+
+
+class FeedForward(Tapped):
+    """down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
+
+    Points: ``ffn_pre``, what enters the activation; ``ffn_act``, what ``down`` reads; both (batch, time, d_ff).
+    """
+
+    points: ClassVar[tuple[str, ...]] = ("ffn_pre", "ffn_act")
+
+    def __init__(self, spec: FeedForwardSpec, d_model: int):
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.activation]
+        self.up = nn.Linear(d_model, spec.d_ff, bias=spec.bias)
+        self.gate = nn.Linear(d_model, spec.d_ff, bias=spec.bias) if isinstance(spec, GatedFFNSpec) else None
+        self.down = nn.Linear(spec.d_ff, d_model, bias=spec.bias)
+
+    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+        if self.gate is None:
+            act = self.activation(self.tap("ffn_pre", self.up(x)))
+        else:
+            act = self.activation(self.tap("ffn_pre", self.gate(x))) * self.up(x)
+        return self.down(self.tap("ffn_act", act))

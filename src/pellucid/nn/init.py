@@ -1,0 +1,83 @@
+"""Every initialisation rule, in one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.nn.biases import BucketedBias
+from pellucid.nn.models import Decoder
+
+Rule = Literal["normal", "fan_in", "xavier"]
+
+# what each rule draws, as a standard deviation; width is the fan-in of a matrix, L the number of layers
+#
+# weight                     normal              fan_in                    xavier
+# -------------------------  ------------------  ------------------------  ------------------------------
+# token embedding            0.02                0.02                      1 / sqrt(d_model)
+# learned positions          0.02                0.02                      0.02
+# q k v, up, gate            0.02                1 / sqrt(width)           sqrt(2 / (fan-in + fan-out))
+# o, down (into the stream)  0.02 / sqrt(2 L)    0: a block starts as id   sqrt(2 / (fan-in + fan-out))
+# untied head                0.02                0.02                      1 / sqrt(d_model)
+# biases, score buckets      0                   0                         0
+# norms                      identity            identity                  identity
+#
+# normal: Radford et al. 2019. fan_in: LeCun et al. 1998 with zero residual branches (Zhang et al. 2019).
+# xavier: Glorot & Bengio 2010, as in Vaswani et al.'s code (embeddings scaled by sqrt(d_model) on use).
+Std = Callable[[str, int, int, int], float]
+
+
+def _normal(kind: str, fan_in: int, fan_out: int, n_layers: int) -> float:
+    return 0.02 / math.sqrt(2 * n_layers) if kind == "out" else 0.02
+
+
+def _fan_in(kind: str, fan_in: int, fan_out: int, n_layers: int) -> float:
+    return {"in": fan_in**-0.5, "out": 0.0}.get(kind, 0.02)
+
+
+def _xavier(kind: str, fan_in: int, fan_out: int, n_layers: int) -> float:
+    if kind in ("in", "out"):
+        return math.sqrt(2 / (fan_in + fan_out))
+    return 0.02 if kind == "positions" else fan_in**-0.5
+
+
+RULES: dict[Rule, Std] = {"normal": _normal, "fan_in": _fan_in, "xavier": _xavier}
+
+
+def _kind(name: str) -> str:
+    parts = name.split(".")
+    if parts[0] == "embed":
+        return "positions" if "positions" in parts else "embed"
+    if parts[0] == "head":
+        return "head"
+    return "out" if parts[-2] in ("o", "down") else "in"
+
+
+def initialise(model: Decoder, rule: Rule = "normal", seed: int = 0) -> Decoder:
+    """Draw every weight by the rule's column of the table above, reproducibly; returns the same model.
+
+    The same seed gives the same weights, whatever was drawn from torch's global generator before.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    n_layers = model.spec.n_layers
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.Module) and "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
+    buckets = {id(p) for m in model.modules() if isinstance(m, BucketedBias) for p in m.parameters()}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if id(weight) in norms:
+                continue  # norms are built as the identity
+            if weight.ndim < 2 or id(weight) in buckets:
+                weight.zero_()
+                continue
+            fan_out, fan_in = weight.shape
+            std = RULES[rule](_kind(name), fan_in, fan_out, n_layers)
+            weight.copy_(_draw(weight, std, generator))
+    return model
+
+
+def _draw(weight: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    return torch.randn(weight.shape, generator=generator) * std

@@ -1,0 +1,110 @@
+"""Masks, lowered: one predicate over positions becomes what a kernel can use, and what is provable is proved here.
+
+The predicates themselves are values of the spec (``Causal() & Window(256)``). ``Dense`` is the one that is not: a bool
+tensor given at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from pellucid.batch import Tokens
+from pellucid.errors import SpecError
+from pellucid.spec import And, Causal, Full, Mask, Not, Or, Prefix, SameSegment, Window
+
+__all__ = ["And", "Causal", "Dense", "Full", "Mask", "Not", "Or", "Prefix", "SameSegment", "Visible", "Window", "dense", "see"]
+
+Proof = Literal["causal", "full"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A mask that is just a tensor: True where the query may see the key. For a mask no predicate describes."""
+
+    allowed: Bool[Tensor, "batch 1 query key"]
+
+
+@dataclass(frozen=True)
+class Visible:
+    """Who sees whom in one call, for kernels to take what they can express.
+
+    proof: "full" (nothing is hidden) or "causal" (query i sees keys 0..i, as many queries as keys) where this is certain
+    without reading memory; then ``allowed`` is None and a kernel may use its fast path.
+    allowed: otherwise True where visible. blind: queries that see nothing, or None where there cannot be one; kernels let
+    them look anywhere (so that no softmax divides by zero, forward or backward) and then write zeros for them.
+    """
+
+    proof: Proof | None
+    allowed: Bool[Tensor, "batch 1 query key"] | None = None
+    blind: Bool[Tensor, "batch 1 query 1"] | None = None
+
+
+def dense(mask: Mask, queries: Tokens, keys: Tokens) -> Bool[Tensor, "batch 1 query key"]:
+    """The predicate as a bool tensor. No-token positions (-1) see nothing and are seen by nobody; documents stay apart."""
+    q_pos, k_pos = queries.pos[:, :, None], keys.pos[:, None, :]
+    q_seg, k_seg = queries.segments[:, :, None], keys.segments[:, None, :]
+    allowed = mask.allow(q_pos, k_pos, q_seg, k_seg) & (k_pos >= 0) & (q_pos >= 0)
+    if queries.seg is not None or keys.seg is not None:
+        allowed = allowed & (q_seg == k_seg)
+    return allowed[:, None]
+
+
+def prove(mask: Mask, queries: Tokens, keys: Tokens) -> Proof | None:
+    """What is certain from the mask's form and the static ``start`` of both sides; None where it must be computed."""
+    if queries.start is None or keys.start is None:
+        return None
+    n_q, n_k = queries.pos.shape[1], keys.pos.shape[1]
+    if isinstance(mask, And):  # a window that reaches over all there is hides nothing
+        parts = [p for p in (mask.a, mask.b) if not _hides_nothing(p, queries, keys)]
+        return prove(parts[0], queries, keys) if len(parts) == 1 else ("full" if not parts else None)
+    if _hides_nothing(mask, queries, keys):
+        return "full"
+    if isinstance(mask, Causal) and queries.start == keys.start and n_q == n_k:
+        return "causal"  # equal lengths only: kernels align a rectangular causal mask to the wrong corner
+    return None
+
+
+def _hides_nothing(mask: Mask, queries: Tokens, keys: Tokens) -> bool:
+    assert queries.start is not None and keys.start is not None
+    q_first, q_last = queries.start, queries.start + queries.pos.shape[1] - 1
+    k_first, k_last = keys.start, keys.start + keys.pos.shape[1] - 1
+    if isinstance(mask, Causal):
+        return k_last <= q_first
+    if isinstance(mask, Window):
+        return max(q_last - k_first, k_last - q_first) < mask.size
+    return isinstance(mask, Full | SameSegment)
+
+
+def see(mask: Mask | Dense, queries: Tokens, keys: Tokens) -> Visible:
+    """Lower a mask for these queries and keys.
+
+    Raises SpecError where a Dense mask has another shape than the call.
+    """
+    if isinstance(mask, Dense):
+        want, got = (queries.pos.shape[1], keys.pos.shape[1]), tuple(mask.allowed.shape[-2:])
+        if want != got:
+            raise SpecError(f"a Dense mask of {got} for {want} (queries, keys)", "make the mask for this very call")
+        allowed = mask.allowed & (keys.pos >= 0)[:, None, None, :] & (queries.pos >= 0)[:, None, :, None]
+    else:
+        proof = prove(mask, queries, keys)
+        if proof is not None:
+            return Visible(proof)
+        allowed = dense(mask, queries, keys)
+    return Visible(None, allowed, ~allowed.any(-1, keepdim=True))
+
+
+def looking(visible: Visible) -> Bool[Tensor, "batch 1 query key"] | None:
+    """``allowed`` with blind queries looking everywhere: what a softmax can take. None where nothing is hidden or causal."""
+    if visible.allowed is None or visible.blind is None:
+        return visible.allowed
+    return visible.allowed | visible.blind
+
+
+def zero_blind(z: Tensor, visible: Visible) -> Tensor:
+    """Zeros for the queries that see nothing."""
+    return z if visible.blind is None else torch.where(visible.blind, torch.zeros((), dtype=z.dtype, device=z.device), z)

@@ -1,0 +1,56 @@
+"""Positions added to the embedding: sinusoidal and learned."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pellucid.batch import Tokens
+from pellucid.errors import DataError
+from pellucid.spec import LearnedSpec, PositionSpec
+
+
+def distinct_rows(tokens: Tokens) -> Tensor:
+    """Positions (batch, time), or (1, time) where all rows are known to be equal: tables are then made once, not per row."""
+    return tokens.pos if tokens.start is None else tokens.pos[:1]
+
+
+class Sinusoidal(nn.Module):
+    """PE(pos, 2i) = sin(pos / 10000^(2i/d)), PE(pos, 2i+1) = cos(same angle) (Vaswani et al. 2017, section 3.5)."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.d_model = d_model
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "rows time d_model"]:
+        pos = distinct_rows(tokens)
+        rate = torch.exp(torch.arange(0, self.d_model, 2, device=pos.device) * (-math.log(10_000.0) / self.d_model))
+        angle = pos[..., None].float() * rate  # (rows, time, d_model / 2)
+        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+
+class Learned(nn.Module):
+    """One vector a position, up to ``context``. Raises DataError for a position beyond it."""
+
+    def __init__(self, context: int, d_model: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(context, d_model))
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "rows time d_model"]:
+        pos, context = distinct_rows(tokens), self.weight.shape[0]
+        if tokens.start is not None and tokens.start + pos.shape[1] > context:
+            raise DataError(
+                f"{tokens.start + pos.shape[1]} positions, but the model has learned {context}",
+                "shorten the text, or use a model with a longer context",
+            )
+        return nn.functional.embedding(pos.clamp(min=0), self.weight)  # padding looks up row 0; nobody sees it
+
+
+def build_positions(spec: PositionSpec | None, context: int, d_model: int) -> Sinusoidal | Learned | None:
+    """The module that a spec describes; None where positions enter elsewhere (rotary, biases) or not at all."""
+    if spec is None:
+        return None
+    return Learned(context, d_model) if isinstance(spec, LearnedSpec) else Sinusoidal(d_model)

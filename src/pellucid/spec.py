@@ -1,0 +1,393 @@
+"""A model, described: a tree of frozen values. No torch, no devices, no run settings; hashable; JSON in and out.
+
+Read from the bottom up to see a whole model: ``DecoderSpec`` has a ``StackSpec`` of ``BlockSpec``s, each with a mixer and
+a feed-forward layer. What is irrelevant does not exist: a gated layer is another type than a plain one, not a flag.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from pellucid.errors import SpecError
+from pellucid.values import Value
+
+Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
+
+
+def _require(ok: bool, spec: Value, problem: str, remedy: str = "") -> None:
+    if not ok:
+        raise SpecError(f"{type(spec).__name__}: {problem}", remedy)
+
+
+# --- normalisation ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerNormSpec(Value):
+    """Ba et al. 2016: subtract the mean, divide by the standard deviation, then scale (and shift, with ``bias``)."""
+
+    eps: float = 1e-5
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class RMSNormSpec(Value):
+    """Zhang & Sennrich 2019: divide by the root mean square, multiply by ``offset + weight``."""
+
+    eps: float = 1e-6
+    offset: float = 0.0
+
+
+NormSpec: TypeAlias = LayerNormSpec | RMSNormSpec
+
+# --- masks: who may look at whom -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mask(Value):
+    """A predicate over positions. Combine with ``&``, ``|`` and ``~``.
+
+    ``allow`` uses operators only, so it works on numbers and on tensors alike; nn.masks lowers it for each kernel.
+    """
+
+    def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
+        """Whether a query at (position, segment) may see a key at (position, segment)."""
+        raise TypeError(f"{type(self).__name__} is not a mask")
+
+    def reach(self) -> int | None:
+        """How many positions back, itself included, a query sees at most; None where there is no bound."""
+        return None
+
+    def __and__(self, other: Mask) -> Mask:
+        return And(self, other)
+
+    def __or__(self, other: Mask) -> Mask:
+        return Or(self, other)
+
+    def __invert__(self) -> Mask:
+        return Not(self)
+
+
+@dataclass(frozen=True)
+class Full(Mask):
+    """Everyone sees everyone."""
+
+    def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
+        return (q_pos == q_pos) & (k_pos == k_pos)
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """A token sees itself and what came before."""
+
+    def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
+        return k_pos <= q_pos
+
+
+@dataclass(frozen=True)
+class Window(Mask):
+    """A token sees those fewer than ``size`` positions away: the window counts the token itself."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 1, self, f"size is {self.size}", "a window holds at least the token itself: size >= 1")
+
+    def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
+        return (q_pos - k_pos < self.size) & (k_pos - q_pos < self.size)
+
+    def reach(self) -> int | None:
+        return self.size
+
+
+@dataclass(frozen=True)
+class SameSegment(Mask):
+    """A token sees its own document of a packed row. Models apply it to every packed batch; it is rarely written out."""
+
+    def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
+        return q_seg == k_seg
+
+
+@dataclass(frozen=True)
+class Prefix(Mask):
+    """Everyone sees the first ``length`` positions: ``Causal() | Prefix(n)`` is the prefix language model."""
+
+    length: int
+
+    def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
+        return (k_pos < self.length) & (q_pos == q_pos)
+
+
+@dataclass(frozen=True)
+class And(Mask):
+    a: Mask
+    b: Mask
+
+    def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
+        return self.a.allow(q_pos, k_pos, q_seg, k_seg) & self.b.allow(q_pos, k_pos, q_seg, k_seg)
+
+    def reach(self) -> int | None:
+        known = [n for n in (self.a.reach(), self.b.reach()) if n is not None]
+        return min(known, default=None)
+
+
+@dataclass(frozen=True)
+class Or(Mask):
+    a: Mask
+    b: Mask
+
+    def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
+        return self.a.allow(q_pos, k_pos, q_seg, k_seg) | self.b.allow(q_pos, k_pos, q_seg, k_seg)
+
+    def reach(self) -> int | None:
+        a, b = self.a.reach(), self.b.reach()
+        return None if a is None or b is None else max(a, b)
+
+
+@dataclass(frozen=True)
+class Not(Mask):
+    a: Mask
+
+    def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
+        return self.a.allow(q_pos, k_pos, q_seg, k_seg) == False  # noqa: E712  (`not` and `~` differ on bool and Tensor)
+
+
+# --- positions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SinusoidalSpec(Value):
+    """Vaswani et al. 2017, section 3.5: fixed sines and cosines added to the embedding."""
+
+
+@dataclass(frozen=True)
+class LearnedSpec(Value):
+    """A learned vector for each position, added to the embedding."""
+
+
+@dataclass(frozen=True)
+class LinearScaling(Value):
+    """Chen et al. 2023: positions divided by ``factor``."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class NTKScaling(Value):
+    """"NTK-aware" interpolation: the base grows so that the slowest frequency slows by ``factor``, the fastest not at all."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class YaRNScaling(Value):
+    """Peng et al. 2023: interpolate frequency by frequency, and sharpen attention by ``0.1 ln(factor) + 1``."""
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+
+@dataclass(frozen=True)
+class ByPartsScaling(Value):
+    """The Llama 3 rule: long wavelengths divided by ``factor``, short ones kept, a linear blend between."""
+
+    factor: float
+    original_context: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+
+RotaryScaling: TypeAlias = LinearScaling | NTKScaling | YaRNScaling | ByPartsScaling
+
+
+@dataclass(frozen=True)
+class RotarySpec(Value):
+    """Su et al. 2021: rotate q and k by angles proportional to position. ``fraction`` of each head is rotated (half layout)."""
+
+    base: float = 10_000.0
+    fraction: float = 1.0
+    scaling: RotaryScaling | None = None
+
+    def dims(self, head_dim: int) -> int:
+        """How many of a head's dimensions are rotated."""
+        return int(head_dim * self.fraction)
+
+
+@dataclass(frozen=True)
+class ALiBiSpec(Value):
+    """Press et al. 2021: scores fall linearly with distance, at a fixed slope a head."""
+
+
+@dataclass(frozen=True)
+class BucketedBiasSpec(Value):
+    """Raffel et al. 2019: a learned score for each head and (logarithmic) bucket of relative distance."""
+
+    n_buckets: int = 32
+    max_distance: int = 128
+    both_directions: bool = False
+
+
+PositionSpec: TypeAlias = SinusoidalSpec | LearnedSpec
+BiasSpec: TypeAlias = ALiBiSpec | BucketedBiasSpec
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionSpec(Value):
+    """Multi-head attention; ``n_kv_heads`` < ``n_heads`` shares keys and values (grouped-query; 1: multi-query).
+
+    scale: factor on q·k, 1/sqrt(head_dim) when None. soft_cap: scores become cap·tanh(scores/cap).
+    qk_norm: normalises each head's q and k before rotation. bias: on q, k, v; out_bias: on the output projection.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    mask: Mask = Causal()
+    rotary: RotarySpec | None = None
+    qk_norm: NormSpec | None = None
+    bias: bool = False
+    out_bias: bool = False
+    scale: float | None = None
+    soft_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(min(self.n_heads, self.n_kv_heads, self.head_dim) >= 1, self, "n_heads, n_kv_heads, head_dim must be >= 1")
+        _require(
+            self.n_heads % self.n_kv_heads == 0,
+            self,
+            f"n_heads = {self.n_heads} is no multiple of n_kv_heads = {self.n_kv_heads}",
+            "each key/value head serves an equal group of query heads",
+        )
+        if self.rotary is not None:
+            dims = self.rotary.dims(self.head_dim)
+            _require(dims >= 2 and dims % 2 == 0, self, f"rotary turns pairs, but {dims} of {self.head_dim} dims are to turn")
+        _require(self.soft_cap is None or self.soft_cap > 0, self, f"soft_cap = {self.soft_cap} must be positive")
+
+
+MixerSpec: TypeAlias = AttentionSpec
+
+
+@dataclass(frozen=True)
+class FFNSpec(Value):
+    """down(activation(up(x))), Vaswani et al. 2017, equation 2."""
+
+    d_ff: int
+    activation: Activation = "gelu"
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class GatedFFNSpec(Value):
+    """down(activation(gate(x)) · up(x)), Shazeer 2020: SwiGLU with silu, GeGLU with gelu."""
+
+    d_ff: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+
+FeedForwardSpec: TypeAlias = FFNSpec | GatedFFNSpec
+
+
+@dataclass(frozen=True)
+class Placement(Value):
+    """Which of the three places of ``out(x + post(f(pre(x))))`` hold a norm."""
+
+    pre: bool = True
+    post: bool = False
+    out: bool = False
+
+
+PRE_NORM = Placement(pre=True)
+POST_NORM = Placement(pre=False, out=True)  # the 2017 model
+SANDWICH_NORM = Placement(pre=True, post=True)
+REORDERED_NORM = Placement(pre=False, post=True)
+
+
+@dataclass(frozen=True)
+class BlockSpec(Value):
+    """One layer: a token mixer, then a feed-forward layer, each a sublayer on the residual stream.
+
+    parallel: both read the same input and are added together (GPT-NeoX) instead of one after the other.
+    """
+
+    mixer: MixerSpec
+    ffn: FeedForwardSpec
+    norm: NormSpec
+    placement: Placement = PRE_NORM
+    parallel: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            not (self.parallel and self.placement.out),
+            self,
+            "a parallel block has one sum, so no norm of its own after each sublayer",
+            "use PRE_NORM, SANDWICH_NORM or REORDERED_NORM with parallel=True",
+        )
+
+
+@dataclass(frozen=True)
+class StackSpec(Value):
+    """Blocks on one residual stream of width ``d_model``. ``bias`` is a score term that all blocks share."""
+
+    d_model: int
+    blocks: tuple[BlockSpec, ...]
+    final_norm: NormSpec | None
+    bias: BiasSpec | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.d_model >= 1, self, f"d_model = {self.d_model} must be >= 1")
+        _require(len(self.blocks) >= 1, self, "blocks is empty", "a stack has at least one block")
+        if self.bias is not None:
+            heads = {b.mixer.n_heads for b in self.blocks}
+            _require(len(heads) == 1, self, f"a shared bias needs one n_heads, but the blocks have {sorted(heads)}")
+
+
+@dataclass(frozen=True)
+class EmbedSpec(Value):
+    """Token vectors times ``scale`` (sqrt(d_model) in the 2017 model), plus positions, then ``norm``."""
+
+    positions: PositionSpec | None = None
+    scale: float = 1.0
+    norm: NormSpec | None = None
+
+
+@dataclass(frozen=True)
+class LMHeadSpec(Value):
+    """Logits over the vocabulary; ``tied`` uses the embedding's vectors (Press & Wolf 2016)."""
+
+    tied: bool = True
+    bias: bool = False
+    soft_cap: float | None = None
+
+
+@dataclass(frozen=True)
+class DecoderSpec(Value):
+    """A decoder-only language model. ``context`` is the longest sequence, in tokens, that it is trained on."""
+
+    vocab_size: int
+    context: int
+    embed: EmbedSpec
+    stack: StackSpec
+    head: LMHeadSpec = LMHeadSpec()
+
+    def __post_init__(self) -> None:
+        _require(self.vocab_size >= 2, self, f"vocab_size = {self.vocab_size} must be >= 2")
+        _require(self.context >= 2, self, f"context = {self.context} must be >= 2")
+        if isinstance(self.embed.positions, SinusoidalSpec):
+            _require(self.stack.d_model % 2 == 0, self, f"sinusoidal positions need an even d_model, not {self.stack.d_model}")
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.stack.blocks)
+
+    @property
+    def d_model(self) -> int:
+        return self.stack.d_model
+
+
+ModelSpec: TypeAlias = DecoderSpec

@@ -1,0 +1,130 @@
+"""Frozen dataclasses as JSON: strict both ways, so that what was saved is what is built. Used by specs and by runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pellucid.errors import SpecError, suggest
+from pellucid.files import read_json, write_json
+
+
+class Value:
+    """Base of every frozen dataclass that goes to JSON and back. Each becomes an object with its ``type`` by name."""
+
+    _types: ClassVar[dict[str, type[Value]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Value._types[cls.__name__] = cls
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value: lists for tuples, and ``{"times": n, "of": value}`` for n equal neighbours."""
+        return encode(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """The inverse of ``to_json``. Raises SpecError naming the field that is unknown, missing or of another type."""
+        return decode(value, cls, cls.__name__)
+
+    def save(self, path: Path) -> None:
+        """Write as a JSON file, whole or not at all."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a JSON file that ``save`` wrote. Raises SpecError naming file and field."""
+        try:
+            return cls.from_json(read_json(path, SpecError))
+        except SpecError as error:
+            if str(path) in error.problem:
+                raise
+            raise SpecError(f"{path}: {error.problem}", error.remedy) from error
+
+
+def encode(value: Any) -> Any:
+    """A JSON value from dataclasses, tuples and plain values."""
+    if isinstance(value, Value):
+        names = (f.name for f in dataclasses.fields(value))  # pyright: ignore[reportArgumentType]
+        return {"type": type(value).__name__, **{name: encode(getattr(value, name)) for name in names}}
+    if isinstance(value, tuple):
+        return _fold([encode(item) for item in typing.cast(tuple[Any, ...], value)])
+    return value
+
+
+def _fold(items: list[Any]) -> list[Any]:
+    folded: list[Any] = []
+    for item in items:
+        if folded and isinstance(item, dict) and folded[-1]["of"] == item:
+            folded[-1]["times"] += 1
+        else:
+            folded.append({"times": 1, "of": item} if isinstance(item, dict) else item)
+    return [x["of"] if isinstance(x, dict) and x["times"] == 1 else x for x in folded]
+
+
+def decode(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the annotated type ``hint``; ``where`` is the path that errors name."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        kinds = [a for a in args if a is not type(None)]
+        named = {a.__name__: a for a in kinds if isinstance(a, type) and issubclass(a, Value)}
+        if isinstance(value, dict) and named:
+            return _dataclass(typing.cast(dict[str, Any], value), tuple(named.values()), where)
+        for kind in kinds:
+            try:
+                return decode(value, kind, where)
+            except SpecError:
+                continue
+        raise SpecError(f"{where}: {value!r} is not one of {', '.join(getattr(a, '__name__', str(a)) for a in args)}")
+    if origin is typing.Literal:
+        if value not in args:
+            raise SpecError(f"{where}: {value!r} is not allowed", suggest(str(value), map(str, args)))
+        return value
+    if origin is tuple:
+        return _tuple(value, args[0], where)
+    if isinstance(hint, type) and issubclass(hint, Value):
+        if not isinstance(value, dict):
+            raise SpecError(f"{where}: expected an object, found {value!r}")
+        return _dataclass(typing.cast(dict[str, Any], value), (hint,), where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is not Any and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise SpecError(f"{where}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+def _tuple(value: Any, item: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise SpecError(f"{where}: expected a list, found {value!r}")
+    out: list[Any] = []
+    for i, entry in enumerate(typing.cast(list[Any], value)):
+        folded = isinstance(entry, dict) and set(typing.cast(dict[str, Any], entry)) == {"times", "of"}
+        times, entry = (entry["times"], entry["of"]) if folded else (1, entry)
+        if not isinstance(times, int) or not 1 <= times <= 10_000:
+            raise SpecError(f"{where}[{i}].times: {times!r} is not a number of repeats from 1 to 10000")
+        out += [decode(entry, item, f"{where}[{i}]")] * times
+    return tuple(out)
+
+
+def _dataclass(value: dict[str, Any], allowed: tuple[type[Value], ...], where: str) -> Value:
+    name = value.get("type")
+    known = {n: t for n, t in Value._types.items() if issubclass(t, allowed)}  # pyright: ignore[reportPrivateUsage]
+    if not isinstance(name, str) or name not in known:
+        raise SpecError(f"{where}: unknown type {name!r}", suggest(str(name), known))
+    cls = known[name]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    hints = typing.get_type_hints(cls)
+    given = {k: v for k, v in value.items() if k != "type"}
+    for key in given:
+        if key not in fields:
+            raise SpecError(f"{where}: {name} has no field {key!r}", suggest(key, fields))
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and key not in given:
+            raise SpecError(f"{where}: {name} lacks the field {key!r}")
+    return cls(**{k: decode(v, hints[k], f"{where}.{k}") for k, v in given.items()})
