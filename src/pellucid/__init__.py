@@ -1,1 +1,73 @@
-"""pellucid: the Transformer, whole. One model object that is trained, generates, and is looked into."""
+"""pellucid: the Transformer, whole. One model object is trained, generates, and is looked into.
+
+::
+
+    import pellucid
+
+    result = pellucid.train("book.txt", "runs/book", minutes=5)
+    model = pellucid.load("runs/book")
+    print(pellucid.generate(model, "Once upon a time")[0])
+    with model.taps(read="blocks.*.attn.pattern") as acts:
+        logits = model(ids)
+    look = pellucid.look(model, "To be, or not to be")
+
+Everything here is looked up when first used, so ``import pellucid`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pellucid.api import build, load
+    from pellucid.generate.decode import Completion, generate, stream
+    from pellucid.generate.sample import Sampling
+    from pellucid.interpret.look import Look, look
+    from pellucid.nn.models import Decoder
+    from pellucid.spec import DecoderSpec
+    from pellucid.train.config import TrainOptions
+    from pellucid.train.run import train
+
+_HOMES = {
+    "build": "api",
+    "load": "api",
+    "Completion": "generate.decode",
+    "stream": "generate.decode",
+    "Sampling": "generate.sample",
+    "Look": "interpret.look",
+    "look": "interpret.look",
+    "Decoder": "nn.models",
+    "DecoderSpec": "spec",
+    "TrainOptions": "train.config",
+}
+_VERBS = ("generate", "train")  # rooms that can be called: see pellucid.rooms
+
+__all__ = [
+    "Completion",
+    "Decoder",
+    "DecoderSpec",
+    "Look",
+    "Sampling",
+    "TrainOptions",
+    "build",
+    "generate",
+    "load",
+    "look",
+    "stream",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"pellucid.{_HOMES[name]}"), name)
+    if name in _VERBS:
+        return import_module(f"pellucid.{name}")
+    raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,6 +13,7 @@ from pellucid.errors import SpecError
 from pellucid.values import Value
 
 Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
+InitRule = Literal["normal", "fan_in", "xavier"]  # the columns of the table in nn.init
 
 
 def _require(ok: bool, spec: Value, problem: str, remedy: str = "") -> None:

@@ -6,10 +6,12 @@ import dataclasses
 import types
 import typing
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from pellucid.errors import SpecError, suggest
 from pellucid.files import read_json, write_json
+
+V = TypeVar("V", bound="Value")  # not typing.Self: the shape checks of the tests decorate methods, where Self means nothing
 
 
 class Value:
@@ -26,7 +28,7 @@ class Value:
         return encode(self)
 
     @classmethod
-    def from_json(cls, value: Any) -> Self:
+    def from_json(cls: type[V], value: Any) -> V:
         """The inverse of ``to_json``. Raises SpecError naming the field that is unknown, missing or of another type."""
         return decode(value, cls, cls.__name__)
 
@@ -35,7 +37,7 @@ class Value:
         write_json(path, self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls: type[V], path: Path) -> V:
         """Read a JSON file that ``save`` wrote. Raises SpecError naming file and field."""
         try:
             return cls.from_json(read_json(path, SpecError))

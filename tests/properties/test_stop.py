@@ -7,6 +7,7 @@ import codecs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from pellucid.errors import UsageError
 from pellucid.generate.stop import StopDecoder
 
@@ -45,6 +46,7 @@ def emitted(tokens: list[bytes], stops: list[str]) -> tuple[str, str | None]:
 @example([b"a\xe2", b"\x82", b"\xacb"], ["€b"])
 @example([b"aa", b"ab"], ["aab"])  # the matcher must fall back, not start again
 @example([b"abc"], ["abcd", "bc"])
+@example([b"babd"], ["baba", "a", "ab"])  # "a" and "ab" begin together, while "baba" is still possible
 def test_joined_is_the_whole_text_cut_at_the_earliest_stop(tokens: list[bytes], stops: list[str]) -> None:
     whole = b"".join(tokens).decode("utf-8", "replace")
     text, stopped = emitted(tokens, stops)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from pellucid.batch import Tokens
@@ -171,14 +171,21 @@ def _pieces(model: Decoder, row: _Row, steps: Iterator[list[str]]) -> Generator[
 
 
 def _steps(model: Decoder, rows: list[_Row], sampling: Sampling, new_cache: NewCache) -> Iterator[list[str]]:
-    """Prefill, then token by token until every row has ended; yields each row's newly certain text."""
+    """Prefill, then token by token until every row has ended; yields each row's newly certain text.
+
+    The prefill stops before the last column and needs no logits: over a whole prompt they cost as much as many layers.
+    """
     device = next(model.parameters()).device
     vocab = model.spec.vocab_size
     if model.tokenizer is not None:  # embeddings are often padded to a round number: ids that stand for no text
         vocab = min(vocab, model.tokenizer.vocab_size)
     longest = max(len(row.prompt_ids) for row in rows)
     cache = new_cache(len(rows), longest + max(row.room for row in rows) - 1)  # the last token is never read
-    ids, tokens = _left_padded([row.prompt_ids for row in rows], device)
+    ids, valid = _left_padded([row.prompt_ids for row in rows], device)
+    if longest > 1:
+        before = None if valid is None else Tokens.padded(valid[:, :-1])
+        model.hidden(ids[:, :-1], before, cache)
+    ids, tokens = ids[:, -1:], None  # None: every row goes on at its own next position
     seen = None
     if sampling.needs_seen:
         seen = torch.zeros(len(rows), model.spec.vocab_size, dtype=torch.bool, device=device)
@@ -187,7 +194,7 @@ def _steps(model: Decoder, rows: list[_Row], sampling: Sampling, new_cache: NewC
         seen = seen[:, :vocab]
     generators = [row.generator for row in rows]
     while True:
-        logits = model(ids, tokens, cache=cache)[:, -1, :vocab]
+        logits = model(ids, tokens, cache)[:, 0, :vocab]
         picked = sampling.pick(logits, seen, generators)[:, None]  # (batch, 1)
         logprobs = logits.float().log_softmax(-1).gather(-1, picked)
         arrived = zip(rows, picked[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True)
@@ -198,21 +205,23 @@ def _steps(model: Decoder, rows: list[_Row], sampling: Sampling, new_cache: NewC
         ids = picked
         if seen is not None:
             seen.scatter_(-1, picked, True)
-        # None: every row goes on at its own next position. A row that has ended is padding from now on.
         tokens = None if all(going) else _next_tokens(rows, device)
 
 
-def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[Int[Tensor, "batch time"], Tokens | None]:
-    """The prompts as one tensor, all ending in its last column."""
+def _left_padded(
+    prompts: list[list[int]], device: torch.device
+) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]:
+    """The prompts as one tensor, all ending in its last column, and which of it is prompt (None: all)."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     if all(len(prompt) == longest for prompt in prompts):
         return ids, None
     lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
-    return ids, Tokens.padded(torch.arange(longest, device=device) >= longest - lengths)
+    return ids, torch.arange(longest, device=device) >= longest - lengths
 
 
 def _next_tokens(rows: list[_Row], device: torch.device) -> Tokens:
+    """Where the tokens just picked stand; those of rows that have ended are padding."""
     positions = [len(row.prompt_ids) + len(row.ids) - 1 if row.reason is None else -1 for row in rows]
     return Tokens(torch.tensor(positions, device=device)[:, None])
 
@@ -278,13 +287,15 @@ def _prompt_ids(model: Decoder, prompt: Prompt, name: str) -> list[int]:
     if isinstance(prompt, int):
         raise UsageError(f"{name} is the number {prompt}", "token ids come as a list for each prompt: [[1, 2, 3]]")
     tokenizer, spec = model.tokenizer, model.spec
-    if tokenizer is None and (isinstance(prompt, str) or not prompt):
-        what = "a text" if prompt else "empty"
-        raise UsageError(
-            f"{name} is {what}, but the model has no tokenizer",
-            "load the model from a folder that holds one, or pass token ids",
-        )
-    ids = tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt) or [tokenizer.bos_id]
+    if isinstance(prompt, str) or not len(prompt):
+        if tokenizer is None:
+            raise UsageError(
+                f"{name} is {'a text' if len(prompt) else 'empty'}, but the model has no tokenizer",
+                "load the model from a folder that holds one, or pass token ids",
+            )
+        ids: list[int] = tokenizer.encode(prompt or "", bos=True)
+    else:
+        ids = [int(token) for token in prompt]
     if len(ids) > spec.context:
         raise UsageError(
             f"{name} is {len(ids):,} tokens long, but the model's context is {spec.context:,}",

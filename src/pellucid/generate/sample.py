@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,12 +35,17 @@ _RANGES = {
 }
 
 
-def _check(field: str, value: float) -> None:
+def _check(field: str, value: Any) -> None:
     low, high, low_allowed, words = _RANGES[field]
     number = isinstance(value, int if field == "top_k" else (int, float)) and not isinstance(value, bool)
     # NaN fails every comparison
     if not (number and (value >= low if low_allowed else value > low) and value <= high and math.isfinite(value)):
         raise UsageError(f"{field} is {value!r}", f"it must be {words}")
+
+
+_FIRST_LOOK = (
+    1024  # tokens: a nucleus is rarely larger, and finding so many takes a sixth of the time of sorting 50,000
+)
 
 
 def _keep_best(
@@ -88,8 +93,11 @@ def top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batc
     _check("top_p", p)
     if p == 1:
         return logits
-    ordered = logits.sort(descending=True).values  # (batch, vocab)
-    probability = ordered.softmax(-1)
+    total = logits.logsumexp(-1, keepdim=True)
+    ordered = logits.topk(min(_FIRST_LOOK, logits.shape[-1])).values  # descending
+    if bool((ordered.logsumexp(-1, keepdim=True) - total < math.log(p)).any()):
+        ordered = logits.sort(descending=True).values
+    probability = (ordered - total).exp()
     before = probability.cumsum(-1) - probability  # the mass of all that are likelier: a token is kept while it is < p
     count = (before < p).sum(-1, keepdim=True).clamp(min=1)
     return _keep_best(logits, ordered.gather(-1, count - 1), count)
@@ -161,8 +169,6 @@ class Sampling:
             value = getattr(self, field)
             if value is not None:
                 _check(field, value)
-                if field != "top_k":  # a person or a JSON file may write 0 for 0.0
-                    object.__setattr__(self, field, float(value))
 
     @property
     def needs_seen(self) -> bool:

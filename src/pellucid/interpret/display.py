@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pellucid.data.tokenizer import Tokenizer
 
 _MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
-# Control, format (zero-width, right-to-left override), private, surrogate, unassigned, line and paragraph separators:
+# Control, format (zero-width, right-to-left override), private, surrogate, unassigned; line, paragraph and odd spaces:
 # drawn as they are, they hide, reorder or break the text around them.
-_SPELLED = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
+_SPELLED = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp", "Zs"}
 
 
 def _spell(char: str) -> str:
@@ -35,14 +35,11 @@ def prose(text: str) -> str:
 
 
 def reader(tokenizer: Tokenizer | None) -> Callable[[int], str]:
-    """id -> its raw text; bytes that are only part of a character as ``\\xe2``, ids without a tokenizer as ``#17``."""
-    if tokenizer is None:
-        return lambda token: f"#{token}"
+    """id -> its raw text; an id that has none (no tokenizer, or a vocabulary padded beyond it) as ``#17``."""
 
     def read(token: int) -> str:
-        if token == tokenizer.bos_id:
-            return "<|endoftext|>"
-        raw = tokenizer.bytes_of(token) if token < tokenizer.vocab_size else b""
-        return raw.decode("utf-8", "backslashreplace") if raw else f"<|{token}|>"
+        if tokenizer is None or token >= tokenizer.vocab_size:
+            return f"#{token}"
+        return tokenizer.tokens_as_text([token])[0]
 
     return read

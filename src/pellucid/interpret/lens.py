@@ -19,7 +19,7 @@ class Lens:
 
     points: names of the residuals, shallow to deep; the last one is the model's own output.
     ids, probs: the likeliest next tokens, best first.
-    actual_nll, actual_rank: -ln p and rank of the token that really comes next (rank 1 is the best guess); so one position fewer.
+    actual_nll, actual_rank: -ln p and rank (1 is the best guess) of the token that really comes next; so one fewer.
     entropy: of each distribution. kl: D(output || this layer), what is lost by reading here instead of at the output.
     """
 

@@ -1,4 +1,4 @@
-"""One look into a model reading one text: guesses, losses, the logit lens, attention patterns, residual norms, as data."""
+"""One look into a model that reads one text, as data: guesses, losses, logit lens, attention patterns, norms."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of the text: its id, how it stands in running text, and how it stands in a table (whitespace visible)."""
+    """One token of the text: its id, how it is written in running text, and in a table (whitespace visible)."""
 
     id: int
     prose: str
@@ -49,10 +49,10 @@ class LensRow:
     point: str
     ids: Int[np.ndarray, "time rank"]
     probs: Float[np.ndarray, "time rank"]
-    actual_rank: Int[np.ndarray, "next"]
+    actual_rank: Int[np.ndarray, " next"]
     correct: tuple[bool, ...]
-    entropy: Float[np.ndarray, "time"]
-    kl: Float[np.ndarray, "time"]
+    entropy: Float[np.ndarray, " time"]
+    kl: Float[np.ndarray, " time"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Look:
 
     labels: how to write every token id that occurs as a guess.
     top_ids, top_probs: the likeliest next tokens, best first. entropy: of that distribution, bits.
-    loss, rank: of the token that really comes next (nats; 1 is the best guess); nothing follows the last token, so one fewer.
+    loss, rank: of the token that really comes next (nats; 1 is the best guess); nothing follows the last token.
     lens: shallow to deep, the last row being the model's output.
-    patterns: one array a layer, rows sum to 1. norms: point -> Euclidean length of each layer's vector at each position.
+    patterns: one array a layer, rows sum to 1. norms: point -> Euclidean length of each layer's vectors.
     """
 
     model: ModelFacts
@@ -89,16 +89,16 @@ class Look:
     labels: dict[int, str]
     top_ids: Int[np.ndarray, "time rank"]
     top_probs: Float[np.ndarray, "time rank"]
-    entropy: Float[np.ndarray, "time"]
-    loss: Float[np.ndarray, "next"]
-    rank: Int[np.ndarray, "next"]
+    entropy: Float[np.ndarray, " time"]
+    loss: Float[np.ndarray, " next"]
+    rank: Int[np.ndarray, " next"]
     lens: tuple[LensRow, ...]
     patterns: tuple[Float[np.ndarray, "heads query key"], ...]
     heads: tuple[Head, ...]
     norms: dict[str, Float[np.ndarray, "layer time"]]
 
     @property
-    def bits(self) -> Float[np.ndarray, "next"]:
+    def bits(self) -> Float[np.ndarray, " next"]:
         """Surprisal of each next token: its loss in bits."""
         return self.loss * NATS_TO_BITS
 
@@ -106,13 +106,13 @@ class Look:
         """Everything as JSON values, floats to four significant digits; causal pattern rows end at their query."""
         shown: dict[str, Any] = _plain(asdict(self))
         shown["patterns"] = [
-            [[[_round(w) for w in row[: _row_end(row, q)]] for q, row in enumerate(head)] for head in layer]
+            [[_plain(row[: _row_end(row, q)]) for q, row in enumerate(head)] for head in layer]
             for layer in self.patterns
         ]
         return shown
 
 
-def _row_end(row: Float[np.ndarray, "key"], query: int) -> int:
+def _row_end(row: Float[np.ndarray, " key"], query: int) -> int:
     return len(row) if row[query + 1 :].any() else query + 1
 
 
@@ -180,7 +180,7 @@ def _summary(layer: int, head: int, pattern: Float[np.ndarray, "query key"]) -> 
     )
 
 
-def _lens_rows(lens: Lens, ids: Int[Tensor, "time"]) -> tuple[LensRow, ...]:
+def _lens_rows(lens: Lens, ids: Int[Tensor, " time"]) -> tuple[LensRow, ...]:
     return tuple(
         LensRow(
             point,
@@ -207,9 +207,7 @@ def look(model: Decoder, text_or_ids: str | Sequence[int], top: int = 10, name: 
     ids = torch.tensor([_read(model, text_or_ids)], device=device)
     layers = range(len(model.spec.stack.blocks))
     streams = ("resid_pre", "attn_out", "ffn_out", "resid_post")
-    acts = capture(
-        model, ids, ["embed", "blocks.*.attn.pattern", *(f"blocks.*.{stream}" for stream in streams)]
-    )
+    acts = capture(model, ids, ["embed", "blocks.*.attn.pattern", *(f"blocks.*.{stream}" for stream in streams)])
     residuals = {point: acts[point] for point in ("embed", *(f"blocks.{layer}.resid_post" for layer in layers))}
     lens = logit_lens(model, residuals, ids, top=top)
     patterns = tuple(acts[f"blocks.{layer}.attn.pattern"][0].float().cpu().numpy() for layer in layers)
@@ -239,7 +237,11 @@ def look(model: Decoder, text_or_ids: str | Sequence[int], top: int = 10, name: 
         patterns=patterns,
         heads=tuple(_summary(i, h, head) for i, layer in enumerate(patterns) for h, head in enumerate(layer)),
         norms={
-            stream: np.stack([acts[f"blocks.{layer}.{stream}"][0].float().norm(dim=-1).cpu().numpy() for layer in layers])
+            stream: torch.stack([acts[f"blocks.{layer}.{stream}"][0] for layer in layers])
+            .float()
+            .norm(dim=-1)
+            .cpu()
+            .numpy()
             for stream in streams
         },
     )

@@ -18,10 +18,11 @@ from pellucid.interpret.look import Look
 # Bytes of quantised attention that a page may carry; beyond it neighbouring cells are merged, so that a long text in a
 # large model stays a page of a few MB that a phone can open (12 layers x 12 heads x 64 tokens fit unmerged).
 MAX_PATTERN_BYTES = 3_000_000
+SCRIPTS = ("core.js", "reading.js", "depth.js", "attention.js", "main.js")  # one script, in this order
 LENS_GUESSES = 3  # alternatives listed when a lens cell is pointed at
 
 
-def quantise(weights: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+def quantise(weights: Float[np.ndarray, " ..."]) -> UInt8[np.ndarray, " ..."]:
     """Weights in [0, 1] as bytes on a square-root scale: at most 0.004 off near 1, and 0.00002 is still not 0."""
     return np.rint(255 * np.sqrt(np.clip(weights, 0, 1))).astype(np.uint8)
 
@@ -80,9 +81,13 @@ def payload(look: Look) -> dict[str, Any]:
 
 def _short(values: np.ndarray) -> Any:
     """Nested lists with three significant digits; null for what is not finite."""
-    if values.ndim:
-        return [_short(item) for item in values]
-    return float(f"{float(values):.3g}") if np.isfinite(values) else None
+
+    def shorten(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shorten(item) for item in value]
+        return float(f"{value:.3g}") if np.isfinite(value) else None
+
+    return shorten(values.tolist())
 
 
 def embed_json(value: Any) -> str:
@@ -110,12 +115,13 @@ def _source_hash(source: str) -> str:
 def to_html(look: Look) -> str:
     """The page. Its content security policy allows its own script and style, by hash, and no request of any kind."""
     page = files("pellucid.interpret") / "page"
-    template, style, script = ((page / name).read_text("utf-8") for name in ("look.html", "look.css", "look.js"))
-    policy = f"default-src 'none'; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; base-uri 'none'"
+    template, style = ((page / name).read_text("utf-8") for name in ("look.html", "look.css"))
+    script = "".join((page / name).read_text("utf-8") for name in SCRIPTS)
+    own = f"script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'"
     return fill(
         template,
         {
-            "policy": policy,
+            "policy": f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'",
             "title": html.escape(f"{look.model.name} reads {len(look.tokens)} tokens · pellucid look"),
             "style": style,
             "data": embed_json(payload(look)),

@@ -25,8 +25,6 @@ class Slots(ABC):
 
     def __init__(self, batch: int, capacity: int, device: torch.device | str | None):
         self.pos = torch.full((batch, capacity), -1, dtype=torch.long, device=device)
-        self.seg = torch.zeros((batch, capacity), dtype=torch.long, device=device)
-        self.packed = False
         self.keys = Tokens(self.pos[:, :0], None, 0)
 
     @abstractmethod
@@ -48,6 +46,7 @@ class Contiguous(Slots):
     def __init__(self, batch: int, capacity: int, device: torch.device | str | None = None):
         super().__init__(batch, capacity, device)
         self.name, self.capacity, self.length = "contiguous", capacity, 0
+        self.seg, self.packed = torch.zeros_like(self.pos), False
 
     def take(self, tokens: Tokens) -> None:
         end = self.length + tokens.pos.shape[1]
@@ -86,12 +85,12 @@ class Ring(Slots):
         self.place = self.pos[:, :0]
 
     def take(self, tokens: Tokens) -> None:
+        if tokens.seg is not None:  # two documents of a row have the same positions, and so the same places
+            raise DataError("a ring cache holds one document a row", "packed rows: model.new_cache(batch, ring=False)")
         newest = tokens.pos.amax(-1, keepdim=True)
         stays = (tokens.pos >= 0) & (tokens.pos > newest - self.capacity)  # later tokens of this call take its place
         self.place = torch.where(stays, tokens.pos % self.capacity, self.capacity)
-        self.packed = self.packed or tokens.seg is not None
-        pos = torch.cat((self.pos, tokens.pos), 1)
-        self.keys = Tokens(pos, torch.cat((self.seg, tokens.segments), 1) if self.packed else None)
+        self.keys = Tokens(torch.cat((self.pos, tokens.pos), 1))
 
     def write(self, store: Tensor, new: Tensor) -> Tensor:
         everything = torch.cat((store, new), 2)
@@ -100,7 +99,6 @@ class Ring(Slots):
 
     def commit(self, tokens: Tokens) -> None:
         self.pos.scatter_(1, self.place, tokens.pos)
-        self.seg.scatter_(1, self.place, tokens.segments)
         self.pos[:, self.capacity] = -1
 
 
@@ -130,7 +128,9 @@ class Cache:
         return self._next.clone()
 
     def continuing(self, time: int) -> Tokens:
-        """``time`` tokens that go on where each row ends."""
+        """``time`` tokens that go on where each row ends. Raises DataError where a row is several documents."""
+        if any(isinstance(layout, Contiguous) and layout.packed for layout in self.layouts):
+            raise DataError("packed rows have no one place to go on at", "say where the tokens stand: Tokens(pos, seg)")
         if self._plain:
             return Tokens.plain(self.batch, time, self.length, self._next.device)
         return Tokens(self._next[:, None] + torch.arange(time, device=self._next.device))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.nn.biases import BucketedBias
 from pellucid.nn.models import Decoder
-
-Rule = Literal["normal", "fan_in", "xavier"]
+from pellucid.spec import InitRule
 
 # what each rule draws, as a standard deviation; width is the fan-in of a matrix, L the number of layers
 #
@@ -45,7 +43,7 @@ def _xavier(kind: str, fan_in: int, fan_out: int, n_layers: int) -> float:
     return 0.02 if kind == "positions" else fan_in**-0.5
 
 
-RULES: dict[Rule, Std] = {"normal": _normal, "fan_in": _fan_in, "xavier": _xavier}
+RULES: dict[InitRule, Std] = {"normal": _normal, "fan_in": _fan_in, "xavier": _xavier}
 
 
 def _kind(name: str) -> str:
@@ -57,7 +55,7 @@ def _kind(name: str) -> str:
     return "out" if parts[-2] in ("o", "down") else "in"
 
 
-def initialise(model: Decoder, rule: Rule = "normal", seed: int = 0) -> Decoder:
+def initialise(model: Decoder, rule: InitRule = "normal", seed: int = 0) -> Decoder:
     """Draw every weight by the rule's column of the table above, reproducibly; returns the same model.
 
     The same seed gives the same weights, whatever was drawn from torch's global generator before.

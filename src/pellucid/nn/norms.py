@@ -33,7 +33,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         gain = self.weight + self.offset if self.offset else self.weight
-        return F.rms_norm(x.float(), self.weight.shape, gain.float(), self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.weight.shape, gain.to(wide), self.eps).to(x.dtype)
 
 
 def build_norm(spec: NormSpec | None, width: int) -> LayerNorm | RMSNorm | nn.Identity:

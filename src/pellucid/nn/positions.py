@@ -41,9 +41,12 @@ class Learned(nn.Module):
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "rows time d_model"]:
         pos, context = distinct_rows(tokens), self.weight.shape[0]
-        if tokens.start is not None and tokens.start + pos.shape[1] > context:
+        needed = 0 if tokens.start is None else tokens.start + pos.shape[1]
+        if tokens.start is None and pos.device.type == "cpu" and pos.numel() and not torch.compiler.is_compiling():
+            needed = int(pos.max()) + 1  # elsewhere the check would wait for the device
+        if needed > context:
             raise DataError(
-                f"{tokens.start + pos.shape[1]} positions, but the model has learned {context}",
+                f"{needed} positions, but the model has learned {context}",
                 "shorten the text, or use a model with a longer context",
             )
         return nn.functional.embedding(pos.clamp(min=0), self.weight)  # padding looks up row 0; nobody sees it

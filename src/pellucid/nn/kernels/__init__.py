@@ -7,7 +7,7 @@ chosen; nothing is approximated and nothing silently dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +19,7 @@ from pellucid.nn.masks import Visible
 __all__ = ["Choice", "attend", "choose", "reference", "sdpa"]
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """The arguments that all kernels share; see ``attend``."""
 

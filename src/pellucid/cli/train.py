@@ -1,0 +1,57 @@
+"""``pellucid train``"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from pellucid.cli.parse import parse
+from pellucid.train.config import TrainOptions
+
+EXAMPLES = """
+train book.txt --minutes 5
+train notes/ articles.jsonl --out runs/notes --depth 6 --minutes 30
+train - --out runs/corpus --steps 2000 < corpus.txt
+train book.txt --out runs/again --run runs/book/run.json
+"""
+
+
+def train(
+    texts: tyro.conf.Positional[tuple[str, ...]],
+    options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
+    out: Path | None = None,
+    run: Path | None = None,
+) -> None:
+    """Train a Transformer from scratch on your text. Every number that you do not give is derived, and its reason printed.
+
+    The same command again goes on where the folder stands; Ctrl-C saves first.
+
+    Args:
+        texts: Files (.txt, .gz, .jsonl, ...), folders, globs, "-" for standard input, hf://org/dataset.
+        out: Folder of the run [default: runs/NAME of the first text].
+        run: A run.json whose numbers are repeated exactly, instead of options.
+    """
+    from pellucid.cli.display import display, write_sample
+    from pellucid.errors import UsageError
+    from pellucid.train.config import Run
+    from pellucid.train.run import train as train_texts
+
+    if not texts:
+        raise UsageError("no text was named", "pellucid train book.txt, or pellucid train --help")
+    folder = out or default_folder(texts[0])
+    resolved = None if run is None else Run.load(run)
+    with display() as shown:
+        result = train_texts(texts, folder, options, run=resolved, reporter=shown, sampler=write_sample)
+        shown.finished(result, folder)
+
+
+def default_folder(text: str) -> Path:
+    """runs/NAME, from the first text's own name."""
+    stem = Path(text.removeprefix("hf://")).name.split(".")[0]
+    return Path("runs") / (stem if stem and stem.strip("-*?[]") else "text")
+
+
+def main(arguments: Sequence[str]) -> None:
+    parse(train, arguments, EXAMPLES)

@@ -1,0 +1,232 @@
+"""Tokens on the disk, made once: a folder that is whole or absent, and says exactly what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt, UInt16
+
+from pellucid.data.sources import Document
+from pellucid.data.tokenizer import Progress, Tokenizer, pieces
+from pellucid.errors import DataError
+from pellucid.files import read_json, sha256, write_folder, write_json
+
+VERSION = 1
+_MANIFEST = "manifest.json"
+_FILES = ("tokens.bin", "offsets.npy", "document_bytes.npy", "token_bytes.npy")
+_BATCH = 1 << 22  # characters encoded in one call: enough for every core, little enough for any memory
+_REMEDY = "remove the folder: it is made again from the text"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds and what it was made from; JSON in and out.
+
+    sources: name, length in bytes and sha256 of each document. tokenizer: ``Tokenizer.hash``.
+    files: length in bytes and sha256 of each file beside the manifest. eot: the id that begins every document.
+    """
+
+    version: int
+    dtype: str
+    n_tokens: int
+    n_documents: int
+    n_bytes: int
+    eot: int
+    tokenizer: str
+    sources: list[dict[str, Any]]
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def hash(self) -> str:
+        """sha256 of everything above: two stores with equal hashes feed a run the same tokens."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStore:
+    """One stream: ``<|endoftext|>`` and the tokens of each document in turn, and one ``<|endoftext|>`` after the last.
+
+    So the label of every token is simply the next one: each document is begun by, and has to predict, that token.
+
+    tokens: the stream, memory-mapped. offsets: where each document begins, at its ``<|endoftext|>``.
+    document_bytes: length of each document's text in bytes. token_bytes: bytes that each id of the vocabulary stands for.
+    """
+
+    folder: Path
+    manifest: Manifest
+    tokens: UInt[np.ndarray, " tokens"]
+    offsets: Int64[np.ndarray, " documents"]
+    document_bytes: Int64[np.ndarray, " documents"]
+    token_bytes: UInt16[np.ndarray, " vocab"]
+
+    @property
+    def eot(self) -> int:
+        """Id of ``<|endoftext|>``."""
+        return self.manifest.eot
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the stream."""
+        return self.manifest.n_tokens
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of text that the stream stands for."""
+        return self.manifest.n_bytes
+
+    @property
+    def hash(self) -> str:
+        """``Manifest.hash``."""
+        return self.manifest.hash
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return (
+            f"TokenStore({m.n_documents:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes, {str(self.folder)!r})"
+        )
+
+
+def build_store(
+    documents: Sequence[Document], tokenizer: Tokenizer, folder: str | Path, progress: Progress | None = None
+) -> TokenStore:
+    """Encode ``documents`` on all cores into ``folder``, or open it when it holds just these, intact.
+
+    ``progress`` is told the bytes of text as they are done. Raises DataError when there is no document, when the folder
+    holds anything that is not a store, or when the tokenizer loses bytes; RunError when it cannot be written.
+    """
+    folder = Path(folder)
+    if not documents:
+        raise DataError("there is no document to encode", "name at least one text")
+    sources = [_describe(document) for document in documents]
+    if (known := _known(folder, sources, tokenizer)) is not None:
+        if progress:
+            progress(known.n_bytes)
+        return known
+    strangers = sorted(path.name for path in folder.glob("*") if path.name not in (*_FILES, _MANIFEST))
+    if strangers:
+        raise DataError(f"{folder} holds {strangers[0]!r}, which is no part of a token store", "choose another folder")
+    write_folder(folder, lambda aside: _fill(aside, documents, sources, tokenizer, progress))
+    return open_store(folder)
+
+
+def _describe(document: Document) -> dict[str, Any]:
+    data = document.text.encode()
+    return {"name": document.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _known(folder: Path, sources: list[dict[str, Any]], tokenizer: Tokenizer) -> TokenStore | None:
+    """The store in ``folder`` if it is intact and was made from these sources by this tokenizer."""
+    try:
+        store = open_store(folder, verify=True)
+    except DataError:
+        return None
+    same = store.manifest.sources == sources and store.manifest.tokenizer == tokenizer.hash
+    return store if same else None
+
+
+def _fill(
+    folder: Path,
+    documents: Sequence[Document],
+    sources: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    progress: Progress | None,
+) -> None:
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    lengths = [len(tokenizer.bytes_of(number)) for number in range(tokenizer.vocab_size)]
+    token_bytes = np.array(lengths, dtype=np.uint16)
+    eot = np.array([tokenizer.bos_id], dtype=dtype)
+    offsets = np.zeros(len(documents), dtype=np.int64)
+    found_bytes = np.zeros(len(documents), dtype=np.int64)
+    n_tokens = 0
+    with (folder / "tokens.bin").open("wb") as stream:
+        for batch in _batches(documents):
+            encoded = tokenizer.encode_batch([piece for _, _, piece in batch])
+            for (number, is_first, _), ids in zip(batch, encoded, strict=True):
+                if is_first:
+                    offsets[number] = n_tokens
+                    n_tokens += stream.write(eot.tobytes()) // dtype.itemsize
+                array = np.array(ids, dtype=dtype)
+                n_tokens += stream.write(array.tobytes()) // dtype.itemsize
+                n_bytes = int(token_bytes[array].sum(dtype=np.int64))
+                found_bytes[number] += n_bytes
+                if progress:
+                    progress(n_bytes)
+        n_tokens += stream.write(eot.tobytes()) // dtype.itemsize
+    for source, found in zip(sources, found_bytes, strict=True):
+        if source["bytes"] != found:  # bits per byte would be a lie
+            problem = f"{source['name']} has {source['bytes']} bytes, but its tokens stand for {found}"
+            raise DataError(problem, "use a tokenizer that keeps every byte (no normalizer)")
+    np.save(folder / "offsets.npy", offsets)
+    np.save(folder / "document_bytes.npy", found_bytes)
+    np.save(folder / "token_bytes.npy", token_bytes)
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in _FILES}
+    manifest = Manifest(
+        version=VERSION,
+        dtype=dtype.str,
+        n_tokens=n_tokens,
+        n_documents=len(documents),
+        n_bytes=int(found_bytes.sum()),
+        eot=tokenizer.bos_id,
+        tokenizer=tokenizer.hash,
+        sources=sources,
+        files=files,
+    )
+    write_json(folder / _MANIFEST, asdict(manifest) | {"hash": manifest.hash})
+
+
+def _batches(documents: Sequence[Document]) -> Iterator[list[tuple[int, bool, str]]]:
+    """(document, is its first piece, piece), about _BATCH characters at a time: long documents span several batches."""
+    batch: list[tuple[int, bool, str]] = []
+    size = 0
+    for number, document in enumerate(documents):
+        for index, piece in enumerate(pieces(document.text)):
+            batch.append((number, index == 0, piece))
+            size += len(piece)
+            if size >= _BATCH:
+                yield batch
+                batch, size = [], 0
+    yield batch
+
+
+def open_store(folder: str | Path, verify: bool = False) -> TokenStore:
+    """The store that ``build_store`` left in ``folder``; with ``verify`` every byte of it is hashed.
+
+    Raises DataError when it is missing, of another version, or not what its manifest says.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for name in _FILES:
+        path, said = folder / name, manifest.files.get(name, {})
+        if not path.is_file():
+            raise DataError(f"{path} is missing", _REMEDY)
+        if (size := path.stat().st_size) != said.get("bytes"):
+            raise DataError(f"{path} has {size} bytes, its manifest says {said.get('bytes')}", _REMEDY)
+        if verify and sha256(path) != said.get("sha256"):
+            raise DataError(f"{path} is damaged: its sha256 is not the one in its manifest", _REMEDY)
+    tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(manifest.dtype), mode="r").view(np.ndarray)
+    try:
+        offsets, document_bytes, token_bytes = (np.load(folder / name, allow_pickle=False) for name in _FILES[1:])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} is damaged: {error}", _REMEDY) from error
+    return TokenStore(folder, manifest, tokens, offsets, document_bytes, token_bytes)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / _MANIFEST
+    said = read_json(path, DataError)
+    version = said.get("version") if isinstance(said, dict) else None
+    if version != VERSION:
+        raise DataError(f"{path}: version is {version!r}, not {VERSION}", _REMEDY)
+    if set(said) != {field.name for field in fields(Manifest)} | {"hash"}:
+        raise DataError(f"{path} does not have the fields of a token store", _REMEDY)
+    expected = said.pop("hash")
+    manifest = Manifest(**said)
+    if manifest.hash != expected:
+        raise DataError(f"{path} is damaged: its hash is not that of its content", _REMEDY)
+    return manifest

@@ -1,0 +1,176 @@
+// Along the depth of the model: the logit lens and the length of the residual vectors. Deeper layers are drawn above.
+
+const layerName = (row) => (row === 0 ? "embed" : row === data.lens.length - 1 ? `output (${row})` : `layer ${row}`);
+
+function lensPanel() {
+  const node = $("lens");
+  const cells = []; // [row][position]
+  const header = (position, text) => el("th", { scope: "col", "data-position": position, title: text }, text);
+  const heads = data.tokens.map((_, i) => header(i, i < n - 1 ? labelOf(i + 1) : "?"));
+  const feet = data.tokens.map((_, i) => header(i, labelOf(i)));
+  const columns = el("colgroup", {}, ...Array.from({ length: n + 1 }, () => el("col")));
+  const body = el("tbody");
+  data.lens.forEach((layer, row) => {
+    cells[row] = layer.ids.map((ids, position) => {
+      const cell = el("td", { "data-position": position, "data-row": row }, data.labels[ids[0]]);
+      cell.classList.toggle("correct", position < n - 1 && ids[0] === data.tokens[position + 1][0]);
+      return cell;
+    });
+    body.prepend(el("tr", {}, el("th", { scope: "row" }, layerName(row)), ...cells[row]));
+  });
+  const corner = (text) => el("th", { scope: "row" }, text);
+  node.replaceChildren(
+    el("table", {}, columns, el("thead", {}, el("tr", {}, corner("really next"), ...heads)), body, el("tfoot", {}, el("tr", {}, corner("token read"), ...feet))),
+  );
+  node.addEventListener("click", (event) => {
+    if (event.target.dataset.position) select(Number(event.target.dataset.position));
+  });
+  arrowKeys(node);
+  hover(node, (target) => {
+    if (target.dataset.row === undefined) return null;
+    const [row, at] = [Number(target.dataset.row), Number(target.dataset.position)];
+    const layer = data.lens[row];
+    const title = row === 0 ? "before the first layer" : `after layer ${row} of ${data.lens.length - 1}`;
+    const nodes = [el("div", { class: "dim" }, `${title}, reading `, glyph(labelOf(at)))];
+    nodes.push(...layer.ids[at].map((id, i) => pair(glyph(data.labels[id]), percent(layer.probs[at][i]))));
+    if (at < n - 1) nodes.push(el("div", {}, "really next ", glyph(labelOf(at + 1)), `: guess #${layer.rank[at].toLocaleString("en")}`));
+    nodes.push(el("div", { class: "dim" }, `entropy ${inBits(layer.entropy[at])} · ${short(layer.kl[at] ?? Infinity)} bits from the output`));
+    return nodes;
+  });
+  let marked = [];
+  return {
+    draw() {
+      data.lens.forEach((layer, row) =>
+        cells[row].forEach((cell, at) => {
+          const p = layer.probs[at][0];
+          cell.style.background = shade("probability", p);
+          cell.style.color = inkOn("probability", p);
+        }),
+      );
+    },
+    select() {
+      marked.forEach((cell) => cell.classList.remove("selected"));
+      marked = [heads[state.position], feet[state.position], ...cells.map((row) => row[state.position])];
+      marked.forEach((cell) => cell.classList.add("selected"));
+      const cell = feet[state.position];
+      const [start, end] = [cell.offsetLeft - 90, cell.offsetLeft + cell.offsetWidth + 10];
+      if (start < node.scrollLeft || end > node.scrollLeft + node.clientWidth) node.scrollLeft = start - node.clientWidth / 2;
+    },
+  };
+}
+
+const STREAMS = [
+  ["The stream after each layer", () => [data.norms.resid_pre[0], ...data.norms.resid_post], 0],
+  ["What attention adds", () => data.norms.attn_out, 1],
+  ["What feed-forward adds", () => data.norms.ffn_out, 1],
+];
+
+function normsPanel() {
+  const node = $("norms");
+  let which = 0;
+  const buttons = STREAMS.map(([name], i) => {
+    const button = el("button", { type: "button", role: "radio" }, name);
+    button.addEventListener("click", () => {
+      which = i;
+      draw();
+    });
+    return button;
+  });
+  $("norms-which").replaceChildren(...buttons);
+  $("norms-which").addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    which = (which + step + STREAMS.length) % STREAMS.length;
+    draw();
+    buttons[which].focus();
+  });
+  let marks = [];
+  const svgRect = (attributes) => el("svg:rect", attributes);
+  hover(node, (target) => {
+    if (target.dataset.row === undefined) return null;
+    const [row, at] = [Number(target.dataset.row), Number(target.dataset.position)];
+    const layer = row + STREAMS[which][2];
+    return [pair(glyph(labelOf(at)), layer === 0 ? "embed" : `layer ${layer}`), el("div", {}, `length ${short(STREAMS[which][1]()[row][at])}`)];
+  });
+  node.addEventListener("click", (event) => {
+    if (event.target.dataset.position) select(Number(event.target.dataset.position));
+  });
+  return {
+    draw() {
+      buttons.forEach((button, i) => {
+        button.setAttribute("aria-checked", i === which);
+        button.tabIndex = i === which ? 0 : -1;
+      });
+      const rows = STREAMS[which][1]();
+      const first = STREAMS[which][2];
+      const values = rows.flat().filter((value) => value > 0);
+      const [low, high] = [Math.min(...values), Math.max(...values)];
+      // lengths grow by factors, and the first token's is often many times the others': a logarithmic ramp
+      const place = (value) => (high > low ? Math.log(Math.max(value, low) / low) / Math.log(high / low) : 0);
+      TICKS.norm = [[0, short(low)], [0.5, short(Math.sqrt(low * high))], [1, `length ${short(high)}`]];
+      drawLegend(document.querySelector('[data-legend="norm"]'));
+      const [left, total] = [52, node.clientWidth];
+      const width = (total - left) / n;
+      const cell = Math.max(12, Math.min(26, 190 / rows.length));
+      const bottom = width >= 11 ? 66 : 22;
+      const height = cell * rows.length;
+      const svg = el("svg:svg", { width: total, height: height + bottom, role: "img", "aria-label": `${STREAMS[which][0]}, from ${short(low)} to ${short(high)}` });
+      rows.forEach((row, r) => {
+        const y = (rows.length - 1 - r) * cell;
+        svg.append(el("svg:text", { x: left - 8, y: y + cell / 2 + 4, "text-anchor": "end" }, r + first === 0 ? "embed" : `${r + first}`));
+        row.forEach((value, i) => {
+          const gap = width > 5 ? 1 : 0;
+          svg.append(svgRect({ x: left + i * width, y, width: width - gap, height: cell - 1, fill: shade("norm", place(value)), "data-row": r, "data-position": i }));
+        });
+      });
+      svg.append(...tokenAxis((i) => left + i * width, width, height + 14));
+      const mark = svgRect({ x: 0, y: 0, width: Math.max(2, width), height: height - 1, fill: "none", stroke: css("--accent"), "stroke-width": 2, "pointer-events": "none" });
+      svg.append(mark);
+      marks = [mark, left, width];
+      node.replaceChildren(svg);
+    },
+    select() {
+      const [mark, left, width] = marks;
+      mark.setAttribute("x", left + state.position * width - 0.5);
+    },
+  };
+}
+
+function linesPanel() {
+  const node = $("lines");
+  return {
+    select() {
+      const at = state.position;
+      const lines = [
+        ["stream", "--ink", "", [data.norms.resid_pre[0][at], ...data.norms.resid_post.map((row) => row[at])], 0],
+        ["attention", "--attn", "", data.norms.attn_out.map((row) => row[at]), 1],
+        ["feed-forward", "--ffn", "5 3", data.norms.ffn_out.map((row) => row[at]), 1],
+      ];
+      const [left, right, top, height, total] = [40, 82, 10, 210, node.clientWidth];
+      const highest = Math.max(...lines.flatMap((line) => line[3]));
+      const depth = data.norms.resid_post.length;
+      const x = (layer) => left + ((total - left - right) * layer) / depth;
+      const y = (value) => top + height * (1 - value / highest);
+      const svg = el("svg:svg", { width: total, height: top + height + 26, role: "img", "aria-label": "Length of the selected token's vectors by layer" });
+      for (const share of [0, 0.25, 0.5, 0.75, 1]) {
+        svg.append(el("svg:line", { class: "grid", x1: left, x2: total - right, y1: y(share * highest), y2: y(share * highest) }));
+        svg.append(el("svg:text", { x: left - 8, y: y(share * highest) + 4, "text-anchor": "end" }, short(share * highest)));
+      }
+      for (let layer = 0; layer <= depth; layer += Math.ceil(depth / 6))
+        svg.append(el("svg:text", { x: x(layer), y: top + height + 18, "text-anchor": "middle" }, layer === 0 ? "embed" : `${layer}`));
+      const ends = lines.map((line) => y(line[3].at(-1)));
+      const order = ends.map((_, i) => i).sort((a, b) => ends[a] - ends[b]);
+      order.slice(1).forEach((line, i) => (ends[line] = Math.max(ends[line], ends[order[i]] + 14))); // labels apart
+      const over = Math.max(0, ...ends) - (top + height + 4);
+      lines.forEach(([name, colour, dash, values, first], i) => {
+        const points = values.map((value, layer) => `${x(layer + first)},${y(value)}`).join(" ");
+        svg.append(el("svg:polyline", { points, fill: "none", stroke: css(colour), "stroke-width": 2, "stroke-dasharray": dash, "stroke-linejoin": "round" }));
+        values.forEach((value, layer) => svg.append(el("svg:circle", { cx: x(layer + first), cy: y(value), r: 2.5, fill: css(colour) })));
+        const text = el("svg:text", { x: total - right + 8, y: ends[i] + 4 - Math.max(0, over) }, name);
+        text.style.fill = css(colour);
+        svg.append(text);
+      });
+      node.replaceChildren(svg);
+    },
+  };
+}

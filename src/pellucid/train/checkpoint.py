@@ -1,0 +1,92 @@
+"""Checkpoints: a folder that is a whole model folder and also holds the optimiser's state. Whole or absent; no pickle.
+
+Nothing else needs saving: data order, dropout and learning rate are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from pellucid.errors import CheckpointError
+from pellucid.families.native import SPEC, WEIGHTS, fill, load_tensors, save_model, save_tensors, value_hash
+from pellucid.files import read_json, sha256, write_folder, write_json
+from pellucid.nn.models import Decoder
+from pellucid.train.config import Run
+from pellucid.train.optim import load_state_tensors, state_tensors
+
+FOLDER, OPTIMIZER, STATE = "checkpoints", "optimizer.safetensors", "checkpoint.json"
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` updates lies."""
+    return folder / FOLDER / f"step-{step:08d}"
+
+
+def save(folder: Path, run: Run, step: int, model: Decoder, optimizers: Sequence[torch.optim.Optimizer]) -> Path:
+    """Write the checkpoint after ``step`` updates and remove all but the newest ``keep_checkpoints``."""
+
+    def write(aside: Path) -> None:
+        save_model(model, aside)
+        save_tensors(aside / OPTIMIZER, state_tensors(model, optimizers))
+        run.save(aside / "run.json")
+        files = {file.name: sha256(file) for file in sorted(aside.iterdir())}
+        write_json(aside / STATE, {"step": step, "run": value_hash(run.identity()), "files": files})
+
+    path = path_of(folder, step)
+    write_folder(path, write)
+    for old in sorted(path.parent.glob("step-*"))[: -run.keep_checkpoints]:
+        shutil.rmtree(old)
+    return path
+
+
+def check(path: Path, run: Run) -> int:
+    """The step of a checkpoint of this very run, every byte verified. Raises CheckpointError saying what is wrong."""
+    state = read_json(path / STATE, CheckpointError)
+    try:
+        step, owner, files = int(state["step"]), str(state["run"]), dict(state["files"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / STATE} is damaged: {error!r}") from error
+    if owner != value_hash(run.identity()):
+        raise CheckpointError(f"{path} belongs to another run")
+    for name, digest in files.items():
+        file = path / Path(name).name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing")
+        if sha256(file) != digest:
+            raise CheckpointError(f"{file} is damaged: its contents do not match {STATE}")
+    return step
+
+
+def newest(folder: Path, run: Run, warn: Callable[[str], None]) -> tuple[Path, int] | None:
+    """The newest valid checkpoint of this run and its step; None when none was ever written.
+
+    ``warn`` hears of each damaged one that is passed over. Raises CheckpointError when there are some but none is valid.
+    """
+    problems: list[str] = []
+    for path in sorted((folder / FOLDER).glob("step-*"), reverse=True):
+        try:
+            return path, check(path, run)
+        except CheckpointError as error:
+            problems.append(error.problem)
+            warn(f"checkpoint passed over: {error.problem}")
+    if problems:
+        raise CheckpointError(
+            f"no checkpoint in {folder / FOLDER} is valid: {problems[0]}",
+            f"restore one from a copy, or remove {folder / FOLDER} to start over",
+        )
+    return None
+
+
+def load(path: Path, model: Decoder, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Put weights and optimiser state back. The checkpoint has been checked."""
+    weights, _ = load_tensors(path / WEIGHTS)
+    fill(model, weights, path / WEIGHTS)
+    state, _ = load_tensors(path / OPTIMIZER)
+    load_state_tensors(model, optimizers, state)
+
+
+__all__ = ["FOLDER", "SPEC", "check", "load", "newest", "path_of", "save"]

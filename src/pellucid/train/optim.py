@@ -1,0 +1,95 @@
+"""Optimisers and their parameter groups; their state as named tensors, so that it can be saved without pickle.
+
+Matrices of the blocks go to Muon (Jordan et al. 2024), everything else (embeddings, head, norms, biases) to AdamW
+(Loshchilov & Hutter 2017); or all to AdamW. Weight decay touches matrices only: shrinking a norm's gain or a bias
+towards zero has no meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.errors import CheckpointError
+from pellucid.train.config import OptimizerName
+
+
+def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """Parameters by role: ``matrices`` (2-d weights of blocks), ``tables`` (embedding, positions, head), ``vectors``."""
+    groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "tables": {}, "vectors": {}}
+    for name, parameter in model.named_parameters():
+        in_block = ".blocks." in f".{name}"
+        role = "vectors" if parameter.ndim < 2 else "matrices" if in_block else "tables"
+        groups[role][name] = parameter
+    return groups
+
+
+def build_optimizers(
+    model: nn.Module,
+    name: OptimizerName,
+    *,
+    learning_rate: float,
+    matrix_learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest. Each group remembers its ``peak`` rate."""
+    groups = parameter_groups(model)
+    tables, vectors = list(groups["tables"].values()), list(groups["vectors"].values())
+    matrices = list(groups["matrices"].values())
+    plain: list[dict[str, object]] = [{"params": vectors, "weight_decay": 0.0}]
+    if name == "adamw":
+        plain.insert(0, {"params": matrices + tables, "weight_decay": weight_decay})
+    else:
+        plain.insert(0, {"params": tables, "weight_decay": 0.0})
+    plain = [group for group in plain if group["params"]]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(plain, lr=learning_rate, betas=betas, eps=1e-10 if name == "muon" else 1e-8, fused=True)
+    ]
+    if name == "muon":
+        optimizers.insert(0, torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def set_rate(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> None:
+    """Every group's learning rate becomes its peak times ``factor``."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' state by ``parameter name/state name``."""
+    names = _names(model)
+    return {
+        f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_state_tensors(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what ``state_tensors`` gave. Raises CheckpointError where a parameter has no state, or none has its name."""
+    names, left = _names(model), dict(tensors)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                prefix = names[id(parameter)] + "/"
+                found = {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
+                if tensors and not found:
+                    raise CheckpointError(f"the optimiser state of {prefix[:-1]} is missing", "use an earlier checkpoint")
+                optimizer.state[parameter] = found
+    if left:
+        raise CheckpointError(f"optimiser state for unknown parameter {next(iter(left))!r}", "another model's checkpoint")

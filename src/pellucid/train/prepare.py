@@ -1,0 +1,83 @@
+"""From texts to a tokenizer and token stores in the run's folder; made once, recognised when they are there already."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pellucid.data.sources import Document, Skipped, documents
+from pellucid.data.split import split
+from pellucid.data.store import TokenStore, build_store
+from pellucid.data.tokenizer import Tokenizer
+from pellucid.errors import DataError
+from pellucid.families.native import TOKENIZER
+from pellucid.train.config import Reason, TrainOptions
+from pellucid.train.report import Reporter
+
+TOKENIZER_BYTES = 48_000_000  # of text that merges are learned from: more changes nothing that matters
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains on; ``validation`` is None when nothing is held out."""
+
+    tokenizer: Tokenizer
+    training: TokenStore
+    validation: TokenStore | None
+    reasons: tuple[Reason, ...]
+
+
+def choose_vocab_size(options: TrainOptions, n_bytes: int) -> tuple[int, str]:
+    """A power of two near the square root of the text's bytes: rarer tokens would be seen too seldom to be learned."""
+    if options.vocab_size is not None:
+        return options.vocab_size, "asked for"
+    power = round(math.log2(math.sqrt(max(n_bytes, 1))))
+    return min(max(2**power, 512), 32768), f"power of two nearest to the square root of {n_bytes:,} bytes of text"
+
+
+def _spread(texts: Sequence[Document], n_bytes: int) -> list[str]:
+    """Documents from all over, about ``n_bytes`` of them together."""
+    every = max(1, math.ceil(sum(len(d.text) for d in texts) / n_bytes))
+    return [d.text if every == 1 or len(texts) > every else d.text[:n_bytes] for d in texts[::every]]
+
+
+def prepare(texts: Sequence[str], options: TrainOptions, folder: Path, reporter: Reporter) -> Prepared:
+    """Read, split, learn the tokenizer from the training part, and encode both parts.
+
+    Raises DataError for texts that cannot be used. A tokenizer that the folder holds already is used again.
+    """
+    skipped: list[Skipped] = []
+    found = list(documents(texts, on_skip=skipped.append))
+    for one in skipped[:5]:
+        reporter.message(f"skipped {one.name}: {one.reason}")
+    if len(skipped) > 5:
+        reporter.message(f"and {len(skipped) - 5} more")
+    training, validation = split(found, options.validation, options.seed, options.held_out)
+    n_bytes = sum(d.n_bytes for d in training)
+    size, why = choose_vocab_size(options, n_bytes)
+    path = folder / TOKENIZER
+    if path.exists():
+        tokenizer = Tokenizer.load(path)
+    else:
+        sample = _spread(training, TOKENIZER_BYTES)
+        with reporter.working("learning the tokenizer", sum(len(t.encode()) for t in sample)) as advance:
+            tokenizer = Tokenizer.train(sample, size, advance)
+        tokenizer.save(path)
+    stores: list[TokenStore] = []
+    for name, part in (("training", training), ("validation", validation)):
+        if part:
+            with reporter.working(f"encoding the {name} text", sum(d.n_bytes for d in part)) as advance:
+                stores.append(build_store(part, tokenizer, folder / "tokens" / name, advance))
+    if stores[0].n_tokens < 64:
+        raise DataError(f"the text has only {stores[0].n_tokens} tokens", "give more text: a few kilobytes at least")
+    if tokenizer.vocab_size < size:
+        why += f"; the text has no more than {tokenizer.vocab_size:,}"
+    store = stores[0]
+    reasons = (
+        Reason("text", f"{store.n_bytes:,} bytes", f"{len(training):,} documents, {store.n_tokens:,} tokens"),
+        Reason("held out", f"{sum(d.n_bytes for d in validation):,} bytes", f"{len(validation):,} documents"),
+        Reason("vocab_size", f"{tokenizer.vocab_size:,}", why),
+    )
+    return Prepared(tokenizer, store, stores[1] if len(stores) > 1 else None, reasons)

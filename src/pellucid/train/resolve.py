@@ -1,0 +1,176 @@
+"""Where every number of a run comes from: asked for, or derived from the text's size, the time and this machine."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from pellucid.data.packing import Packed
+from pellucid.designs import design
+from pellucid.errors import UsageError
+from pellucid.nn.flops import count_parameters, training_flops
+from pellucid.spec import DecoderSpec
+from pellucid.train.config import Reason, Run, TrainOptions
+from pellucid.train.loop import build_model
+from pellucid.train.objectives import causal_lm
+from pellucid.train.optim import build_optimizers
+from pellucid.train.precision import autocast, measure_peak
+from pellucid.train.prepare import Prepared
+from pellucid.train.step import step
+
+DEFAULT_MINUTES = 5.0
+WIDTH_PER_LAYER = 64
+TOKENS_PER_PARAMETER = 4.0  # of the blocks; small models, briefly trained with Muon, want fewer than Hoffmann et al.'s 20
+MAX_EPOCHS = 8.0  # of the text that a size is planned for: further repetition teaches little (Muennighoff et al. 2023)
+ASSUMED_UTILISATION = 0.5  # of the measured peak, for planning the size; the number of steps is then measured
+MAX_DEPTH = 32
+
+T = TypeVar("T")
+
+
+class _Settled:
+    """Numbers as they are settled, each with its reason."""
+
+    def __init__(self) -> None:
+        self.reasons: list[Reason] = []
+
+    def __call__(self, field: str, asked: T | None, derived: T, why: str) -> T:
+        value = derived if asked is None else asked
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+        self.reasons.append(Reason(field, shown, why if asked is None else "asked for"))
+        return value
+
+
+def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -> Run:
+    """Fix every number of the run.
+
+    With ``minutes``, the number of steps is measured on this machine: the one number that another machine would choose
+    differently, besides the size and precision that follow from its speed. Raises UsageError for a text too short.
+    """
+    settle = _Settled()
+    minutes = DEFAULT_MINUTES if options.minutes is None and options.steps is None else options.minutes
+    peak = measure_peak()
+    precision = settle(
+        "precision",
+        options.precision,
+        peak.faster,
+        f"measured here: fp32 {peak.fp32 / 1e9:.0f}, bf16 {peak.bf16 / 1e9:.0f} GFLOP/s",
+    )
+    n_tokens = prepared.training.n_tokens
+    context = settle("context", options.context, _context(n_tokens, minutes), "longer for more text and time")
+    batch_size = settle(
+        "batch_size", options.batch_size, max(1, 8192 // context), "8192 tokens a step: many steps matter more than smooth ones"
+    )
+    if batch_size < options.micro_batches:
+        raise UsageError(f"batch_size = {batch_size} cannot be split into {options.micro_batches} micro-batches")
+    budget = (
+        minutes * 60 * peak.of(precision) * ASSUMED_UTILISATION
+        if minutes is not None
+        else math.inf
+    )
+    tokens = math.inf if options.steps is None else float(options.steps * batch_size * context)
+    depth, why = _depth(options, prepared.tokenizer.vocab_size, context, budget, tokens, n_tokens)
+    depth = settle("depth", options.depth, depth, why)
+    spec = _spec(options, prepared.tokenizer.vocab_size, context, depth)
+    settle("d_model", options.d_model, spec.d_model, f"{WIDTH_PER_LAYER} a layer")
+    parameters = count_parameters(spec)
+    settle("parameters", None, parameters.total, f"{parameters.attention + parameters.ffn:,} of them in the blocks")
+    muon = options.optimizer == "muon"
+    run = Run(
+        texts=texts,
+        options=options,
+        spec=spec,
+        tokenizer=prepared.tokenizer.hash,
+        data=prepared.training.hash,
+        steps=options.steps or 1,
+        batch_size=batch_size,
+        micro_batches=options.micro_batches,
+        seed=options.seed,
+        optimizer=options.optimizer,
+        learning_rate=settle("learning_rate", options.learning_rate, 0.004 if muon else 0.002, "of AdamW, at the peak"),
+        matrix_learning_rate=settle("matrix_learning_rate", options.matrix_learning_rate, 0.02, "of Muon, at the peak"),
+        weight_decay=settle("weight_decay", options.weight_decay, 0.05, "on matrices only"),
+        schedule=options.schedule,
+        warmup=0,
+        clip=options.clip,
+        dropout=options.dropout,
+        precision=precision,
+        compile=options.compile,
+        init=settle("init", options.init, "fan_in" if muon else "normal", f"goes with {options.optimizer}"),
+        validate_every=1,
+        sample_every=0,
+        checkpoint_every=1,
+        keep_checkpoints=options.keep_checkpoints,
+        on_nonfinite=options.on_nonfinite,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+    seconds = _seconds_per_step(run, prepared)
+    wanted = 1 if minutes is None else max(10, round(minutes * 60 / seconds))
+    steps = settle("steps", options.steps, wanted, f"{minutes or 0:g} minutes at {seconds:.3f} s a step, measured here")
+    each = steps * run.tokens_per_step / n_tokens
+    settle("tokens", None, steps * run.tokens_per_step, f"{each:.2g} times the text")
+    warmup = settle("warmup", options.warmup, min(100, max(1, steps // 20)), "a twentieth of the steps, at most 100")
+    often = max(1, min(steps, round(30 / seconds)))
+    run = replace(
+        run,
+        steps=steps,
+        warmup=min(warmup, steps),
+        validate_every=settle("validate_every", options.validate_every, often, "about every 30 seconds"),
+        sample_every=settle("sample_every", options.sample_every, often, "about every 30 seconds"),
+        checkpoint_every=settle("checkpoint_every", options.checkpoint_every, often, "about every 30 seconds"),
+    )
+    return replace(run, reasons=(*prepared.reasons, *settle.reasons))
+
+
+def _context(n_tokens: int, minutes: float | None) -> int:
+    longest = 256 if (minutes or 0) < 20 else 512
+    while longest > 32 and n_tokens < 8 * longest:
+        longest //= 2
+    return longest
+
+
+def _spec(options: TrainOptions, vocab_size: int, context: int, depth: int) -> DecoderSpec:
+    d_model = options.d_model or WIDTH_PER_LAYER * depth
+    head_dim = options.head_dim or math.gcd(d_model, 64)
+    return design(options.design)(vocab_size, context, depth, d_model, head_dim)
+
+
+def _depth(
+    options: TrainOptions, vocab_size: int, context: int, budget: float, tokens: float, n_tokens: int
+) -> tuple[int, str]:
+    """The deepest model that still sees TOKENS_PER_PARAMETER tokens a block parameter, within the FLOPs and the text."""
+    best = 2
+    for depth in range(2, MAX_DEPTH + 1):
+        spec = _spec(options, vocab_size, context, depth)
+        parameters = count_parameters(spec)
+        affordable = min(tokens, budget * context / training_flops(spec, context), MAX_EPOCHS * n_tokens)
+        if affordable < TOKENS_PER_PARAMETER * (parameters.attention + parameters.ffn):
+            break
+        best = depth
+    return best, f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is"
+
+
+def _seconds_per_step(run: Run, prepared: Prepared, repeats: int = 4) -> float:
+    """Median time of a real step, on a model that is thrown away."""
+    model = build_model(run)
+    optimizers = build_optimizers(
+        model,
+        run.optimizer,
+        learning_rate=run.learning_rate,
+        matrix_learning_rate=run.matrix_learning_rate,
+        weight_decay=run.weight_decay,
+    )
+    data = Packed(prepared.training, run.spec.context, run.seed)
+    times: list[float] = []
+    for i in range(repeats + 1):
+        start = time.perf_counter()
+        batches = data.batches(i, run.batch_size, run.micro_batches)
+        step(model, optimizers, causal_lm, batches, clip=run.clip, autocast=autocast(run.precision))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

@@ -1,0 +1,126 @@
+"""``pellucid.train``: texts and a folder in, a trained model out; the same call again goes on where the folder stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid.errors import CheckpointError, RunError, SpecError, UsageError, suggest
+from pellucid.families.native import SPEC, WEIGHTS, load_model
+from pellucid.files import locked, sweep
+from pellucid.train.checkpoint import FOLDER
+from pellucid.train.config import Run, TrainOptions, changed
+from pellucid.train.loop import Result, Sampler, fit
+from pellucid.train.metrics import METRICS, read_metrics
+from pellucid.train.prepare import Prepared, prepare
+from pellucid.train.report import Reporter
+from pellucid.train.resolve import resolve
+
+RUN = "run.json"
+
+
+def train(
+    texts: str | Path | Sequence[str | Path],
+    out: str | Path,
+    options: TrainOptions | None = None,
+    *,
+    run: Run | None = None,
+    reporter: Reporter | None = None,
+    sampler: Sampler | None = None,
+    **fields: Any,
+) -> Result:
+    """Train a model from scratch on ``texts`` into the folder ``out``; every number that is not given is derived.
+
+    texts: files, folders, globs, .jsonl, "-" or hf://org/name. options, or its fields as keywords (minutes=5, depth=4).
+    run: a resolved run to repeat exactly (``Run.load("run.json")``) instead of options.
+    The folder ends with model.safetensors, spec.json, tokenizer.json and run.json. When it holds an unfinished run of the
+    same options, that run goes on, bit for bit as if it had never stopped.
+
+    Raises DataError for unusable texts, UsageError for impossible options, RunError when the folder is in use, not
+    writable or holds another run, and Interrupted after Ctrl-C (saved).
+    """
+    names = tuple(str(t) for t in ([texts] if isinstance(texts, str | Path) else texts))
+    known = TrainOptions.__dataclass_fields__
+    for name in fields:
+        if name not in known:
+            raise UsageError(f"there is no option {name!r}", suggest(name, known))
+    options = replace(options or TrainOptions(), **fields)
+    reporter = reporter or Reporter()
+    folder = Path(out)
+    with locked(folder):
+        for place in (folder, folder / FOLDER, folder / "tokens"):
+            sweep(place)
+        saved = _saved(folder, names, options)
+        if saved is not None and (folder / SPEC).exists():
+            reporter.message(f"{folder} is finished: nothing to do")
+            return _finished(folder, saved)
+        wanted = saved or run
+        prepared = prepare(names, wanted.options if wanted else options, folder, reporter)
+        if wanted is not None:
+            _refuse_other_data(wanted, prepared, folder)
+            wanted = wanted.with_operations(options)
+        else:
+            wanted = resolve(names, options, prepared)
+        wanted.save(folder / RUN)
+        torch.set_num_threads(wanted.threads)
+        return fit(
+            wanted,
+            folder,
+            prepared.training,
+            prepared.validation,
+            reporter=reporter,
+            sampler=sampler,
+            tokenizer=prepared.tokenizer,
+        )
+
+
+def _saved(folder: Path, texts: tuple[str, ...], options: TrainOptions) -> Run | None:
+    """The run that the folder holds. Raises RunError when it is another than is asked for, or cannot be told."""
+    path = folder / RUN
+    if not path.exists():
+        if (folder / WEIGHTS).exists():
+            raise RunError(f"{folder} holds a model, but no {RUN} to go on with", "choose another folder with --out")
+        return None
+    try:
+        saved = Run.load(path)
+    except SpecError as error:
+        raise RunError(f"{error.problem}", f"restore {path} from a checkpoint in {folder / FOLDER}") from error
+    differences = changed(saved.options, options)
+    if texts != saved.texts:
+        differences.insert(0, f"the texts {', '.join(texts[:3])}, not {', '.join(saved.texts[:3])}")
+    if differences:
+        raise RunError(
+            f"{folder} holds another run; this one has {'; '.join(differences)}",
+            "choose another folder with --out, or give the same options again to go on",
+        )
+    return saved
+
+
+def _refuse_other_data(run: Run, prepared: Prepared, folder: Path) -> None:
+    if run.tokenizer != prepared.tokenizer.hash:
+        raise RunError(
+            f"the tokenizer in {folder} is not the one of this run", "restore tokenizer.json, or choose another --out"
+        )
+    if run.data != prepared.training.hash:
+        raise RunError(
+            "the text is not what it was when this run began", "restore the text, or start anew with another --out"
+        )
+
+
+def _finished(folder: Path, run: Run) -> Result:
+    from pellucid.data.tokenizer import Tokenizer
+    from pellucid.families.native import TOKENIZER
+
+    try:
+        model = load_model(folder)
+    except CheckpointError as error:
+        remedy = f"remove {folder / SPEC} and run the same command again: it is written anew from the newest checkpoint"
+        raise CheckpointError(error.problem, remedy) from error
+    model.tokenizer = Tokenizer.load(folder / TOKENIZER)
+    finals = [line["final_bits_per_byte"] for line in read_metrics(folder / METRICS) if "final_bits_per_byte" in line]
+    return Result(model, finals[-1] if finals else nan, run.steps, 0.0)

@@ -1,0 +1,33 @@
+"""Bits per byte: how well a text is predicted, in a unit that no tokenizer can flatter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from pellucid.batch import Batch
+from pellucid.nn.models import Decoder
+
+
+def bits_per_byte(
+    model: Decoder,
+    batches: Iterable[Batch],
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> float:
+    """Sum of -log2 p over all scored tokens, divided by the bytes of text they stand for (nan when there are none).
+
+    The tokens that end documents are paid for too, but stand for no byte, so this is never better than the truth.
+    """
+    was_training, nats, n_bytes = model.training, 0.0, 0
+    model.eval()
+    try:
+        with torch.no_grad(), autocast():
+            for batch in batches:
+                nats += float(model.nll_sum(batch))
+                n_bytes += batch.n_bytes
+    finally:
+        model.train(was_training)
+    return nats / math.log(2) / n_bytes if n_bytes else math.nan

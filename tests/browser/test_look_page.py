@@ -1,0 +1,226 @@
+"""The look page: whole, safe for any text, asks the network for nothing, and draws itself without an error."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pellucid.interpret import view
+from pellucid.interpret.display import label, prose
+from pellucid.interpret.look import Head, LensRow, Look, ModelFacts, Token
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+HOSTILE = [
+    "<|endoftext|>",
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<!--",
+    "{{script}}",
+    "\u2028\u2029",
+    '"&quot;',
+    " the",
+    "\n    ",
+    "漢字",
+]
+VOID = {"meta", "link", "img", "br", "input"}
+
+
+def synthetic(time: int = 10, n_layers: int = 2, n_heads: int = 3, name: str = "tiny", seed: int = 0) -> Look:
+    """A look with every field filled at random, over hostile tokens."""
+    random = np.random.default_rng(seed)
+    texts = [HOSTILE[t % len(HOSTILE)] for t in range(time)]
+    tokens = tuple(Token(t % len(HOSTILE), prose(text), label(text)) for t, text in enumerate(texts))
+    after = np.array([token.id for token in tokens[1:]])
+
+    def floats(*shape: int) -> np.ndarray:
+        return random.random(shape, dtype=np.float32)
+
+    rows = []
+    for depth in range(n_layers + 1):
+        ids = random.integers(0, len(HOSTILE), (time, 5))
+        correct = tuple((ids[:-1, 0] == after).tolist())
+        rank = random.integers(1, 11, time - 1)
+        rows.append(LensRow(f"point {depth}", ids, floats(time, 5), rank, correct, 3 * floats(time), floats(time)))
+    scores = np.tril(np.exp(4 * floats(n_layers, n_heads, time, time)))
+    patterns = (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
+    heads = tuple(Head(i, h, 0.6, 0.2, 0.1, time - 1, 0, 0.5) for i in range(n_layers) for h in range(n_heads))
+    streams = ("resid_pre", "attn_out", "ffn_out", "resid_post")
+    return Look(
+        ModelFacts(name, 1_234_567, n_layers, n_heads, 32, len(HOSTILE), 512),
+        tokens,
+        {t: label(text) for t, text in enumerate(HOSTILE)},
+        rows[-1].ids,
+        rows[-1].probs,
+        rows[-1].entropy,
+        8 * floats(time - 1),
+        rows[-1].actual_rank,
+        tuple(rows),
+        tuple(patterns),
+        heads,
+        {stream: 1 + floats(n_layers, time) for stream in streams},
+    )
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, and the text inside scripts and styles."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.raw: list[tuple[str, dict[str, str | None], str]] = []
+        self.title = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        inside = self.open[-1] if self.open else ""
+        if inside in ("script", "style"):
+            self.raw.append((inside, self.elements[-1][1], data))
+        if inside == "title":
+            self.title += data
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return view.to_html(synthetic(name="</title><script>alert(2)</script>"))
+
+
+def test_no_token_can_become_markup(html: str) -> None:
+    page = Page(html)
+    assert page.open == [], "every element is closed"
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert scripts == [{"id": "data", "type": "application/json"}, {}], "the data and one script: nothing slipped in"
+    assert not [tag for tag, _ in page.elements if tag == "img"]
+    assert page.title.startswith("</title><script>alert(2)</script> reads 10 tokens")
+    data = json.loads(next(text for _, attributes, text in page.raw if attributes.get("id") == "data"))
+    assert data["tokens"][1][2] == "</script><script>alert(1)</script>"
+    assert data["tokens"][4][2] == "{{script}}"
+    assert "\u2028" not in html
+    assert "\u2029" not in html
+
+
+def test_embedded_json_is_the_value_and_holds_nothing_dangerous() -> None:
+    value = {"text": "".join(HOSTILE) + "\u2028\u2029&<>\\", "numbers": [1, 0.25, None]}
+    text = view.embed_json(value)
+    assert json.loads(text) == value
+    assert not re.search("[<>&\u2028\u2029]", text)
+
+
+def test_the_page_asks_the_network_for_nothing(html: str) -> None:
+    page = Page(html)
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base", "video", "audio", "source"}
+        assert not {"src", "srcset", "action", "data", "poster", "style"} & attributes.keys()
+        assert not [name for name in attributes if name.startswith("on")]
+        assert (attributes.get("href") or "#").startswith("#")
+    own = "".join(text for tag, attributes, text in page.raw if attributes.get("id") != "data")
+    namespaces = {"http://www.w3.org/2000/svg"}  # a name, never fetched
+    assert set(re.findall(r"https?://[^\s\"'`)]+", own)) <= namespaces
+    assert not re.search(r"@import|url\(|\bfetch\(|XMLHttpRequest|WebSocket|\bimport\b|\beval\(|innerHTML", own)
+
+
+def test_the_policy_allows_only_the_pages_own_script_and_style(html: str) -> None:
+    page = Page(html)
+    policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    for tag, attributes, text in page.raw:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert (f"'sha256-{digest}'" in policy) == (attributes.get("id") != "data"), tag
+
+
+def test_patterns_are_packed_within_a_quarter_of_a_percent_point() -> None:
+    look = synthetic(time=12)
+    packed = view.payload(look)["patterns"]
+    assert (packed["size"], packed["stride"], packed["causal"]) == (12, 1, True)
+    stored = np.frombuffer(base64.b64decode(packed["heads"][1][2]), np.uint8)
+    rows, columns = np.tril_indices(12)
+    np.testing.assert_allclose((stored / 255) ** 2, look.patterns[1][2][rows, columns], atol=0.004)
+    full = replace(look, patterns=tuple(np.full((3, 12, 12), 1 / 12, np.float32) for _ in range(2)))
+    packed = view.payload(full)["patterns"]
+    assert not packed["causal"]
+    assert len(base64.b64decode(packed["heads"][0][0])) == 144
+
+
+def test_the_page_stays_small() -> None:
+    assert len(view.to_html(synthetic(time=64, n_layers=6, n_heads=6))) < 600_000
+
+
+def test_a_long_text_in_a_large_model_is_merged_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view, "MAX_PATTERN_BYTES", 2_000)
+    look = synthetic(time=50)
+    packed = view.payload(look)["patterns"]
+    size, stride = packed["size"], packed["stride"]
+    assert (size, stride) == (25, 2)
+    stored = np.frombuffer(base64.b64decode(packed["heads"][0][0]), np.uint8)
+    assert len(stored) == size * (size + 1) // 2
+    row, column = 9, 4
+    tile = look.patterns[0][0][row * 2 : row * 2 + 2, column * 2 : column * 2 + 2]
+    assert stored[row * (row + 1) // 2 + column] == view.quantise(tile).max()
+    assert 2 * 3 * len(stored) <= 2_000 < 2 * 3 * (50 * 51 // 2)
+
+
+def dump(page: Path, fragment: str, profile: Path) -> tuple[str, str]:
+    """The page's elements after its script ran, and what the browser's console said."""
+    assert CHROMIUM is not None
+    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--disable-sync"]
+    command += [f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=4000", "--dump-dom"]
+    done = subprocess.run(
+        [*command, page.as_uri() + fragment], capture_output=True, text=True, timeout=120, check=True, encoding="utf-8"
+    )
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done.stdout, "\n".join(console)
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the page with")
+
+
+@needs_chromium
+@pytest.mark.parametrize(("time", "n_layers", "n_heads"), [(10, 2, 3), (2, 1, 1), (200, 6, 6)])
+def test_it_draws_itself_without_an_error(tmp_path: Path, time: int, n_layers: int, n_heads: int) -> None:
+    page = tmp_path / "look.html"
+    page.write_text(view.to_html(synthetic(time, n_layers, n_heads)), encoding="utf-8")
+    drawn, console = dump(
+        page, f"#theme=dark&position={time - 1}&layer={n_layers}&head={n_heads}", tmp_path / "profile"
+    )
+    assert console == ""
+    assert 'data-ready="yes"' in drawn
+    assert 'data-theme="dark"' in drawn
+    assert drawn.count('class="head"') == n_layers * n_heads
+    assert f"Layer {n_layers}, head {n_heads}" in drawn
+    assert drawn.count('aria-selected="true"') == 1
+    assert drawn.count("<td data-position=") + drawn.count('<td class="') >= time * (n_layers + 1)
+    assert "<img" not in drawn
+    assert len(re.findall(r"<script[ >]", drawn)) == 2
+
+
+@needs_chromium
+def test_the_browser_test_can_see_an_error(tmp_path: Path) -> None:
+    page = tmp_path / "look.html"
+    page.write_text(view.to_html(synthetic()).replace('"topIds"', '"lost"'), encoding="utf-8")
+    drawn, console = dump(page, "", tmp_path / "profile")
+    assert "TypeError" in console
+    assert 'data-ready="yes"' not in drawn

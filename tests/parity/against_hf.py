@@ -1,0 +1,143 @@
+"""A published implementation beside ours, with the same random weights: how far apart are they?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from pellucid.batch import IGNORE, Batch, Tokens
+from pellucid.families.table import load_weights, to_theirs
+from pellucid.nn.models import Decoder
+from pellucid.spec import AttentionSpec, BlockSpec, DecoderSpec
+from torch import Tensor, nn
+
+TOLERANCE = 1e-5  # fp32; the closest trap, exact for tanh GELU, is larger
+VISIBLE = 1e-3  # what a wrong model must differ by
+BATCH, TIME, VOCAB = 3, 24, 61
+
+
+def noisy(model: nn.Module, seed: int = 0) -> Any:
+    """Every parameter moved away from where it was initialised: no bias is 0, no gain is 1, no two layers agree."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def config_json(model: Any) -> dict[str, Any]:
+    """The config as its file has it, defaults written out."""
+    return json.loads(model.config.to_json_string(use_diff=False))
+
+
+def ours(family: ModuleType, theirs: Any) -> Decoder:
+    """Our model, by the family's own translation."""
+    model = Decoder(family.to_spec(config_json(theirs)))
+    load_weights(model, theirs.state_dict(), family.TABLE)
+    return model.eval()
+
+
+def random_ids(batch: int = BATCH, time: int = TIME) -> Tensor:
+    return torch.randint(VOCAB, (batch, time), generator=torch.Generator().manual_seed(1))
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return float((a - b).abs().max())
+
+
+@torch.no_grad()
+def logits_gap(model: Decoder, theirs: Any) -> float:
+    ids = random_ids()
+    return gap(model(ids), theirs(ids).logits)
+
+
+@torch.no_grad()
+def padded_gap(model: Decoder, theirs: Any, side: str) -> float:
+    """Rows of unequal length, padded on one side, compared where there are tokens."""
+    ids, lengths = random_ids(), torch.tensor([TIME, TIME - 7, 2])
+    place = torch.arange(TIME).expand_as(ids)
+    valid = place < lengths[:, None] if side == "right" else place >= TIME - lengths[:, None]
+    tokens = Tokens.padded(valid)
+    theirs_logits = theirs(ids, attention_mask=valid.long(), position_ids=tokens.pos.clamp(min=0)).logits
+    return gap(model(ids, tokens)[valid], theirs_logits[valid])
+
+
+@torch.no_grad()
+def cached_gap(model: Decoder, theirs: Any) -> float:
+    """A prefill, a chunk, then token by token over either cache; all logits, against each other and the full forward."""
+    ids, full = random_ids(), theirs(random_ids()).logits
+    cuts = [0, 9, 14, *range(15, TIME + 1)]
+    past, cache, worst = None, model.new_cache(BATCH, TIME), 0.0
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        step = theirs(ids[:, start:end], past_key_values=past, use_cache=True)
+        past, logits = step.past_key_values, model(ids[:, start:end], cache=cache)
+        worst = max(worst, gap(logits, step.logits), gap(logits, full[:, start:end]))
+    return worst
+
+
+@torch.no_grad()
+def greedy_tokens(model: Decoder, ids: Tensor, n: int) -> Tensor:
+    cache, new = model.new_cache(len(ids), ids.shape[1] + n), ids
+    for _ in range(n):
+        new = model(new, cache=cache)[:, -1:].argmax(-1)
+        ids = torch.cat((ids, new), 1)
+    return ids
+
+
+@torch.no_grad()
+def inner_gaps(model: Decoder, theirs: Any) -> dict[str, float]:
+    """What flows inside: attention patterns and residual streams, at our activation points and at theirs."""
+    ids = random_ids()
+    with model.taps(read=["blocks.*.attn.pattern", "blocks.*.resid_pre", "final_norm"]) as acts:
+        model(ids)
+    usual = theirs.config._attn_implementation
+    theirs.set_attn_implementation("eager")
+    out = theirs(ids, output_attentions=True, output_hidden_states=True)
+    theirs.set_attn_implementation(usual)
+    gaps = {"final_norm": gap(acts["final_norm"], out.hidden_states[-1])}
+    for i, (pattern, resid) in enumerate(zip(out.attentions, out.hidden_states, strict=False)):
+        gaps[f"pattern {i}"] = gap(acts[f"blocks.{i}.attn.pattern"], pattern)
+        gaps[f"resid_pre {i}"] = gap(acts[f"blocks.{i}.resid_pre"], resid)
+    return gaps
+
+
+def gradient_gap(family: ModuleType, model: Decoder, theirs: Any) -> float:
+    """Largest |difference| / |gradient| over weights, of the gradient of the mean loss, by the family's own table."""
+    ids = random_ids()
+    labels = torch.cat((ids[:, 1:], torch.full((BATCH, 1), IGNORE)), 1)
+    model.zero_grad()
+    theirs.zero_grad()
+    loss = model.nll_sum(Batch(ids, Tokens.plain(*ids.shape), labels)) / (labels != IGNORE).sum()
+    their_loss = theirs(ids, labels=ids).loss
+    assert gap(loss.detach(), their_loss.detach()) <= TOLERANCE
+    loss.backward()
+    their_loss.backward()
+    named = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    grads, expected = to_theirs(named, family.TABLE), {name: p.grad for name, p in theirs.named_parameters()}
+    assert grads.keys() == expected.keys()
+    return max(float((grads[name] - want).norm() / want.norm()) for name, want in expected.items())
+
+
+def every_block(spec: DecoderSpec, mixer: dict[str, Any] | None = None, **changes: Any) -> DecoderSpec:
+    """The spec with these fields of every block (``mixer``: of its attention) replaced."""
+
+    def changed(block: BlockSpec) -> BlockSpec:
+        attention: AttentionSpec = replace(block.mixer, **(mixer or {}))
+        return replace(block, mixer=attention, **changes)
+
+    blocks = tuple(changed(block) for block in spec.stack.blocks)
+    return replace(spec, stack=replace(spec.stack, blocks=blocks))
+
+
+def forced(spec: DecoderSpec, weights_of: nn.Module) -> Decoder:
+    """A model of another spec, made to take the same weights in the same order: what a silent mistake amounts to."""
+    model = Decoder(spec)
+    with torch.no_grad():
+        for mine, theirs in zip(model.parameters(), weights_of.parameters(), strict=True):
+            assert mine.shape == theirs.shape
+            mine.copy_(theirs)
+    return model.eval()

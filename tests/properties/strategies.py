@@ -1,0 +1,213 @@
+"""What the property tests draw: legal models of tiny width, masks, and rows with padding and documents in them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import get_args
+
+import torch
+from hypothesis import strategies as st
+from pellucid.batch import Tokens
+from pellucid.nn.models import Decoder
+from pellucid.spec import (
+    POST_NORM,
+    PRE_NORM,
+    REORDERED_NORM,
+    SANDWICH_NORM,
+    Activation,
+    ALiBiSpec,
+    AttentionSpec,
+    BlockSpec,
+    BucketedBiasSpec,
+    ByPartsScaling,
+    Causal,
+    DecoderSpec,
+    EmbedSpec,
+    FFNSpec,
+    Full,
+    GatedFFNSpec,
+    LayerNormSpec,
+    LearnedSpec,
+    LinearScaling,
+    LMHeadSpec,
+    Mask,
+    NTKScaling,
+    Prefix,
+    RMSNormSpec,
+    RotarySpec,
+    SameSegment,
+    SinusoidalSpec,
+    StackSpec,
+    Window,
+    YaRNScaling,
+)
+from torch import Tensor
+
+VOCAB, CONTEXT = 11, 24
+CLOSE = {"atol": 1e-6, "rtol": 1e-6}  # models run in float64; what is left is float32 angles, rounded at other places
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """Type checks choose the list items they look at by ``random``, which Hypothesis wants left alone while it draws."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+windows = st.integers(1, 6).map(Window)
+leaves = st.one_of(
+    st.just(Causal()), st.just(Full()), windows, st.just(SameSegment()), st.integers(0, 4).map(Prefix)
+)
+masks: st.SearchStrategy[Mask] = st.recursive(
+    leaves,
+    lambda m: st.one_of(
+        st.builds(lambda a, b: a & b, m, m), st.builds(lambda a, b: a | b, m, m), st.builds(lambda a: ~a, m)
+    ),
+    max_leaves=4,
+)
+causal_masks: st.SearchStrategy[Mask] = st.one_of(
+    st.just(Causal()), windows.map(lambda w: Causal() & w), masks.map(lambda m: Causal() & m)
+)
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+norms = st.one_of(
+    st.builds(LayerNormSpec, bias=st.booleans()), st.builds(RMSNormSpec, offset=st.sampled_from([0.0, 1.0]))
+)
+scalings = st.sampled_from(
+    [None, LinearScaling(2.0), NTKScaling(4.0), YaRNScaling(4.0, 8), ByPartsScaling(4.0, 8, 1.0, 4.0)]
+)
+rotaries = st.builds(RotarySpec, base=st.sampled_from([10.0, 10_000.0]), fraction=st.sampled_from([1.0, 0.5]), scaling=scalings)
+biases = st.sampled_from(
+    [None, ALiBiSpec(), BucketedBiasSpec(8, 6), BucketedBiasSpec(8, 6, both_directions=True)]
+)
+head_counts = st.sampled_from([(1, 1), (2, 2), (3, 3), (4, 2), (2, 1), (4, 1)])  # MHA, GQA, MQA
+caps = st.sampled_from([None, None, 1.5])
+ffns = st.one_of(
+    st.builds(kind, d_ff=st.just(12), activation=st.sampled_from(get_args(Activation)), bias=st.booleans())
+    for kind in (FFNSpec, GatedFFNSpec)
+)
+
+
+@st.composite
+def blocks(draw: st.DrawFn, mask: st.SearchStrategy[Mask], n_heads: tuple[int, int], rotary: bool) -> BlockSpec:
+    attention = AttentionSpec(
+        *n_heads,
+        head_dim=4,
+        mask=draw(mask),
+        rotary=draw(rotaries) if rotary else None,
+        qk_norm=draw(st.none() | norms),
+        bias=draw(st.booleans()),
+        out_bias=draw(st.booleans()),
+        scale=draw(st.sampled_from([None, 1.0])),
+        soft_cap=draw(caps),
+    )
+    placement = draw(st.sampled_from([PRE_NORM, POST_NORM, SANDWICH_NORM, REORDERED_NORM]))
+    parallel = draw(st.booleans()) and not placement.out
+    return BlockSpec(attention, draw(ffns), draw(norms), placement, parallel)
+
+
+@st.composite
+def specs(draw: st.DrawFn, mask: st.SearchStrategy[Mask] = causal_masks) -> DecoderSpec:
+    """A legal decoder of one to three layers, equal or each its own."""
+    positions = draw(st.sampled_from(["none", "rotary", "bias", "learned", "sinusoidal", "rotary and bias"]))
+    n_heads = draw(head_counts)
+    one = blocks(mask, n_heads, "rotary" in positions)
+    layers = draw(st.one_of(st.lists(one, min_size=1, max_size=3), one.map(lambda b: [b] * 3)))
+    added = {"learned": LearnedSpec(), "sinusoidal": SinusoidalSpec()}.get(positions)
+    embed = EmbedSpec(added, draw(st.sampled_from([1.0, 8**0.5])), draw(st.none() | norms))
+    final_norm, bias = draw(norms), draw(biases) if "bias" in positions else None
+    head = LMHeadSpec(draw(st.booleans()), draw(st.booleans()), draw(caps))
+    with steady():
+        return DecoderSpec(VOCAB, CONTEXT, embed, StackSpec(8, tuple(layers), final_norm, bias), head)
+
+
+@steady()
+def build(spec: DecoderSpec, seed: int = 0) -> Decoder:
+    """The model with weights wide enough that everything matters: norms off the identity, score buckets off zero."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Decoder(spec)
+    norm_weights = {id(m.weight) for m in model.modules() if "Norm" in type(m).__name__}
+    with torch.no_grad():
+        for weight in model.parameters():
+            drawn = torch.randn(weight.shape, generator=generator) * 0.5
+            weight.copy_(drawn + weight if id(weight) in norm_weights else drawn)
+    return model.double().eval()
+
+
+models = specs().map(build)
+# grouped heads, rotary positions, gated layers: what a test takes that needs one model and not all of them
+EXAMPLE = DecoderSpec(
+    VOCAB,
+    CONTEXT,
+    EmbedSpec(),
+    StackSpec(8, (BlockSpec(AttentionSpec(4, 2, 4, rotary=RotarySpec()), GatedFFNSpec(12), RMSNormSpec()),) * 2, RMSNormSpec()),
+)
+
+
+@steady()
+def with_mask(spec: DecoderSpec, mask: Mask) -> DecoderSpec:
+    """The same model with this mask in every block."""
+    changed = tuple(replace(b, mixer=replace(b.mixer, mask=mask)) for b in spec.stack.blocks)
+    return replace(spec, stack=replace(spec.stack, blocks=changed))
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def ids(draw: st.DrawFn, batch: st.SearchStrategy[int] = st.integers(1, 3), max_time: int = 9, min_time: int = 1) -> Tensor:
+    """Token ids (batch, time)."""
+    shape = draw(batch), draw(st.integers(min_time, max_time))
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+
+
+@st.composite
+def padded(draw: st.DrawFn, max_length: int = 6) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Rows of several lengths; the same rows with padding before, between and behind, (batch, time); where tokens are."""
+    rows = [draw(ids(st.just(1), max_length))[0] for _ in range(draw(st.integers(1, 3)))]
+    time = max(map(len, rows)) + draw(st.integers(0, 3))
+    valid = torch.stack(
+        [torch.tensor(draw(st.permutations([True] * len(row) + [False] * (time - len(row))))) for row in rows]
+    )
+    everything = torch.full((len(rows), time), VOCAB - 1)
+    for i, row in enumerate(rows):
+        everything[i, valid[i]] = row
+    return rows, everything, valid
+
+
+@st.composite
+def chunks(draw: st.DrawFn, time: int) -> list[int]:
+    """Lengths >= 1 that sum to ``time``."""
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, time - 1)), max_size=time))) if time > 1 else []
+    return [b - a for a, b in zip([0, *cuts], [*cuts, time], strict=True)]
+
+
+@st.composite
+def places(draw: st.DrawFn) -> tuple[Tokens, Tokens]:
+    """Queries and keys of one call: a plain square, a continued row, or anything at all with gaps and documents."""
+    kind = draw(st.sampled_from(["square", "continued", "anything"]))
+    batch, n_q = draw(st.integers(1, 2)), draw(st.integers(1, 5))
+    if kind == "square":
+        tokens = Tokens.plain(batch, n_q, draw(st.sampled_from([0, 3])))
+        return tokens, tokens
+    if kind == "continued":
+        start = draw(st.integers(0, 5))
+        return Tokens.plain(batch, n_q, start), Tokens.plain(batch, start + n_q)
+    n_k = draw(st.integers(1, 7))
+
+    def anything(n: int, low: int, high: int) -> Tensor:
+        row = st.lists(st.integers(low, high), min_size=n, max_size=n)
+        return torch.tensor([draw(row) for _ in range(batch)])
+
+    packed = draw(st.booleans())
+    q_seg, k_seg = (anything(n_q, 0, 2), anything(n_k, 0, 2)) if packed else (None, None)
+    return Tokens(anything(n_q, -1, 7), q_seg), Tokens(anything(n_k, -1, 7), k_seg)

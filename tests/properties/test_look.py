@@ -1,0 +1,240 @@
+"""Looking: the lens ends in the model's output, what is shown is what was computed, the impossible is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from pellucid.data.tokenizer import Tokenizer
+from pellucid.errors import TapError, UsageError
+from pellucid.interpret.capture import capture
+from pellucid.interpret.display import label, prose
+from pellucid.interpret.lens import logit_lens
+from pellucid.interpret.look import Look, look
+from pellucid.interpret.terminal import show
+from pellucid.nn.models import Decoder
+from pellucid.spec import (
+    POST_NORM,
+    AttentionSpec,
+    BlockSpec,
+    DecoderSpec,
+    EmbedSpec,
+    FFNSpec,
+    LearnedSpec,
+    LMHeadSpec,
+    Placement,
+    RMSNormSpec,
+    StackSpec,
+)
+
+TEXT = "the cat sat on the mat; the dog sat on the log.\n"
+CONTEXT = 48
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([TEXT * 8], 280)
+
+
+def decoder(tokenizer: Tokenizer | None = None, placement: Placement | None = None) -> Decoder:
+    torch.manual_seed(0)
+    block = BlockSpec(AttentionSpec(4, 2, 8), FFNSpec(48), RMSNormSpec(), placement or Placement())
+    stack = StackSpec(32, (block,) * 3, RMSNormSpec() if placement is None else None)
+    spec = DecoderSpec(300, CONTEXT, EmbedSpec(LearnedSpec()), stack, LMHeadSpec(tied=False, bias=True))
+    model = Decoder(spec)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.4)
+    model.tokenizer = tokenizer
+    return model
+
+
+@pytest.fixture(scope="module")
+def seen(tokenizer: Tokenizer) -> Look:
+    return look(decoder(tokenizer), TEXT, name="tiny")
+
+
+def lens_of(model: Decoder, ids: torch.Tensor):
+    acts = capture(model, ids, ["embed", "blocks.*.resid_post"])
+    return logit_lens(model, acts, ids, top=5), acts
+
+
+@pytest.mark.parametrize("placement", [None, POST_NORM], ids=["pre-norm", "post-norm"])
+def test_the_lens_ends_in_the_models_output(placement: Placement | None) -> None:
+    model = decoder(placement=placement)
+    ids = torch.randint(0, 300, (2, 17))
+    lens, acts = lens_of(model, ids)
+    with torch.inference_mode():
+        logits = model(ids)
+        assert torch.equal(model.unembed(acts["blocks.2.resid_post"]), logits)
+    best = logits.log_softmax(-1).topk(5)
+    assert torch.equal(lens.ids[-1], best.indices)
+    assert torch.equal(lens.probs[-1], best.values.exp())
+    assert (lens.kl[-1] == 0).all()
+    assert not torch.equal(lens.ids[0], best.indices), "control: the embedding must not guess like the output"
+    assert (lens.kl[:-1] > 0.01).all(), "control: an earlier layer is another distribution"
+
+
+def test_the_lens_agrees_with_its_definition() -> None:
+    model, ids = decoder(), torch.randint(0, 300, (1, 11))
+    lens, acts = lens_of(model, ids)
+    with torch.inference_mode():
+        output = model(ids).double().log_softmax(-1)
+        logp = model.unembed(acts["blocks.0.resid_post"]).double().log_softmax(-1)
+    kl = (output.exp() * (output - logp)).sum(-1)
+    torch.testing.assert_close(lens.kl[1].double(), kl, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lens.entropy[1].double(), -(logp.exp() * logp).sum(-1), rtol=1e-4, atol=1e-5)
+    for t in range(10):
+        order = logp[0, t].argsort(descending=True).tolist()
+        assert lens.actual_rank[1, 0, t] == order.index(int(ids[0, t + 1])) + 1
+
+
+def test_an_impossible_token_gives_no_nan() -> None:
+    model, ids = decoder(), torch.randint(0, 299, (1, 5))
+    with torch.no_grad():
+        assert model.head.bias is not None
+        model.head.bias[299] = -torch.inf
+    lens, _ = lens_of(model, ids)
+    assert torch.isfinite(lens.kl).all()
+    assert torch.isfinite(lens.entropy).all()
+
+
+def test_losses_are_the_models_own(seen: Look, tokenizer: Tokenizer) -> None:
+    ids = torch.tensor([tokenizer.encode(TEXT, bos=True)])
+    logp = decoder(tokenizer)(ids).detach().log_softmax(-1)[0]
+    expected = [-float(logp[t, ids[0, t + 1]]) for t in range(ids.shape[1] - 1)]
+    np.testing.assert_allclose(seen.loss, expected, rtol=1e-4)  # patterns are read on another kernel
+    np.testing.assert_allclose(seen.bits * math.log(2), seen.loss, rtol=1e-6)
+    assert [token.id for token in seen.tokens] == ids[0].tolist()
+    assert seen.tokens[0].label == "<|endoftext|>"
+    np.testing.assert_allclose(seen.top_probs, logp.topk(10).values.exp().numpy(), rtol=1e-4)
+    for t, correct in enumerate(seen.lens[-1].correct):
+        assert correct == (seen.rank[t] == 1)
+
+
+def test_patterns_and_norms_are_the_activations(seen: Look, tokenizer: Tokenizer) -> None:
+    ids = torch.tensor([tokenizer.encode(TEXT, bos=True)])
+    acts = capture(decoder(tokenizer), ids, ["blocks.1.attn.pattern", "blocks.1.ffn_out"])
+    np.testing.assert_allclose(seen.patterns[1], acts["blocks.1.attn.pattern"][0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(seen.norms["ffn_out"][1], acts["blocks.1.ffn_out"][0].norm(dim=-1).numpy(), rtol=1e-4)
+    for layer in seen.patterns:
+        np.testing.assert_allclose(layer.sum(-1), 1, rtol=1e-5)
+        assert not np.triu(layer, 1).any()
+    assert len(seen.heads) == 3 * 4
+    head = seen.heads[5]
+    assert seen.patterns[head.layer][head.head, head.query, head.key] == pytest.approx(head.weight)
+
+
+def test_looking_leaves_the_model_as_it_was(tokenizer: Tokenizer) -> None:
+    model = decoder(tokenizer).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    look(model, TEXT)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(TapError):
+        capture(model.eval(), torch.tensor([[1]]), ["blocks.9.resid_post"])
+    assert not model.training
+
+
+def test_json_says_the_same(seen: Look) -> None:
+    told = json.loads(json.dumps(seen.to_json(), allow_nan=False))
+    assert told["model"]["n_layers"] == 3
+    assert [len(row) for row in told["patterns"][0][0]] == list(range(1, len(seen.tokens) + 1))
+    assert told["loss"][3] == pytest.approx(float(seen.loss[3]), rel=1e-3)
+
+
+def test_ids_without_a_tokenizer_and_a_single_token() -> None:
+    one = look(decoder(), [7], top=400)
+    assert one.tokens[0].label == "#7"
+    assert one.loss.shape == (0,)
+    assert one.top_ids.shape == (1, 300)
+    json.dumps(one.to_json(), allow_nan=False)
+    assert "What comes next?" in printed(one, 80)
+
+
+def test_what_cannot_be_looked_at_is_refused(tokenizer: Tokenizer) -> None:
+    model = decoder(tokenizer)
+    too_long = "cat dog " * 60
+    n_tokens = len(tokenizer.encode(too_long, bos=True))
+    with pytest.raises(UsageError, match=f"{n_tokens} tokens long, but the model's context is {CONTEXT}"):
+        look(model, too_long)
+    with pytest.raises(UsageError, match="empty"):
+        look(model, "")
+    with pytest.raises(UsageError, match="no token ids"):
+        look(model, [])
+    with pytest.raises(UsageError, match="token id 300 "):
+        look(model, [1, 300])
+    with pytest.raises(UsageError, match="top = 0"):
+        look(model, TEXT, top=0)
+    with pytest.raises(UsageError, match="no tokenizer"):
+        look(decoder(), TEXT)
+    with pytest.raises(UsageError, match="at least one residual"):
+        logit_lens(model, {}, torch.tensor([[1]]))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "running"),
+    [
+        (" the", "␣the", " the"),
+        ("\n    ", "⏎␣␣␣␣", "⏎\n····"),
+        ("\t", "⇥", "⇥\t"),
+        ("\u202eabc", "\\u202eabc", "\\u202eabc"),
+        ("\u200b", "\\u200b", "\\u200b"),
+        ("\x00\x1b[31m", "\\x00\\x1b[31m", "\\x00\\x1b[31m"),
+        ("\u0301", "◌\u0301", "\u0301"),
+        ("naïve 漢字", "naïve␣漢字", "naïve 漢字"),
+    ],
+)
+def test_tokens_are_written_visibly(text: str, shown: str, running: str) -> None:
+    assert label(text) == shown
+    assert prose(text) == running
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_labels_are_one_visible_line(text: str) -> None:
+    shown = label(text)
+    assert shown.isprintable() or not shown
+    assert len(shown) >= len(text)
+    assert " " not in shown
+
+
+def printed(seen: Look, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    show(seen, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 400])
+def test_the_terminal_view_fits_its_width(seen: Look, width: int) -> None:
+    text = printed(seen, width)
+    assert max(map(len, text.splitlines())) <= width
+    cut = re.search(r"the last (\d+)\s+of\s+(\d+)\s+tokens", text)
+    assert (cut is None) == (width == 400), "it says when tokens are left out, and only then"
+    assert "\x1b" not in text
+
+
+def test_the_terminal_shows_surprise_with_and_without_colour(seen: Look) -> None:
+    assert float(seen.bits.max()) > 6, "control: some token must be surprising"
+    assert re.search(r"\[+[^\]]+\]", printed(seen, 80).split("What comes next")[0])
+    console = Console(width=80, file=io.StringIO(), color_system="truecolor", force_terminal=True)
+    show(seen, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "\x1b[38;2;" in console.file.getvalue()
+
+
+def test_markup_in_a_text_is_text(tokenizer: Tokenizer) -> None:
+    text = printed(look(decoder(tokenizer), "[bold]x[/bold] [link=a]"), 120)
+    letters = re.sub(r"[\[\]]", "", text.split("What comes next")[0])
+    assert "boldx/bold" in letters.replace("\n", "")

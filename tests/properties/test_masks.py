@@ -1,0 +1,167 @@
+"""The mask algebra is boolean algebra, its lowering is the predicate, what is proved is so; and no token sees the future."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pellucid.batch import Tokens
+from pellucid.errors import SpecError
+from pellucid.nn.masks import Dense, dense, prove, see
+from pellucid.nn.models import Decoder
+from pellucid.spec import Causal, DecoderSpec, Full, Mask, Prefix, SameSegment, Window
+from strategies import VOCAB, build, ids, masks, models, places, specs, with_mask
+from torch import Tensor
+
+few = settings(max_examples=25, deadline=None)
+Places = tuple[Tokens, Tokens]
+squares = st.builds(Tokens.plain, st.just(1), st.integers(2, 6), st.integers(0, 3))
+small = st.integers(0, 7)
+
+
+def by_hand(mask: Mask, queries: Tokens, keys: Tokens) -> Tensor:
+    """The predicate on plain numbers, one pair at a time."""
+    packed = queries.seg is not None or keys.seg is not None
+    q_pos, k_pos = queries.pos.tolist(), keys.pos.tolist()
+    q_seg, k_seg = queries.segments.tolist(), keys.segments.tolist()
+
+    def sees(b: int, i: int, j: int) -> bool:
+        if q_pos[b][i] < 0 or k_pos[b][j] < 0 or (packed and q_seg[b][i] != k_seg[b][j]):
+            return False
+        return bool(mask.allow(q_pos[b][i], k_pos[b][j], q_seg[b][i], k_seg[b][j]))
+
+    batch, n_q, n_k = len(q_pos), len(q_pos[0]), len(k_pos[0])
+    return torch.tensor([[[[sees(b, i, j) for j in range(n_k)] for i in range(n_q)]] for b in range(batch)])
+
+
+@given(masks, places())
+@few
+def test_dense_is_the_predicate(mask: Mask, at: Places) -> None:
+    assert torch.equal(dense(mask, *at), by_hand(mask, *at))
+
+
+@given(masks, masks, masks, places())
+@few
+def test_algebra(a: Mask, b: Mask, c: Mask, at: Places) -> None:
+    def same(x: Mask, y: Mask) -> bool:
+        return torch.equal(dense(x, *at), dense(y, *at))
+
+    assert same(~~a, a)
+    assert same(a & b, b & a) and same(a | b, b | a)
+    assert same((a & b) & c, a & (b & c)) and same((a | b) | c, a | (b | c))
+    assert same(~(a & b), ~a | ~b) and same(~(a | b), ~a & ~b)
+    assert same(a & (b | c), (a & b) | (a & c)) and same(a | (a & b), a)
+    assert same(a & Full(), a) and same(a | Full(), Full()) and same(a | ~a, Full())
+    assert not dense(a & ~a, *at).any()
+
+
+@given(masks, small, small, st.integers(0, 1), st.integers(0, 1))
+@few
+def test_reach_bounds_how_far_back_a_query_sees(mask: Mask, q: int, k: int, q_seg: int, k_seg: int) -> None:
+    reach = mask.reach()
+    if reach is not None and mask.allow(q, k, q_seg, k_seg):
+        assert q - k < reach
+
+
+def test_what_the_masks_mean() -> None:
+    four = Tokens.plain(1, 4)
+    expected = {
+        Causal(): [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]],
+        Causal() & Window(2): [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]],
+        Window(2): [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]],
+        Causal() | Prefix(3): [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]],
+        ~Causal(): [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]],
+        SameSegment(): [[1, 1, 1, 1]] * 4,
+    }
+    for mask, rows in expected.items():
+        assert dense(mask, four, four)[0, 0].int().tolist() == rows, mask
+    assert (Causal() & Window(5)).reach() == 5 and (Window(2) | Window(7)).reach() == 7 and (~Window(3)).reach() is None
+    with pytest.raises(SpecError, match="size is 0"):
+        Window(0)
+
+
+@given(masks, places() | squares.map(lambda t: (t, t)))
+@settings(max_examples=60, deadline=None)
+def test_what_is_proved_is_so(mask: Mask, at: Places) -> None:
+    queries, keys = at
+    proof, allowed = prove(mask, queries, keys), dense(mask, queries, keys)
+    if proof == "full":
+        assert allowed.all()
+    if proof == "causal":
+        assert allowed.shape[-1] == allowed.shape[-2] and torch.equal(allowed, torch.ones_like(allowed).tril())
+    visible = see(mask, queries, keys)
+    assert visible.proof == proof
+    if proof is None:
+        assert visible.allowed is not None and visible.blind is not None
+        assert torch.equal(visible.allowed, allowed) and torch.equal(visible.blind[..., 0], ~allowed.any(-1))
+
+
+def test_the_fast_paths_are_found() -> None:
+    """Soundness alone would be satisfied by proving nothing."""
+    square, step = Tokens.plain(2, 5), (Tokens.plain(2, 1, 8), Tokens.plain(2, 9))
+    assert prove(Causal(), square, square) == "causal"
+    assert prove(Causal() & Window(5), square, square) == "causal"
+    assert prove(Causal() & Window(4), square, square) is None
+    assert prove(Full() & SameSegment(), square, square) == "full"
+    assert prove(Causal(), *step) == "full" and prove(Causal() & Window(9), *step) == "full"
+    assert prove(Causal() & Window(8), *step) is None
+    assert prove(Causal(), Tokens.plain(2, 2, 7), Tokens.plain(2, 9)) is None  # a rectangle: kernels align it to a corner
+
+
+@given(masks, places())
+@few
+def test_a_dense_mask_is_any_predicate(mask: Mask, at: Places) -> None:
+    queries, keys = at
+    given_ = see(Dense(dense(mask, queries, keys)), queries, keys)
+    assert given_.allowed is not None and torch.equal(given_.allowed, dense(mask, queries, keys))
+    everyone = see(Dense(torch.ones_like(given_.allowed)), Tokens(queries.pos), Tokens(keys.pos))
+    assert everyone.allowed is not None and torch.equal(everyone.allowed, dense(Full(), Tokens(queries.pos), Tokens(keys.pos)))
+
+
+def test_a_dense_mask_of_another_shape_is_refused() -> None:
+    tokens = Tokens.plain(1, 4)
+    with pytest.raises(SpecError, match=r"\(4, 3\) for \(4, 4\)"):
+        see(Dense(torch.ones(1, 1, 4, 3, dtype=torch.bool)), tokens, tokens)
+
+
+# --- no token sees the future ----------------------------------------------------------------------------------------
+
+
+def leak(model: Decoder, text: Tensor, t: int) -> float:
+    """By how much logits up to and including t change when every later token does."""
+    other = text.clone()
+    other[:, t + 1 :] = (other[:, t + 1 :] + 1) % VOCAB
+    with torch.no_grad():
+        return (model(text)[:, : t + 1] - model(other)[:, : t + 1]).abs().max().item()
+
+
+@given(models, ids(min_time=2), st.data())
+@few
+def test_later_tokens_change_no_earlier_logits(model: Decoder, text: Tensor, data: st.DataObject) -> None:
+    assert leak(model, text, data.draw(st.integers(0, text.shape[1] - 2))) <= 1e-9
+
+
+@given(models, ids(min_time=2), st.data())
+@few
+def test_no_gradient_flows_to_later_tokens(model: Decoder, text: Tensor, data: st.DataObject) -> None:
+    t = data.draw(st.integers(0, text.shape[1] - 2))
+    with model.taps(read="embed") as acts:
+        (grad,) = torch.autograd.grad(model(text)[:, : t + 1].square().sum(), acts["embed"])
+    assert grad.isfinite().all()
+    assert not grad[:, t + 1 :].any() and grad[:, t].any()
+
+
+@given(specs(), st.sampled_from([Full(), Causal() | Prefix(9), Window(3)]))
+@few
+def test_control_a_mask_that_looks_ahead_leaks(spec: DecoderSpec, mask: Mask) -> None:
+    text = torch.arange(8)[None]
+    assert leak(build(with_mask(spec, mask)), text, 3) > 1e-6
+
+
+def test_control_a_window_off_by_one_is_seen() -> None:
+    """The window counts the token itself: one that does not, or counts one more, is another mask."""
+    right = dense(Causal() & Window(3), Tokens.plain(1, 6), Tokens.plain(1, 6))
+    assert right.sum(-1).max() == 3
+    for size in (2, 4):
+        assert not torch.equal(right, dense(Causal() & Window(size), Tokens.plain(1, 6), Tokens.plain(1, 6)))
