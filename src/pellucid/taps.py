@@ -38,6 +38,8 @@ class Taps:
         edit = self.edit.get(name)
         if edit is not None:
             edited = edit(x)
+            if not isinstance(edited, Tensor):
+                raise TapError(f"the edit of {name} returned {edited!r}, not a tensor of shape {tuple(x.shape)}")
             if edited.shape != x.shape:
                 raise TapError(f"the edit of {name} changed its shape from {tuple(x.shape)} to {tuple(edited.shape)}")
             x = edited

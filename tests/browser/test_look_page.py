@@ -52,7 +52,8 @@ def synthetic(time: int = 10, n_layers: int = 2, n_heads: int = 3, name: str = "
         ids = random.integers(0, len(HOSTILE), (time, 5))
         correct = tuple((ids[:-1, 0] == after).tolist())
         rank = random.integers(1, 11, time - 1)
-        rows.append(LensRow(f"point {depth}", ids, floats(time, 5), rank, correct, 3 * floats(time), floats(time)))
+        probs = -np.sort(-floats(time, 5) / 5)
+        rows.append(LensRow(f"point {depth}", ids, probs, rank, correct, 3 * floats(time), floats(time)))
     scores = np.tril(np.exp(4 * floats(n_layers, n_heads, time, time)))
     patterns = (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
     heads = tuple(Head(i, h, 0.6, 0.2, 0.1, time - 1, 0, 0.5) for i in range(n_layers) for h in range(n_heads))
@@ -134,7 +135,7 @@ def test_the_page_asks_the_network_for_nothing(html: str) -> None:
         assert not {"src", "srcset", "action", "data", "poster", "style"} & attributes.keys()
         assert not [name for name in attributes if name.startswith("on")]
         assert (attributes.get("href") or "#").startswith("#")
-    own = "".join(text for tag, attributes, text in page.raw if attributes.get("id") != "data")
+    own = "".join(text for _, attributes, text in page.raw if attributes.get("id") != "data")
     namespaces = {"http://www.w3.org/2000/svg"}  # a name, never fetched
     assert set(re.findall(r"https?://[^\s\"'`)]+", own)) <= namespaces
     assert not re.search(r"@import|url\(|\bfetch\(|XMLHttpRequest|WebSocket|\bimport\b|\beval\(|innerHTML", own)
@@ -146,9 +147,9 @@ def test_the_policy_allows_only_the_pages_own_script_and_style(html: str) -> Non
     assert policy is not None
     assert policy.startswith("default-src 'none';")
     assert "unsafe" not in policy
-    for tag, attributes, text in page.raw:
+    for kind, attributes, text in page.raw:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        assert (f"'sha256-{digest}'" in policy) == (attributes.get("id") != "data"), tag
+        assert (f"{kind}-src 'sha256-{digest}'" in policy) == (attributes.get("id") != "data")
 
 
 def test_patterns_are_packed_within_a_quarter_of_a_percent_point() -> None:

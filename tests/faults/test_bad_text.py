@@ -1,4 +1,4 @@
-"""Every text that cannot be trained on: a clear error that names the file and the remedy, or, where it can, it just works."""
+"""Every text that cannot be trained on is a clear error that names the file and the remedy."""
 
 from __future__ import annotations
 
@@ -89,13 +89,16 @@ def test_met_bad_text_is_skipped_and_told(tmp_path: Path, name: str, data: bytes
     (tmp_path / "good.txt").write_bytes(GOOD)
     skipped.clear()
     assert [document.text.encode() for document in documents(tmp_path, on_skip=skipped.append)] == [GOOD]
-    assert [Path(one.name).name for one in skipped] == [name] and all(one.reason for one in skipped)
+    assert [Path(one.name).name for one in skipped] == [name]
+    assert all(one.reason for one in skipped)
 
 
 def test_names_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_bytes(GOOD)
-    with pytest.raises(DataError, match="second.txt does not exist"):
+    with pytest.raises(DataError, match=r"second\.txt does not exist"):
         documents([tmp_path / "good.txt", tmp_path / "second.txt"])
+    with pytest.raises(DataError, match="aaaa cannot be read: File name too long"):
+        documents("a" * 5000)
     with pytest.raises(DataError, match="no text was named"):
         documents([])
     (tmp_path / "hollow").mkdir()
@@ -183,7 +186,7 @@ def test_store_in_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("letter", ["a", " ", "é"])
 def test_one_line_of_megabytes(tmp_path: Path, letter: str) -> None:
-    """One line of ten million characters; the time it may take grows as its length, not its square."""
+    """One line of millions of characters; the time that takes grows as its length, not its square."""
 
     def seconds(length: int) -> float:
         begin = time.perf_counter()
@@ -195,8 +198,8 @@ def test_one_line_of_megabytes(tmp_path: Path, letter: str) -> None:
         assert tokenizer.decode(store.tokens) == document.text
         return time.perf_counter() - begin
 
-    short = seconds(1_000_000)
-    assert seconds(10_000_000) < 60 * short
+    short = seconds(400_000)
+    assert seconds(4_000_000) < 60 * short  # 10 where linear, 100 where quadratic
 
 
 @pytest.mark.slow
@@ -208,5 +211,6 @@ def test_one_line_of_100_megabytes(tmp_path: Path) -> None:
     found = list(documents(tmp_path / "line.txt"))
     tokenizer = Tokenizer.train([document.text for document in found], 1024)
     store = build_store(found, tokenizer, tmp_path / "store")
-    assert store.n_bytes == 100_000_000 and store.n_tokens < 2_000_000
+    assert store.n_bytes == 100_000_000
+    assert store.n_tokens < 2_000_000
     assert time.perf_counter() - begin < 60

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.families.table import load_weights, to_theirs
 from pellucid.nn.models import Decoder
 from pellucid.spec import AttentionSpec, BlockSpec, DecoderSpec
-from torch import Tensor, nn
 
 TOLERANCE = 1e-5  # fp32; the closest trap, exact for tanh GELU, is larger
 VISIBLE = 1e-3  # what a wrong model must differ by
@@ -68,11 +70,11 @@ def padded_gap(model: Decoder, theirs: Any, side: str) -> float:
 
 @torch.no_grad()
 def cached_gap(model: Decoder, theirs: Any) -> float:
-    """A prefill, a chunk, then token by token over either cache; all logits, against each other and the full forward."""
+    """A prefill, a chunk, then token by token, over either cache: all logits, beside each other and the full forward."""
     ids, full = random_ids(), theirs(random_ids()).logits
     cuts = [0, 9, 14, *range(15, TIME + 1)]
     past, cache, worst = None, model.new_cache(BATCH, TIME), 0.0
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         step = theirs(ids[:, start:end], past_key_values=past, use_cache=True)
         past, logits = step.past_key_values, model(ids[:, start:end], cache=cache)
         worst = max(worst, gap(logits, step.logits), gap(logits, full[:, start:end]))

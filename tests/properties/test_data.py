@@ -91,7 +91,8 @@ def test_pieces_are_bounded_and_join_to_the_text(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_module, "_PIECE", 4)
         cut = list(pieces(text))
-        assert "".join(cut) == text and all(len(piece) <= 8 for piece in cut)
+        assert "".join(cut) == text
+        assert all(len(piece) <= 8 for piece in cut)
         assert [again for piece in cut for again in pieces(piece)] == cut
         assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
@@ -137,20 +138,22 @@ def test_sample_is_spread_evenly_and_about_as_long_as_asked() -> None:
         taken = list(sample([SOURCE, SOURCE[::-1]], 20_000))
         assert abs(sum(map(len, taken)) - 20_000) <= 200
         places = [SOURCE.find(piece) for piece in taken if piece in SOURCE]
-        assert min(places) < len(SOURCE) / 10 and max(places) > len(SOURCE) * 0.9
+        assert min(places) < len(SOURCE) / 10
+        assert max(places) > len(SOURCE) * 0.9
         assert "".join(sample([SOURCE], len(SOURCE))) == SOURCE
 
 
 def test_saved_tokenizer_is_the_same_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     TOKENIZER.save(tmp_path / "tokenizer.json")
     again = Tokenizer.load(tmp_path / "tokenizer.json")
-    assert again.hash == TOKENIZER.hash and again.encode(END_OF_TEXT) == TOKENIZER.encode(END_OF_TEXT)
+    assert again.hash == TOKENIZER.hash
+    assert again.encode(END_OF_TEXT) == TOKENIZER.encode(END_OF_TEXT)
     good = (tmp_path / "tokenizer.json").read_text()
     for damaged in (good[:1000], good.replace(END_OF_TEXT, "<|end|>"), good.replace('"Ġ"', '"\u4e00"'), "[]"):
         (tmp_path / "damaged.json").write_text(damaged)
-        with pytest.raises(CheckpointError, match="damaged.json"):
+        with pytest.raises(CheckpointError, match=r"damaged\.json"):
             Tokenizer.load(tmp_path / "damaged.json")
-    with pytest.raises(CheckpointError, match="missing.json"):
+    with pytest.raises(CheckpointError, match=r"missing\.json"):
         Tokenizer.load(tmp_path / "missing.json")
 
 
@@ -198,11 +201,13 @@ def test_every_kind_of_file_is_read_in_the_same_order(tmp_path: Path, monkeypatc
     ]
     reasons = {Path(one.name).name: one.reason for one in skipped}
     assert reasons.keys() == {"e.jsonl.gz", "picture.png", "empty.txt", "latin.txt", "gone.txt"}
-    assert reasons["e.jsonl.gz"] == "2 rows without text" and "NUL" in reasons["picture.png"]
-    assert "UTF-8" in reasons["latin.txt"] and "empty" in reasons["empty.txt"]
+    assert reasons["e.jsonl.gz"] == "2 rows without text"
+    assert "NUL" in reasons["picture.png"]
+    assert "UTF-8" in reasons["latin.txt"]
+    assert "empty" in reasons["empty.txt"]
     by_glob = documents(["texts/*.xz", "texts/**/*.py"])
     assert [document.text for document in by_glob] == ["c", "z = 1"]
-    with pytest.warns(UserWarning, match="picture.png"):
+    with pytest.warns(UserWarning, match=r"picture\.png"):
         assert [document.text for document in documents("texts/[pc]*")] == ["c"]
 
 
@@ -225,7 +230,7 @@ def test_hugging_face_dataset_is_a_source(tmp_path: Path, monkeypatch: pytest.Mo
     assert found == [("hf://org/name?split=train#0", "one"), ("hf://org/name?split=train#2", "three")]
     assert [one.reason for one in skipped] == ["1 rows without text"]
     assert [d.text for d in documents("hf://org/name?limit=1")] == ["one"]
-    with pytest.raises(DataError, match="no field 'txt'\n.*did you mean 'text'"):
+    with pytest.raises(DataError, match=r"no field 'txt'\n.*did you mean 'text'"):
         list(documents("hf://org/name?field=txt"))
     with pytest.raises(DataError, match="split=nope cannot be read"):
         list(documents("hf://org/name?split=nope"))
@@ -243,7 +248,8 @@ def test_split_loses_nothing_and_holds_out_what_was_asked(lengths: list[int], fr
     total = sum(len(document.text) for document in whole)
     assert sorted("".join(d.text for d in [*training, *validation])) == sorted("".join(d.text for d in whole))
     held = sum(len(document.text) for document in validation)
-    assert fraction * total <= held <= 2 * fraction * total + 1 and training
+    assert fraction * total <= held <= 2 * fraction * total + 1
+    assert training
     for part in [*training, *validation]:
         (origin,) = (d for d in whole if part.name == d.name or part.name.startswith(d.name + "["))
         if part.name != origin.name:
@@ -254,7 +260,8 @@ def test_split_loses_nothing_and_holds_out_what_was_asked(lengths: list[int], fr
 
 def test_split_cuts_a_single_document_at_line_ends() -> None:
     training, validation = split([Document("book", SOURCE)], 0.1)
-    assert len(validation) > 1 and all(part.text.endswith("\n") for part in [*training, *validation])
+    assert len(validation) > 1
+    assert all(part.text.endswith("\n") for part in [*training, *validation])
 
 
 def test_split_keeps_copies_together() -> None:
@@ -262,7 +269,8 @@ def test_split_keeps_copies_together() -> None:
     copies = [Document(f"copy of {document.name}", document.text) for document in distinct]
     for seed in range(5):
         training, validation = split(distinct + copies, 0.1, seed)
-        assert {d.text for d in validation} and not {d.text for d in validation} & {d.text for d in training}
+        assert {d.text for d in validation}
+        assert not {d.text for d in validation} & {d.text for d in training}
     same = [Document(str(number), SOURCE[:500]) for number in range(50)]
     training, validation = split(same, 0.1)
     assert not {d.text for d in validation} & {d.text for d in training}
@@ -274,7 +282,7 @@ def test_split_by_name() -> None:
     held = [d.name for d in split(whole, held_out=["json/decoder.py", "book.txt"])[1]]
     assert held == ["lib/json/decoder.py", "book.txt#1", "book.txt#2", "lib/copy.py"]
     assert len(split(whole, held_out=["*coder.py"])[1]) == 4
-    with pytest.raises(DataError, match="did you mean 'lib/json/decoder.py'"):
+    with pytest.raises(DataError, match=r"did you mean 'lib/json/decoder.py'"):
         split(whole, held_out=["json/decodr.py"])
     with pytest.raises(DataError, match="every document"):
         split(whole, held_out=["*"])
@@ -312,8 +320,11 @@ def test_long_documents_span_batches_of_the_encoder(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("pellucid.data.store._BATCH", 256)
     done: list[int] = []
     cut = build_store(whole, TOKENIZER, tmp_path / "cut", progress=done.append)
-    assert cut.hash == plain.hash and (cut.tokens == plain.tokens).all() and (cut.offsets == plain.offsets).all()
-    assert sum(done) == cut.n_bytes and len(done) > 10
+    assert cut.hash == plain.hash
+    assert (cut.tokens == plain.tokens).all()
+    assert (cut.offsets == plain.offsets).all()
+    assert sum(done) == cut.n_bytes
+    assert len(done) > 10
 
 
 def test_store_is_never_built_twice(tmp_path: Path) -> None:
@@ -326,9 +337,12 @@ def test_store_is_never_built_twice(tmp_path: Path) -> None:
     before = state()
     done: list[int] = []
     again = build_store(stream_of([30, 20]), TOKENIZER, folder, progress=done.append)
-    assert state() == before and again.hash == first.hash and done == [first.n_bytes]
+    assert state() == before
+    assert again.hash == first.hash
+    assert done == [first.n_bytes]
     other = build_store(stream_of([30, 21]), TOKENIZER, folder)
-    assert state() != before and other.hash != first.hash
+    assert state() != before
+    assert other.hash != first.hash
     assert build_store(stream_of([30, 20]), TOKENIZER, folder).hash == first.hash
     assert build_store(stream_of([30, 20]), Tokenizer.train([SOURCE], 300), folder).hash != first.hash
 
@@ -348,13 +362,13 @@ def test_any_flipped_byte_is_found(tmp_path: Path) -> None:
             open_store(folder)
         assert build_store(stream_of([30, 20]), TOKENIZER, folder).hash == good  # made again
     (folder / "offsets.npy").unlink()
-    with pytest.raises(DataError, match="offsets.npy is missing"):
+    with pytest.raises(DataError, match=r"offsets\.npy is missing"):
         open_store(folder)
 
 
 def test_store_replaces_nothing_but_a_store(tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text("the only copy")
-    with pytest.raises(DataError, match="novel.txt"):
+    with pytest.raises(DataError, match=r"novel\.txt"):
         build_store(stream_of([5]), TOKENIZER, tmp_path)
     assert (tmp_path / "novel.txt").read_text() == "the only copy"
 
@@ -393,7 +407,9 @@ def check_places(store: TokenStore, batch: Batch, row: int, start: int) -> None:
     seg = batch.tokens.segments[row, :n]
     assert torch.equal(seg[:, None] == seg[None, :], torch.from_numpy(document[:, None] == document[None, :]))
     if batch.tokens.start is not None:
-        assert batch.tokens.seg is None and len(set(document)) == 1 and n == len(valid)
+        assert batch.tokens.seg is None
+        assert len(set(document)) == 1
+        assert n == len(valid)
 
 
 @few
@@ -407,7 +423,8 @@ def test_an_epoch_has_every_token_as_a_label_once(lengths: list[int], context: i
     packed = Packed(store, context, seed)
     starts = sorted(packed._start(epoch * packed.rows + index) for index in range(packed.rows))
     assert starts == list(range(starts[0], starts[0] + packed.rows * context, context))
-    assert 0 <= starts[0] < context and starts[-1] + context < store.n_tokens
+    assert 0 <= starts[0] < context
+    assert starts[-1] + context < store.n_tokens
     assert store.n_tokens - 1 - packed.rows * context < 2 * context
     batch = packed.samples(epoch * packed.rows, packed.rows)
     order = [packed._start(epoch * packed.rows + index) for index in range(packed.rows)]
@@ -424,7 +441,8 @@ def test_epochs_differ_and_cover_the_ends() -> None:
     epochs = [[packed._start(e * packed.rows + i) for i in range(packed.rows)] for e in range(40)]
     assert len({tuple(epoch) for epoch in epochs}) == 40
     assert len({min(epoch) for epoch in epochs}) > 10
-    assert max(max(epoch) for epoch in epochs) + 17 >= STORE.n_tokens - 4 and min(min(e) for e in epochs) <= 3
+    assert max(max(epoch) for epoch in epochs) + 17 >= STORE.n_tokens - 4
+    assert min(min(e) for e in epochs) <= 3
     assert Packed(STORE, 16, seed=1).samples(0, 8).ids.tolist() != packed.samples(0, 8).ids.tolist()
 
 
@@ -451,9 +469,11 @@ def test_order_is_pure_and_the_same_however_it_is_shared(step: int, batch_size: 
 
 def test_rows_of_one_document_are_plain_and_others_are_not() -> None:
     plain = Packed(store_of([400]), 16, seed=0).samples(1, 1)
-    assert plain.tokens.start == 0 and plain.tokens.seg is None
+    assert plain.tokens.start == 0
+    assert plain.tokens.seg is None
     mixed = Packed(STORE, 256, seed=0).samples(0, 2)
-    assert mixed.tokens.start is None and mixed.tokens.seg is not None
+    assert mixed.tokens.start is None
+    assert mixed.tokens.seg is not None
     mixed.refuse_unshifted()
 
 
@@ -466,7 +486,8 @@ def test_evaluation_scores_every_token_once(lengths: list[int], context: int, da
     n_bytes = 0
     number = 0
     for batch in evaluation(store, context, rows, stride):
-        assert batch.ids.shape[0] <= rows and batch.ids.shape[1] == context
+        assert batch.ids.shape[0] <= rows
+        assert batch.ids.shape[1] == context
         n_bytes += batch.n_bytes
         for row in range(len(batch.ids)):
             start = number * stride
@@ -503,7 +524,8 @@ def test_stores_of_large_vocabularies_use_wide_integers(tmp_path: Path) -> None:
             return [[number + 69_000 for number in ids] for ids in super().encode_batch(texts)]
 
     store = build_store(stream_of([30]), Wide(TOKENIZER.inner), tmp_path / "wide")
-    assert store.tokens.dtype == np.uint32 and store.tokens.max() > 69_000
+    assert store.tokens.dtype == np.uint32
+    assert store.tokens.max() > 69_000
     assert store.tokens[1:-1].tolist() == [69_000 + n for n in TOKENIZER.encode(stream_of([30])[0].text)]
 
 

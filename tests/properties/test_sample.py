@@ -79,6 +79,19 @@ def test_top_p_keeps_the_smallest_set_of_that_mass(logits: Tensor, p: float) -> 
         assert len(left) == 1 or float(mass[order[: len(left) - 1]].sum()) < p + rounding
 
 
+@pytest.mark.parametrize(("scale", "large"), [(3.0, False), (0.5, True)])
+def test_top_p_of_a_large_vocabulary(scale: float, large: bool) -> None:
+    logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)) * scale
+    filtered = top_p(logits, 0.9)
+    check_filter(logits, filtered)
+    for before, after in zip(logits, filtered, strict=True):
+        left, mass = kept(after), before.double().softmax(-1)
+        assert (len(left) > 2000) == large
+        least = min(left, key=lambda token: mass[token].item())
+        assert float(mass[sorted(left)].sum()) >= 0.9 - 1e-5
+        assert float(mass[sorted(left - {least})].sum()) < 0.9 + 1e-5
+
+
 def test_top_p_on_exact_halves() -> None:
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     sizes = {0.5: 1, 0.51: 2, 0.75: 2, 0.76: 3, 0.875: 3, 0.9: 4, 1.0: 4}

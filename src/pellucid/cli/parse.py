@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,11 @@ def parse(command: Callable[..., Any], arguments: Sequence[str], examples: str) 
         command,
         args=list(arguments),
         prog=f"pellucid {command.__name__}",
-        description=f"{(command.__doc__ or '').strip()}\n\nexamples\n{shown}",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff, tyro.conf.OmitSubcommandPrefixes),
+        description=f"{_summary(command)}\n\nexamples\n{shown}",
+        config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def _summary(command: Callable[..., Any]) -> str:
+    """The docstring up to its ``Args:``, which tyro shows beside each flag."""
+    return inspect.cleandoc(command.__doc__ or "").split("\nArgs:")[0].strip()

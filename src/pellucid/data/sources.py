@@ -64,14 +64,19 @@ def documents(
     .jsonl file (the text is in ``field``), ``-`` for standard input, or
     ``hf://org/name[/config][?split=train&field=text&revision=main&limit=1000]`` for a Hugging Face dataset.
     A line ``<|endoftext|>`` in a text file separates documents; that text anywhere else is ordinary text.
-    What is named must be good text: it raises DataError when missing, empty, unreadable, binary, damaged or not UTF-8. What is merely
-    met in a folder or glob is then handed to ``on_skip`` instead; an input of which nothing is left raises DataError.
+    What is named must be good text: DataError when it is missing, empty, unreadable, binary, damaged or not UTF-8.
+    What is merely met in a folder or glob is then handed to ``on_skip`` instead; DataError when nothing is left.
     """
     items = [str(item) for item in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
     if not items:
         raise DataError("no text was named", "name at least one file, folder, glob, '-' or hf://org/name")
     # Found before anything is read: a misspelt fifth name should not be reported after an hour of reading four.
-    found = [(item, *_find(item, on_skip)) for item in items]
+    found: list[tuple[str, list[str], bool]] = []
+    for item in items:
+        try:
+            found.append((item, *_find(item, on_skip)))
+        except OSError as error:  # a name too long, a folder that may not be looked into
+            raise DataError(f"{item[:200]} cannot be read: {error.strerror}", "check the path") from error
     return itertools.chain.from_iterable(_read_input(*one, field, on_skip) for one in found)
 
 

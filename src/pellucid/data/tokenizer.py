@@ -7,8 +7,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from pellucid.errors import CheckpointError, DataError, UsageError
 from pellucid.files import write_text
@@ -180,16 +181,16 @@ class Tokenizer:
             )
         return self._bytes[number]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``, special tokens left out; bytes that are not UTF-8 show as U+FFFD.
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        """The text of ``ids`` (a list, array or 1-D tensor); special tokens are left out.
 
-        Raises DataError for an id out of range.
+        Bytes that are not UTF-8 show as U+FFFD. Raises DataError for an id out of range.
         """
-        return b"".join(self.bytes_of(int(number)) for number in ids).decode("utf-8", errors="replace")
+        return b"".join(self.bytes_of(index(number)) for number in ids).decode("utf-8", errors="replace")
 
-    def tokens_as_text(self, ids: Iterable[int]) -> list[str]:
+    def tokens_as_text(self, ids: Iterable[SupportsIndex]) -> list[str]:
         r"""Each token by itself, to be shown: a part of a character as ``\xNN``, a special token by its name."""
-        return [self._shown(int(number)) for number in ids]
+        return [self._shown(index(number)) for number in ids]
 
     def _shown(self, number: int) -> str:
         raw = self.bytes_of(number)

@@ -37,9 +37,13 @@ def value_hash(value: Value) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
-    """Write a safetensors file, whole or not at all, with its own digest inside."""
+    """Write a safetensors file, whole or not at all, with its own digest inside; equal contents give equal files.
+
+    The metadata is one entry, since the format keeps several in no fixed order.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(path, lambda aside: save_file(plain, aside, {"format": "pt", "sha256": digest(plain), **metadata}))
+    inside = json.dumps({"sha256": digest(plain), **metadata}, sort_keys=True)
+    write_file(path, lambda aside: save_file(plain, aside, {"pellucid": inside}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -51,7 +55,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} does not exist", "give a folder that training or `save_model` wrote")
     try:
         with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
+            metadata: dict[str, str] = json.loads((file.metadata() or {}).get("pellucid", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}", "use another copy, or an earlier checkpoint") from error

@@ -93,13 +93,13 @@ def top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batc
     _check("top_p", p)
     if p == 1:
         return logits
-    total = logits.logsumexp(-1, keepdim=True)
-    ordered = logits.topk(min(_FIRST_LOOK, logits.shape[-1])).values  # descending
-    if bool((ordered.logsumexp(-1, keepdim=True) - total < math.log(p)).any()):
-        ordered = logits.sort(descending=True).values
-    probability = (ordered - total).exp()
-    before = probability.cumsum(-1) - probability  # the mass of all that are likelier: a token is kept while it is < p
-    count = (before < p).sum(-1, keepdim=True).clamp(min=1)
+    total, vocab = logits.logsumexp(-1, keepdim=True), logits.shape[-1]
+    for size in (min(_FIRST_LOOK, vocab), vocab):
+        ordered = logits.topk(size).values  # descending
+        mass = (ordered - total).exp().cumsum(-1)  # of the n likeliest
+        if bool((mass[:, -1] >= p).all()):
+            break
+    count = ((mass < p).sum(-1, keepdim=True) + 1).clamp(max=size)  # rounding may leave the whole mass below p
     return _keep_best(logits, ordered.gather(-1, count - 1), count)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,10 +51,10 @@ def prepare(texts: Sequence[str], options: TrainOptions, folder: Path, reporter:
     """
     skipped: list[Skipped] = []
     found = list(documents(texts, on_skip=skipped.append))
-    for one in skipped[:5]:
-        reporter.message(f"skipped {one.name}: {one.reason}")
-    if len(skipped) > 5:
-        reporter.message(f"and {len(skipped) - 5} more")
+    for reason, alike in itertools.groupby(sorted(skipped, key=lambda one: one.reason), key=lambda one: one.reason):
+        names = [one.name for one in alike]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        reporter.message(f"skipped {names[0]}{more}: {reason}")
     training, validation = split(found, options.validation, options.seed, options.held_out)
     n_bytes = sum(d.n_bytes for d in training)
     size, why = choose_vocab_size(options, n_bytes)

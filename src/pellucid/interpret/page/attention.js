@@ -116,13 +116,13 @@ function headPanel() {
     context.scale(scale, scale);
     context.imageSmoothingEnabled = false;
     context.drawImage(bitmap, margin, margin, cell * size, cell * size);
-    const step = Math.ceil(10 / cell);
+    const step = Math.ceil(11 / cell);
     const selected = groupOf(state.position);
     const [ink, muted, accent] = [css("--ink"), css("--muted"), css("--accent")];
     const lit = pointed ?? [selected, null];
     const write = (group, across) => {
       const strong = group === (across ? lit[1] : lit[0]);
-      const close = lit[across ? 1 : 0] !== null && Math.abs(group - lit[across ? 1 : 0]) * cell < 10;
+      const close = lit[across ? 1 : 0] !== null && Math.abs(group - lit[across ? 1 : 0]) * cell < 11;
       if (!strong && (group % step || (step > 1 && close))) return;
       const name = groupName(group);
       context.fillStyle = strong ? ink : muted;
@@ -185,6 +185,7 @@ function headPanel() {
       span.style.color = unseen ? "var(--muted)" : inkOn("attention", value);
       span.classList.toggle("selected", at === position);
     });
+    reveal($("head-text"), spans[position]);
     drawMap();
   }
   return { select: show };

@@ -22,6 +22,7 @@ function lensPanel() {
   node.replaceChildren(
     el("table", {}, columns, el("thead", {}, el("tr", {}, corner("really next"), ...heads)), body, el("tfoot", {}, el("tr", {}, corner("token read"), ...feet))),
   );
+  node.firstChild.style.width = `${92 + 64 * n}px`; // a fixed table layout needs a width, or long guesses widen it
   node.addEventListener("click", (event) => {
     if (event.target.dataset.position) select(Number(event.target.dataset.position));
   });

@@ -13,6 +13,13 @@ function addTokens(node) {
   return spans;
 }
 
+/** Scroll `node`, and nothing else, as little as shows `child`. */
+function reveal(node, child) {
+  const [top, bottom] = [child.offsetTop - 8, child.offsetTop + child.offsetHeight + 8];
+  if (top < node.scrollTop) node.scrollTop = top;
+  else if (bottom > node.scrollTop + node.clientHeight) node.scrollTop = bottom - node.clientHeight;
+}
+
 function textPanel() {
   const node = $("text");
   const spans = addTokens(node);
@@ -31,6 +38,7 @@ function textPanel() {
         span.setAttribute("aria-selected", position === state.position);
       });
       node.setAttribute("aria-activedescendant", spans[state.position].id);
+      reveal(node, spans[state.position]);
     },
   };
 }

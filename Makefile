@@ -1,0 +1,87 @@
+# Each target sets up .venv by itself and re-uses it. Two stages: what running needs (.venv/.run), and the tools beside it
+# (.venv/.dev), so that `make demo` downloads nothing that it does not use.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+PYTEST := $(BIN)/python -m pytest
+# `make test ARGS="-n 4 -k cache"` hands ARGS to pytest.
+ARGS :=
+
+# The first of these that runs and is new enough makes .venv; `make PYTHON=/path/to/python …` chooses another.
+PYTHON := python3 python3.11 python3.12 python3.13 python3.14
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help
+help: ## what can be made
+	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: .venv/.run ## train on Python's own library for three minutes, write some Python, look inside
+	$(BIN)/pellucid demo
+
+.PHONY: test
+test: lint types ## lint, types and every test that is quick
+	$(PYTEST) -m "not slow" --ignore=tests/compile $(ARGS)
+	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) -m "not slow" tests/compile
+
+.PHONY: test-all
+test-all: lint types ## the same with the slow tests
+	$(PYTEST) --ignore=tests/compile $(ARGS)
+	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) tests/compile
+
+.PHONY: lint
+lint: .venv/.dev ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: types
+types: .venv/.dev ## pyright, strict on the package
+	$(BIN)/pyright
+
+.PHONY: bench
+bench: .venv/.bench .venv-litgpt/.run ## every benchmark, with the peers beside us
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+.PHONY: docs
+docs: .venv/.dev ## that the documentation tells the truth: its tree, commands, code and links
+	$(PYTEST) tests/architecture/test_readme.py $(wildcard tests/docs) $(ARGS)
+
+.PHONY: clean
+clean: ## remove .venv and everything else that was built
+	rm -rf .venv .venv-litgpt build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+# pip is the last thing that `venv` writes: where it is missing, an earlier attempt was interrupted.
+.venv/bin/pip .venv-litgpt/bin/pip:
+	@for python in $(PYTHON); do \
+	  if "$$python" -c '$(NEW_ENOUGH)' 2> /dev/null; then echo "Setting up $(@D:/bin=) with $$python"; \
+	    exec "$$python" -m venv --clear "$(@D:/bin=)"; fi; \
+	done; \
+	echo "pellucid needs Python 3.11 or newer; none of these is: $(PYTHON)" >&2; \
+	echo "  install one from https://www.python.org, or name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	exit 1
+
+.venv/.run: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo "Installing pellucid and what it runs on into .venv (PyTorch is large: some minutes the first time)"
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.run
+	@echo "Installing the tools for tests and lint into .venv"
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/.bench: .venv/.dev
+	$(PIP) -c constraints.txt -e '.[bench]'
+	@touch $@
+
+.venv-litgpt/.run: benchmarks/constraints-litgpt.txt | .venv-litgpt/bin/pip
+	.venv-litgpt/bin/python -m pip --disable-pip-version-check install -c $< litgpt torch numpy
+	@touch $@

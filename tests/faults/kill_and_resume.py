@@ -1,0 +1,140 @@
+"""Kill -9 a training run again and again, resume it each time, and compare with a run that was left alone, bit for bit.
+
+    python tests/faults/kill_and_resume.py --kills 20
+
+Every third kill waits for a checkpoint that is being written (its folder still has its temporary name); the others come
+after a random number of steps, the first while the text is still being prepared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+OPTIONS = (
+    "--depth 2 --d-model 64 --context 64 --batch-size 4 --micro-batches 2 --vocab-size 512 --dropout 0.1 "
+    "--validate-every 7 --sample-every 11 --checkpoint-every 3 --precision fp32"
+).split()
+
+
+@dataclass
+class Report:
+    """What happened: how many kills came at a random step, inside a checkpoint write, and before the first step."""
+
+    at_step: int = 0
+    in_checkpoint: int = 0
+    before_training: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        return self.at_step + self.in_checkpoint + self.before_training
+
+
+def command(text: Path, out: Path, steps: int) -> list[str]:
+    return [sys.executable, "-m", "pellucid", "train", str(text), "--out", str(out), "--steps", str(steps), *OPTIONS]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PELLUCID_CACHE": tempfile.gettempdir()}
+
+
+def run_to_end(text: Path, out: Path, steps: int) -> None:
+    subprocess.run(command(text, out, steps), check=True, env=environment(), stdout=subprocess.DEVNULL)
+
+
+def lines(out: Path) -> int:
+    try:
+        return (out / "metrics.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def being_written(out: Path) -> bool:
+    try:
+        return any(entry.name.endswith(".tmp") for entry in os.scandir(out / "checkpoints"))
+    except FileNotFoundError:
+        return False
+
+
+def run_and_kill(text: Path, out: Path, steps: int, moment: str, wait: int, report: Report, errors: Path) -> None:
+    """Start the run, and kill it at ``moment``: "start", "step" (after ``wait`` more lines of metrics) or "checkpoint"."""
+    before = lines(out)
+    with errors.open("w") as stream:
+        process = subprocess.Popen(command(text, out, steps), env=environment(), stdout=stream, stderr=stream)
+    seen_start = False
+    while process.poll() is None:
+        now = lines(out)
+        seen_start = seen_start or now != before
+        if moment == "start" and out.exists():
+            time.sleep(0.05)
+            break
+        if moment == "step" and now >= before + wait and seen_start:
+            break
+        if moment == "checkpoint" and seen_start and being_written(out):
+            break
+        if moment != "checkpoint":
+            time.sleep(0.002)
+    if process.poll() is not None:
+        raise AssertionError(f"the run ended before it could be killed (exit {process.returncode}): {errors.read_text()}")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if moment == "start":
+        report.before_training += 1
+    elif being_written(out):
+        report.in_checkpoint += 1
+    else:
+        report.at_step += 1
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def torture(folder: Path, kills: int, seed: int = 0) -> Report:
+    """Train once undisturbed and once with ``kills`` kills; the report lists every file that differs."""
+    rng, report, steps = random.Random(seed), Report(), 12 * kills + 12
+    text = folder / "text.txt"
+    source = Path(sysconfig.get_paths()["stdlib"])
+    text.write_text("".join((source / name).read_text() for name in ("heapq.py", "ast.py", "cmd.py", "csv.py")))
+    whole, broken = folder / "whole", folder / "broken"
+    run_to_end(text, whole, steps)
+    for i in range(kills):
+        moment = "start" if i == 0 else "checkpoint" if i % 3 == 1 else "step"
+        run_and_kill(text, broken, steps, moment, rng.randint(1, 8), report, folder / "errors.log")
+    run_to_end(text, broken, steps)
+    for name in ("model.safetensors", "metrics.jsonl", "spec.json", "tokenizer.json"):
+        if digest(whole / name) != digest(broken / name):
+            report.differences.append(name)
+    left = [p.name for p in (broken / "checkpoints").iterdir() if p.name.endswith(".tmp")]
+    report.differences += left
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = torture(Path(folder), arguments.kills, arguments.seed)
+    print(
+        f"{report.kills} kills: {report.before_training} before training, {report.at_step} at a random step, "
+        f"{report.in_checkpoint} inside a checkpoint write"
+    )
+    print("differences: " + (", ".join(report.differences) or "none: weights and metrics are equal bit for bit"))
+    sys.exit(1 if report.differences else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""Listening changes nothing; an edit changes exactly what comes after it; what is heard is what the formulas say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pellucid.batch import Tokens
+from pellucid.errors import TapError
+from pellucid.nn.models import Decoder
+from pellucid.spec import Causal, DecoderSpec
+from pellucid.taps import Tapped
+from strategies import CLOSE, EXAMPLE, VOCAB, build, ids, masks, padded, specs, steady
+from torch import Tensor
+
+few = settings(max_examples=20, deadline=None)
+any_mask = specs(masks).map(build)
+TEXT = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+IN_BLOCK = (
+    "resid_pre", "attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z", "attn_out", "resid_mid",
+    "ffn_pre", "ffn_act", "ffn_out", "resid_post",
+)  # fmt: skip
+
+
+def in_order(spec: DecoderSpec) -> list[str]:
+    """All points, in the order in which a forward passes them."""
+    return [
+        "embed",
+        *(
+            f"blocks.{i}.{point}"
+            for i, block in enumerate(spec.stack.blocks)
+            for point in IN_BLOCK
+            if not (block.parallel and point == "resid_mid")
+        ),
+        "final_norm",
+        "logits",
+    ]
+
+
+def listened(model: Decoder, text: Tensor, **kwargs: object) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad(), model.taps(**kwargs) as acts:  # pyright: ignore[reportArgumentType]
+        return model(text), acts
+
+
+def noise(x: Tensor) -> Tensor:
+    return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(7), dtype=x.dtype)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@given(any_mask, ids())
+@few
+def test_reading_everything_changes_nothing(model: Decoder, text: Tensor) -> None:
+    with torch.no_grad():
+        alone = model(text)
+    logits, acts = listened(model, text, read="*")
+    torch.testing.assert_close(logits, alone, **CLOSE)
+    assert list(acts) == in_order(model.spec) and set(acts) == set(model.point_names())
+    fused, _ = listened(model, text, read=[name for name in acts if not name.endswith(("scores", "pattern"))])
+    assert torch.equal(fused, alone)  # the same kernels: not a bit apart
+
+
+@given(any_mask, ids())
+@few
+def test_shapes(model: Decoder, text: Tensor) -> None:
+    (batch, time), d = text.shape, model.spec.d_model
+    _, acts = listened(model, text, read="*")
+    for name, x in acts.items():
+        if name in ("embed", "final_norm", "logits"):
+            assert x.shape == (batch, time, VOCAB if name == "logits" else d)
+            continue
+        _, i, *_, point = name.split(".")
+        block = model.spec.stack.blocks[int(i)]
+        a = block.mixer
+        by_heads = {
+            "q": (a.n_heads, time, a.head_dim),
+            "k": (a.n_kv_heads, time, a.head_dim),
+            "v": (a.n_kv_heads, time, a.head_dim),
+            "scores": (a.n_heads, time, time),
+            "pattern": (a.n_heads, time, time),
+            "z": (a.n_heads, time, a.head_dim),
+        }
+        inner = (time, block.ffn.d_ff) if point in ("ffn_pre", "ffn_act") else (time, d)
+        assert x.shape == (batch, *by_heads.get(point, inner)), name
+
+
+@given(any_mask, padded())
+@few
+def test_pattern_times_v_is_z(model: Decoder, drawn: tuple[list[Tensor], Tensor, Tensor]) -> None:
+    _, text, valid = drawn
+    with torch.no_grad(), model.taps(read="blocks.*.attn.*") as acts:
+        model(text, Tokens.padded(valid))
+    for i, block in enumerate(model.spec.stack.blocks):
+        pattern, v, z = (acts[f"blocks.{i}.attn.{name}"] for name in ("pattern", "v", "z"))
+        shared = v.repeat_interleave(block.mixer.n_heads // block.mixer.n_kv_heads, dim=1)
+        torch.testing.assert_close(pattern @ shared, z, **CLOSE)
+        total = pattern.sum(-1)
+        torch.testing.assert_close(total, (total > 0).to(total.dtype))  # ones, or zeros where nothing is seen
+        assert not pattern.transpose(-1, -2)[~valid[:, None].expand(-1, pattern.shape[1], -1)].any()
+
+
+@given(any_mask, ids())
+@few
+def test_the_residual_stream_is_the_sum_of_its_parts(model: Decoder, text: Tensor) -> None:
+    logits, acts = listened(model, text, read="*")
+    for i, block in enumerate(model.spec.stack.blocks):
+        at = {name.split(".", 2)[2]: x for name, x in acts.items() if name.startswith(f"blocks.{i}.")}
+        if block.placement.out:
+            continue
+        torch.testing.assert_close(at["resid_pre"] + at["attn_out"] + at["ffn_out"], at["resid_post"])
+        if not block.parallel:
+            torch.testing.assert_close(at["resid_pre"] + at["attn_out"], at["resid_mid"])
+    assert torch.equal(acts["embed"], acts["blocks.0.resid_pre"])
+    last = acts[f"blocks.{model.spec.n_layers - 1}.resid_post"]
+    torch.testing.assert_close(model.unembed(last), logits)
+    assert torch.equal(acts["logits"], logits)
+
+
+@given(specs().map(build), ids(max_time=8))
+@few
+def test_a_pattern_over_a_cache_is_the_whole_pattern_s_last_row(model: Decoder, text: Tensor) -> None:
+    cache = model.new_cache(*text.shape, ring=False)
+    _, whole = listened(model, text, read="*.pattern")
+    with torch.no_grad():
+        for t in range(text.shape[1]):
+            with model.taps(read="*.pattern") as acts:
+                model(text[:, t : t + 1], cache=cache)
+            for name, pattern in acts.items():
+                torch.testing.assert_close(pattern[:, :, 0], whole[name][:, :, t, : t + 1], **CLOSE)
+
+
+def test_what_is_read_has_gradients() -> None:
+    model = build(EXAMPLE)
+    with model.taps(read=["blocks.0.resid_mid", "*.pattern"]) as acts:
+        loss = model(TEXT).sum()
+    assert all(g.any() and g.isfinite().all() for g in torch.autograd.grad(loss, list(acts.values())))
+
+
+# --- editing ---------------------------------------------------------------------------------------------------------
+
+
+@given(any_mask, ids(), st.data())
+@few
+def test_editing_by_the_identity_changes_nothing(model: Decoder, text: Tensor, data: st.DataObject) -> None:
+    names = data.draw(st.lists(st.sampled_from(model.point_names()), min_size=1, unique=True))
+    with torch.no_grad():
+        alone = model(text)
+    for same in (lambda x: x, torch.clone):
+        edited, acts = listened(model, text, edit=dict.fromkeys(names, same))
+        torch.testing.assert_close(edited, alone, **CLOSE)
+        assert acts == {}
+    torch.testing.assert_close(listened(model, text, edit={"*": torch.clone})[0], alone, **CLOSE)
+
+
+@st.composite
+def seeing(draw: st.DrawFn) -> DecoderSpec:
+    """Specs in which every point matters to every later one: plain causal masks, and activations that are never flat."""
+    spec = draw(specs(st.just(Causal())))
+    smooth = tuple(replace(b, ffn=replace(b.ffn, activation="gelu")) for b in spec.stack.blocks)
+    with steady():
+        return replace(spec, stack=replace(spec.stack, blocks=smooth))
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_an_edit_takes_effect_and_only_downstream(data: st.DataObject) -> None:
+    model = build(data.draw(seeing()))
+    order = in_order(model.spec)
+    point = data.draw(st.sampled_from(order))
+    before, plain = listened(model, TEXT, read="*")
+    after, acts = listened(model, TEXT, read="*", edit={point: noise})
+    assert torch.equal(acts[point], noise(plain[point]))  # what is read is what the rest of the model saw
+    for earlier in order[: order.index(point)]:
+        assert torch.equal(acts[earlier], plain[earlier]), earlier
+    assert (after - before).abs().max() > 1e-6
+
+
+@given(specs().map(build), st.data())
+@few
+def test_an_edit_at_one_token_touches_no_earlier_token(model: Decoder, data: st.DataObject) -> None:
+    t = data.draw(st.integers(1, TEXT.shape[1] - 1))
+    streams = [name for name in model.point_names() if not name.endswith(("scores", "pattern"))]
+    point = data.draw(st.sampled_from(streams))
+
+    def edit(x: Tensor) -> Tensor:
+        y = x.clone()  # time is the axis before the last, with heads or without
+        y[..., t, :] += 1.0
+        return y
+
+    _, plain = listened(model, TEXT, read=streams)
+    _, acts = listened(model, TEXT, read=streams, edit={point: edit})
+    for name in streams:
+        torch.testing.assert_close(acts[name][..., :t, :], plain[name][..., :t, :], **CLOSE)
+
+
+def test_knocking_out_a_head_is_a_head_of_zeros() -> None:
+    """Three ways to say it: z, pattern, or the rows of the output projection."""
+    model = build(EXAMPLE)
+
+    def without_head_1(x: Tensor) -> Tensor:
+        return x * torch.tensor([1, 0, 1, 1], dtype=x.dtype)[:, None, None]
+
+    by_z, _ = listened(model, TEXT, edit={"blocks.0.attn.z": without_head_1})
+    by_pattern, _ = listened(model, TEXT, edit={"blocks.0.attn.pattern": without_head_1})
+    with torch.no_grad():
+        model.blocks[0].attn.o.weight[:, 4:8] = 0  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
+        by_weight = model(TEXT)
+    torch.testing.assert_close(by_z, by_weight, **CLOSE)
+    torch.testing.assert_close(by_pattern, by_weight, **CLOSE)
+
+
+def test_patching_everything_in_gives_the_other_run() -> None:
+    model = build(EXAMPLE)
+    other = TEXT.flip(1)
+    target, acts = listened(model, other, read="blocks.1.resid_pre")
+    patched, _ = listened(model, TEXT, edit={"blocks.1.resid_pre": lambda _: acts["blocks.1.resid_pre"]})
+    assert torch.equal(patched, target)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def listening(model: Decoder) -> bool:
+    return any(m.listener is not None for m in model.modules() if isinstance(m, Tapped))
+
+
+@given(any_mask, st.data())
+@few
+def test_an_edit_that_changes_a_shape_is_refused_by_name(model: Decoder, data: st.DataObject) -> None:
+    point = data.draw(st.sampled_from(model.point_names()))
+    edits: list[Callable[[Tensor], Tensor]] = [lambda x: x[..., :-1], lambda x: x[None], lambda x: x.sum()]
+    with pytest.raises(TapError, match=rf"the edit of {point} "):
+        listened(model, TEXT, edit={point: data.draw(st.sampled_from(edits))})
+    assert not listening(model)
+
+
+def test_an_edit_that_returns_nothing_is_refused() -> None:
+    with pytest.raises(TapError, match=r"edit of blocks\.0\.attn\.z returned None"):
+        listened(build(EXAMPLE), TEXT, edit={"blocks.0.attn.z": lambda _: None})
+
+
+@pytest.mark.parametrize("where", ["read", "edit"])
+def test_a_name_that_matches_nothing_is_refused_with_a_suggestion(where: str) -> None:
+    model = build(EXAMPLE)
+    for wrong, close in [
+        ("blocks.0.attn.patern", "blocks.0.attn.pattern"),
+        ("blocks.1.ffn.ffn_act", "blocks.1.ffn_act"),
+        ("final_nrm", "final_norm"),
+    ]:
+        with pytest.raises(TapError, match=rf"{wrong}.*did you mean '{close}'"):
+            model.taps(**{where: {wrong: torch.clone}}).__enter__()  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TapError, match=r"blocks\.7"):
+        model.taps(read=["embed", "blocks.7.*"]).__enter__()
+    assert not listening(model)
+
+
+def test_a_parallel_block_has_no_middle() -> None:
+    parallel = tuple(replace(b, parallel=True) for b in EXAMPLE.stack.blocks)
+    model = build(replace(EXAMPLE, stack=replace(EXAMPLE.stack, blocks=parallel)))
+    with pytest.raises(TapError, match="resid_mid"):
+        model.taps(read="blocks.0.resid_mid").__enter__()
+
+
+def test_taps_within_taps_are_refused_and_the_outer_ones_stay() -> None:
+    model = build(EXAMPLE)
+    with torch.no_grad(), model.taps(read="embed") as outer:
+        with pytest.raises(TapError, match="already open"), model.taps(read=["logits", "blocks.0.attn.z"]):
+            raise AssertionError("never entered")
+        model(TEXT)
+    assert list(outer) == ["embed"] and not listening(model)
+
+
+def test_taps_go_whatever_happens() -> None:
+    model, before = build(EXAMPLE), build(EXAMPLE)(TEXT)
+
+    def fails(x: Tensor) -> Tensor:
+        raise RuntimeError("in an edit")
+
+    with pytest.raises(RuntimeError, match="in an edit"):
+        listened(model, TEXT, edit={"blocks.1.attn.scores": fails})
+    with pytest.raises(KeyboardInterrupt), model.taps(read="*"):
+        raise KeyboardInterrupt
+    assert not listening(model)
+    assert torch.equal(model(TEXT), before)
+
+
+def test_two_models_do_not_hear_each_other() -> None:
+    one, two = build(EXAMPLE), build(EXAMPLE, seed=1)
+    with torch.no_grad(), one.taps(read="logits") as a, two.taps(read="logits") as b:
+        first, second = one(TEXT), two(TEXT)
+    assert torch.equal(a["logits"], first) and torch.equal(b["logits"], second)
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+def test_control_a_pattern_of_the_wrong_head_is_seen() -> None:
+    model = build(EXAMPLE)
+    _, acts = listened(model, TEXT, read="blocks.0.attn.*")
+    pattern, v, z = (acts[f"blocks.0.attn.{name}"] for name in ("pattern", "v", "z"))
+    wrong = pattern @ v.repeat(1, 2, 1, 1)  # heads 0 1 0 1 over the groups 0 0 1 1
+    assert (wrong - z).abs().max() > 1e-2
+
+
+def test_control_a_tap_that_forgets_its_edit_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(EXAMPLE)
+    before, _ = listened(model, TEXT, read="embed")
+    after, _ = listened(model, TEXT, edit={"blocks.0.resid_mid": noise})
+    assert (after - before).abs().max() > 1e-3
+    monkeypatch.setattr("pellucid.taps.Taps.__call__", lambda self, name, x: x)
+    ignored, _ = listened(model, TEXT, edit={"blocks.0.resid_mid": noise})
+    assert torch.equal(ignored, before)
