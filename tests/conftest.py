@@ -1,4 +1,4 @@
-"""What every test stands on: shape checks on the package, reproducible examples, no network, threads that fit the machine."""
+"""What every test stands on: shape checks on the package, hypothesis profiles, no network, few threads."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ settings.register_profile("ci", settings.get_profile("local"), derandomize=True,
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 if "OMP_NUM_THREADS" not in os.environ:
-    # The tensors of tests are small: more threads than this only wait for each other, worst beside other pytest workers.
+    # The tensors of tests are small: more threads would only wait for each other, and for other pytest workers.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // workers)))

@@ -200,6 +200,9 @@ class ByPartsScaling(Value):
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
 
+    def __post_init__(self) -> None:
+        _require(self.low_freq_factor < self.high_freq_factor, self, "low_freq_factor must be below high_freq_factor")
+
 
 RotaryScaling: TypeAlias = LinearScaling | NTKScaling | YaRNScaling | ByPartsScaling
 
@@ -211,6 +214,11 @@ class RotarySpec(Value):
     base: float = 10_000.0
     fraction: float = 1.0
     scaling: RotaryScaling | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.base > 1, self, f"base = {self.base} must be above 1")
+        if self.scaling is not None:
+            _require(self.scaling.factor >= 1, self, f"factor = {self.scaling.factor} must be at least 1: a context grows")
 
     def dims(self, head_dim: int) -> int:
         """How many of a head's dimensions are rotated."""
@@ -229,6 +237,11 @@ class BucketedBiasSpec(Value):
     n_buckets: int = 32
     max_distance: int = 128
     both_directions: bool = False
+
+    def __post_init__(self) -> None:
+        exact = self.n_buckets // (4 if self.both_directions else 2)  # half of a side's buckets hold one distance each
+        _require(exact >= 1, self, f"n_buckets = {self.n_buckets} leaves none for single distances")
+        _require(self.max_distance > exact, self, f"max_distance = {self.max_distance} must be above {exact}")
 
 
 PositionSpec: TypeAlias = SinusoidalSpec | LearnedSpec
@@ -266,7 +279,7 @@ class AttentionSpec(Value):
         )
         if self.rotary is not None:
             dims = self.rotary.dims(self.head_dim)
-            _require(dims >= 2 and dims % 2 == 0, self, f"rotary turns pairs, but {dims} of {self.head_dim} dims are to turn")
+            _require(2 <= dims <= self.head_dim and dims % 2 == 0, self, f"rotary turns pairs, but {dims} of {self.head_dim} dims are to turn")
         _require(self.soft_cap is None or self.soft_cap > 0, self, f"soft_cap = {self.soft_cap} must be positive")
 
 
@@ -281,6 +294,9 @@ class FFNSpec(Value):
     activation: Activation = "gelu"
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        _require(self.d_ff >= 1, self, f"d_ff = {self.d_ff} must be >= 1")
+
 
 @dataclass(frozen=True)
 class GatedFFNSpec(Value):
@@ -289,6 +305,9 @@ class GatedFFNSpec(Value):
     d_ff: int
     activation: Activation = "silu"
     bias: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.d_ff >= 1, self, f"d_ff = {self.d_ff} must be >= 1")
 
 
 FeedForwardSpec: TypeAlias = FFNSpec | GatedFFNSpec
@@ -364,6 +383,9 @@ class LMHeadSpec(Value):
     tied: bool = True
     bias: bool = False
     soft_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.soft_cap is None or self.soft_cap > 0, self, f"soft_cap = {self.soft_cap} must be positive")
 
 
 @dataclass(frozen=True)

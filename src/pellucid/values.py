@@ -107,7 +107,7 @@ def _tuple(value: Any, item: Any, where: str) -> tuple[Any, ...]:
     for i, entry in enumerate(typing.cast(list[Any], value)):
         folded = isinstance(entry, dict) and set(typing.cast(dict[str, Any], entry)) == {"times", "of"}
         times, entry = (entry["times"], entry["of"]) if folded else (1, entry)
-        if not isinstance(times, int) or not 1 <= times <= 10_000:
+        if type(times) is not int or not 1 <= times <= 10_000:
             raise SpecError(f"{where}[{i}].times: {times!r} is not a number of repeats from 1 to 10000")
         out += [decode(entry, item, f"{where}[{i}]")] * times
     return tuple(out)
@@ -129,4 +129,8 @@ def _dataclass(value: dict[str, Any], allowed: tuple[type[Value], ...], where: s
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and key not in given:
             raise SpecError(f"{where}: {name} lacks the field {key!r}")
-    return cls(**{k: decode(v, hints[k], f"{where}.{k}") for k, v in given.items()})
+    decoded = {k: decode(v, hints[k], f"{where}.{k}") for k, v in given.items()}
+    try:
+        return cls(**decoded)
+    except SpecError as error:  # values that do not go together: say where
+        raise SpecError(f"{where}: {error.problem}", error.remedy) from error

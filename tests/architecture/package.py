@@ -15,7 +15,7 @@ NAME = "pellucid"
 
 @dataclass(frozen=True)
 class Import:
-    """``module`` imports ``target`` in line ``line``: when the module is loaded, or only inside a function or for types."""
+    """``module`` imports ``target``: ``on_load``, or only when a function is called or types are checked."""
 
     module: str
     target: str
@@ -46,7 +46,7 @@ class Package:
 
     @cached_property
     def imports(self) -> list[Import]:
-        """Every import statement, those of other packages too; ``from pellucid.nn import masks`` targets the module masks."""
+        """Every import, of other packages too; the target of ``from pellucid.nn import masks`` is the module masks."""
         return [found for module, tree in self.trees.items() for found in self._imports_of(module, tree)]
 
     def _imports_of(self, module: str, tree: ast.Module) -> Iterator[Import]:
@@ -55,7 +55,7 @@ class Package:
                 for alias in node.names:
                     yield Import(module, alias.name, node.lineno, on_load)
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0 and node.module, f"{module}:{node.lineno}: a relative import"
+                assert node.module and not node.level, f"{module}:{node.lineno}: a relative import"
                 for alias in node.names:
                     full = f"{node.module}.{alias.name}"
                     yield Import(module, full if full in self.files else node.module, node.lineno, on_load)

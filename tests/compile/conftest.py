@@ -1,4 +1,4 @@
-"""These tests compile whole graphs, which the runtime shape checks would break apart: they run in a process without them."""
+"""Runtime shape checks break whole-graph compilation apart: these tests run in a process without them."""
 
 from __future__ import annotations
 

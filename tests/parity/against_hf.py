@@ -70,7 +70,7 @@ def padded_gap(model: Decoder, theirs: Any, side: str) -> float:
 
 @torch.no_grad()
 def cached_gap(model: Decoder, theirs: Any) -> float:
-    """A prefill, a chunk, then token by token, over either cache: all logits, beside each other and the full forward."""
+    """A prefill, a chunk, then token by token, over either cache: all logits, against the full forward too."""
     ids, full = random_ids(), theirs(random_ids()).logits
     cuts = [0, 9, 14, *range(15, TIME + 1)]
     past, cache, worst = None, model.new_cache(BATCH, TIME), 0.0
@@ -113,7 +113,7 @@ def gradient_gap(family: ModuleType, model: Decoder, theirs: Any) -> float:
     labels = torch.cat((ids[:, 1:], torch.full((BATCH, 1), IGNORE)), 1)
     model.zero_grad()
     theirs.zero_grad()
-    loss = model.nll_sum(Batch(ids, Tokens.plain(*ids.shape), labels)) / (labels != IGNORE).sum()
+    loss = model.nll_sum(Batch(ids, Tokens.plain(BATCH, TIME), labels)) / (labels != IGNORE).sum()
     their_loss = theirs(ids, labels=ids).loss
     assert gap(loss.detach(), their_loss.detach()) <= TOLERANCE
     loss.backward()

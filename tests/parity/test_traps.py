@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from against_hf import TOLERANCE, VISIBLE, gap
 from torch import Tensor, nn
-from torch.distributed import HashStore, destroy_process_group, init_process_group
+from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional as F
@@ -75,7 +76,7 @@ def test_a_causal_flag_on_a_rectangle_aligns_to_the_wrong_corner(n_queries: int)
     if n_queries == KEYS:
         assert gap(trap, wanted) <= TOLERANCE  # the one case where it is right, and the one where we use it
     else:
-        assert gap(trap, wanted) > VISIBLE  # measured: 4.2 (1 query), 5.0 (3)
+        assert gap(trap, wanted) > VISIBLE  # measured: 5.8 (1 query), 6.3 (3)
 
 
 def test_a_bool_mask_given_as_floats_is_a_bias() -> None:
@@ -121,7 +122,7 @@ def test_averaging_the_means_of_uneven_micro_batches_is_another_gradient() -> No
     for row, kept in enumerate([32, 1, 2, 1]):  # one long answer and three short ones
         labels[row, kept:] = IGNORE
 
-    def row(i: int) -> Batch:
+    def alone(i: int) -> Batch:
         return Batch(ids[i : i + 1], Tokens.plain(1, 32), labels[i : i + 1])
 
     count = int((labels != IGNORE).sum())
@@ -129,21 +130,21 @@ def test_averaging_the_means_of_uneven_micro_batches_is_another_gradient() -> No
     true = flat_gradient(model)
     model.zero_grad()
     for i in range(4):
-        (model.nll_sum(row(i)) / count).backward()
+        (model.nll_sum(alone(i)) / count).backward()
     assert gap(flat_gradient(model), true) <= TOLERANCE * float(true.abs().max())
     model.zero_grad()
     for i in range(4):
-        (model.nll_sum(row(i)) / int((labels[i] != IGNORE).sum()) / 4).backward()
+        (model.nll_sum(alone(i)) / int((labels[i] != IGNORE).sum()) / 4).backward()
     cosine = float(F.cosine_similarity(flat_gradient(model), true, dim=0))
-    assert cosine < 0.95
+    assert cosine < 0.95  # measured: 0.38
 
 
 # --- distributed ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def one_process() -> Iterator[None]:
-    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+def one_process(tmp_path: Path) -> Iterator[None]:
+    init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     yield
     destroy_process_group()
 

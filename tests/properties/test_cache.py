@@ -16,7 +16,7 @@ from pellucid.spec import Causal, Window
 from strategies import CLOSE, CONTEXT, EXAMPLE, build, chunks, ids, models, padded, specs, with_mask
 from torch import Tensor
 
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=20)
 windowed = st.builds(with_mask, specs(), st.integers(1, 5).map(lambda n: Causal() & Window(n))).map(build)
 all_models = models | windowed
 PLAIN, WINDOWED = (build(with_mask(EXAMPLE, mask)) for mask in (Causal(), Causal() & Window(3)))
@@ -34,7 +34,7 @@ def whole(model: Decoder, text: Tensor) -> Tensor:
 
 
 @given(all_models, ids(max_time=14), st.booleans(), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_cached_is_uncached(model: Decoder, text: Tensor, ring: bool, data: st.DataObject) -> None:
     batch, time = text.shape
     cache = model.new_cache(batch, time + data.draw(st.integers(0, 2)), ring=ring)
@@ -44,7 +44,7 @@ def test_cached_is_uncached(model: Decoder, text: Tensor, ring: bool, data: st.D
 
 
 @given(all_models, padded(), ids(st.just(3), max_time=5), st.booleans(), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_padded_prefill_goes_on_row_by_row(
     model: Decoder, drawn: tuple[list[Tensor], Tensor, Tensor], more: Tensor, ring: bool, data: st.DataObject
 ) -> None:

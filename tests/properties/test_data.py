@@ -357,6 +357,8 @@ def test_any_flipped_byte_is_found(tmp_path: Path) -> None:
             path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
             with pytest.raises(DataError, match=path.name):
                 open_store(folder, verify=True)
+        assert build_store(stream_of([30, 20]), TOKENIZER, folder).hash == good  # made again
+        assert path.read_bytes() == data
         path.write_bytes(data[: len(data) // 2])
         with pytest.raises(DataError, match=path.name):
             open_store(folder)

@@ -31,7 +31,7 @@ from strategies import specs
 from torch import Tensor
 
 RULES: tuple[InitRule, ...] = ("normal", "fan_in", "xavier")
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=15)
 # one plain and one gated layer, with everything that has a row in the table; every matrix has >= 2048 entries
 D, FF, VOCAB, CONTEXT = 64, 128, 100, 32
 ATTENTION = AttentionSpec(4, 2, 16, bias=True, out_bias=True, qk_norm=RMSNormSpec(offset=1.0))
@@ -131,14 +131,14 @@ def test_fan_in_starts_as_the_identity() -> None:
     assert torch.equal(acts["embed"], acts["blocks.1.resid_post"])
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["normal", "fan_in"])
 def test_a_new_model_guesses_evenly(rule: InitRule) -> None:
-    """At the start the loss is about ln(vocab): no rule begins with an opinion."""
-    tied = replace(WIDE, head=LMHeadSpec(tied=True), embed=EmbedSpec(LearnedSpec(), scale=D**0.5 if rule == "xavier" else 1.0))
+    """At the start the loss is about ln(vocab). (Not by xavier, tied: with unit vectors a token guesses itself.)"""
+    tied = replace(WIDE, head=LMHeadSpec(tied=True))
     with torch.no_grad():
         log_p = initialise(Decoder(tied), rule)(torch.arange(32)[None]).log_softmax(-1)
     labels = torch.arange(32).roll(-1)[None, :, None]
-    assert -log_p.gather(-1, labels).mean().item() == pytest.approx(math.log(VOCAB), abs=1.0)
+    assert -log_p.gather(-1, labels).mean().item() == pytest.approx(math.log(VOCAB), abs=0.2)
 
 
 def test_control_a_generator_that_is_not_ours_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

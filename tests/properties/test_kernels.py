@@ -18,7 +18,7 @@ from strategies import head_counts, masks, places
 from torch import Tensor
 
 KERNELS = {"reference": reference, "sdpa": sdpa, "attend": attend}
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 
@@ -112,7 +112,7 @@ def test_kernel_in_float32(kernel: object, mask: Mask, call: Call) -> None:
 
 @kernels
 @given(masks, calls(torch.bfloat16))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_kernel_in_bfloat16_is_bounded(kernel: object, mask: Mask, call: Call) -> None:
     call = suits(kernel, call)
     got = call.by(kernel, mask)

@@ -14,7 +14,7 @@ from pellucid.spec import Causal, DecoderSpec, Full, Mask, Prefix, SameSegment, 
 from strategies import VOCAB, build, ids, masks, models, places, specs, with_mask
 from torch import Tensor
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 Places = tuple[Tokens, Tokens]
 squares = st.builds(Tokens.plain, st.just(1), st.integers(2, 6), st.integers(0, 3))
 small = st.integers(0, 7)
@@ -82,7 +82,7 @@ def test_what_the_masks_mean() -> None:
 
 
 @given(masks, places() | squares.map(lambda t: (t, t)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_proved_is_so(mask: Mask, at: Places) -> None:
     queries, keys = at
     proof, allowed = prove(mask, queries, keys), dense(mask, queries, keys)

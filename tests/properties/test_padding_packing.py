@@ -15,7 +15,7 @@ from pellucid.spec import EmbedSpec, LearnedSpec
 from strategies import CLOSE, CONTEXT, EXAMPLE, build, chunks, ids, masks, models, padded, specs
 from torch import Tensor
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 any_mask = specs(masks).map(build)  # none of this needs a causal model
 Rows = tuple[list[Tensor], Tensor, Tensor]
 

@@ -10,7 +10,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from pellucid.generate.sample import (
     top_p,
 )
 
+many = settings(max_examples=100)
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 12))
 rough = st.integers(-6, 6).map(lambda n: n / 2)  # few values, so that many are equal
 fine = st.integers(-30_000, 30_000).map(lambda n: n / 1000)
@@ -58,6 +59,7 @@ def check_filter(before: Tensor, after: Tensor) -> None:
         torch.testing.assert_close(a.softmax(-1).sum(), torch.tensor(1.0))
 
 
+@many
 @given(logits_of(), st.integers(1, 15))
 def test_top_k_keeps_exactly_the_k_likeliest(logits: Tensor, k: int) -> None:
     filtered = top_k(logits, k)
@@ -66,6 +68,7 @@ def test_top_k_keeps_exactly_the_k_likeliest(logits: Tensor, k: int) -> None:
         assert kept(after) == set(by_rank(before)[:k])
 
 
+@many
 @given(logits_of(), st.floats(0.01, 1.0))
 def test_top_p_keeps_the_smallest_set_of_that_mass(logits: Tensor, p: float) -> None:
     filtered = top_p(logits, p)
@@ -98,6 +101,7 @@ def test_top_p_on_exact_halves() -> None:
     assert {p: len(kept(top_p(logits, p)[0])) for p in sizes} == sizes
 
 
+@many
 @given(logits_of(), st.floats(0.0, 1.0))
 def test_min_p_keeps_all_that_are_likely_enough(logits: Tensor, p: float) -> None:
     filtered = min_p(logits, p)
@@ -109,12 +113,14 @@ def test_min_p_keeps_all_that_are_likely_enough(logits: Tensor, p: float) -> Non
         assert kept(after) <= set((ratio >= p * (1 - rounding)).nonzero().flatten().tolist())
 
 
+@many
 @given(logits_of(), st.floats(0.05, 20.0))
 def test_temperature_is_a_power_of_the_probabilities(logits: Tensor, t: float) -> None:
     expected = (logits.double() / t).softmax(-1)
     torch.testing.assert_close(temperature(logits, t).double().softmax(-1), expected, atol=1e-5, rtol=1e-4)
 
 
+@many
 @given(logits_of(), st.sampled_from([0.0, 5e-324, 1e-40, 2e-38, 1e-30]))
 def test_no_temperature_is_too_small(logits: Tensor, t: float) -> None:
     cold = temperature(logits, t).softmax(-1)
@@ -124,6 +130,7 @@ def test_no_temperature_is_too_small(logits: Tensor, t: float) -> None:
     assert torch.equal(cold.argmax(-1), greedy(logits))
 
 
+@many
 @given(logits_of(), st.floats(0.1, 10.0), st.randoms())
 def test_repetition_penalty_is_the_plain_loop(logits: Tensor, penalty: float, random: Random) -> None:
     seen = torch.tensor([[random.random() < 0.5 for _ in row] for row in logits])
@@ -135,12 +142,13 @@ def test_repetition_penalty_is_the_plain_loop(logits: Tensor, penalty: float, ra
     torch.testing.assert_close(repetition_penalty(logits, seen, penalty), torch.tensor(expected))
 
 
+@many
 @given(logits_of())
 def test_greedy_takes_the_lowest_id_of_equals(logits: Tensor) -> None:
     assert greedy(logits).tolist() == [by_rank(row)[0] for row in logits]
 
 
-settings = st.builds(
+samplings = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
     top_k=st.none() | st.integers(1, 5),
@@ -150,7 +158,8 @@ settings = st.builds(
 )
 
 
-@given(logits_of(), settings, st.integers(0, 2**40))
+@many
+@given(logits_of(), samplings, st.integers(0, 2**40))
 def test_pick_takes_what_the_filters_left(logits: Tensor, sampling: Sampling, seed: int) -> None:
     seen = logits > 0
     left = sampling.filtered(logits, seen)
@@ -160,7 +169,8 @@ def test_pick_takes_what_the_filters_left(logits: Tensor, sampling: Sampling, se
         assert torch.equal(picked, greedy(left))
 
 
-@given(logits_of(), settings)
+@many
+@given(logits_of(), samplings)
 def test_the_filters_run_in_the_documented_order(logits: Tensor, sampling: Sampling) -> None:
     seen = logits > 0
     x = temperature(repetition_penalty(logits, seen, sampling.repetition_penalty), sampling.temperature)

@@ -18,6 +18,7 @@ from pellucid.spec import (
     AttentionSpec,
     BlockSpec,
     BucketedBiasSpec,
+    ByPartsScaling,
     Causal,
     DecoderSpec,
     EmbedSpec,
@@ -36,7 +37,7 @@ from pellucid.spec import (
 )
 from strategies import EXAMPLE, build, masks, specs
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 anything = specs(masks)
 
 
@@ -219,9 +220,10 @@ ILLEGAL: dict[str, Callable[[], object]] = {
     "n_buckets = 2": lambda: BucketedBiasSpec(2, both_directions=True),
     "max_distance = 16": lambda: BucketedBiasSpec(32, 16),
     "base = 1.0": lambda: RotarySpec(1.0),
-    "factor = 0.0": lambda: LinearScaling(0.0),
-    "factor = -2.0": lambda: NTKScaling(-2.0),
-    "factor = 0.5": lambda: YaRNScaling(0.5, 8),
+    "factor = 0.0": lambda: RotarySpec(scaling=LinearScaling(0.0)),
+    "factor = -2.0": lambda: RotarySpec(scaling=NTKScaling(-2.0)),
+    "factor = 0.5": lambda: RotarySpec(scaling=YaRNScaling(0.5, 8)),
+    "low_freq_factor must be below": lambda: ByPartsScaling(2.0, 8, 4.0, 4.0),
 }
 
 

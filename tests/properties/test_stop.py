@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pellucid.errors import UsageError
@@ -13,6 +13,7 @@ from pellucid.generate.stop import StopDecoder
 
 # few different characters of one to four bytes, so that stop strings occur, overlap and repeat themselves
 characters = st.sampled_from("aab\ufffdé€😀")
+many = settings(max_examples=300)  # each takes microseconds
 stop_strings = st.lists(st.text(characters, min_size=1, max_size=5), max_size=4)
 broken = st.sampled_from([b"\xc3", b"\xa9", b"\xe2\x82", b"\xf0\x9f\x98", b"\xff", b"\xed\xa0\x80", b"\xc0\xaf"])
 documents = st.lists(characters.map(str.encode) | broken, max_size=30).map(b"".join)
@@ -42,6 +43,7 @@ def emitted(tokens: list[bytes], stops: list[str]) -> tuple[str, str | None]:
     return text, decoder.stopped
 
 
+@many
 @given(tokenizations(), stop_strings)
 @example([b"a\xe2", b"\x82", b"\xacb"], ["€b"])
 @example([b"aa", b"ab"], ["aab"])  # the matcher must fall back, not start again
@@ -58,6 +60,7 @@ def test_joined_is_the_whole_text_cut_at_the_earliest_stop(tokens: list[bytes], 
         assert stopped == min((stop for stop in stops if whole.startswith(stop, cut)), key=len)
 
 
+@many
 @given(tokenizations(), stop_strings)
 def test_text_is_shown_as_soon_as_it_is_certain(tokens: list[bytes], stops: list[str]) -> None:
     decoder, reference = StopDecoder(stops), codecs.getincrementaldecoder("utf-8")("replace")

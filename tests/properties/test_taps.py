@@ -17,7 +17,7 @@ from pellucid.taps import Tapped
 from strategies import CLOSE, EXAMPLE, VOCAB, build, ids, masks, padded, specs, steady
 from torch import Tensor
 
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=20)
 any_mask = specs(masks).map(build)
 TEXT = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 IN_BLOCK = (
@@ -167,7 +167,7 @@ def seeing(draw: st.DrawFn) -> DecoderSpec:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_edit_takes_effect_and_only_downstream(data: st.DataObject) -> None:
     model = build(data.draw(seeing()))
     order = in_order(model.spec)

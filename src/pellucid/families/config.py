@@ -30,8 +30,8 @@ TOKENS = "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_toke
 TRAINING = "initializer_range gradient_checkpointing"
 SAMPLING = """max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
     top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
-    bad_words_ids num_return_sequences return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"""
+    bad_words_ids num_return_sequences return_dict_in_generate forced_bos_token_id forced_eos_token_id
+    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"""
 IGNORED = frozenset(" ".join((FILE, CALL, TASK, TOKENS, TRAINING, SAMPLING)).split())
 
 # attributes that do change the model, and the only values that a plain decoder has

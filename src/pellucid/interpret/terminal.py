@@ -175,7 +175,7 @@ def show(look: Look, console: Console) -> None:
     console.print(_text(look, colour))
     if colour:
         steps = ["under 2 bits", "2", "4", "6", "8", "10 and more"]
-        console.print(Text("surprise: ", "dim") + _scale(_SURPRISE, steps))
+        console.print(Text.assemble(("surprise: ", "dim"), _scale(_SURPRISE, steps)))
     else:
         console.print(Text("[6 bits of surprise or more]  [[10 or more]]", "dim"))
 

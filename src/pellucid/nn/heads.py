@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pellucid.batch import IGNORE
@@ -64,14 +65,15 @@ class _NLLSum(torch.autograd.Function):
         grad_x = torch.empty_like(x) if need_x else None
         grad_w = torch.zeros_like(weight) if need_w else None
         grad_b = torch.zeros_like(bias) if bias is not None and need_b else None
+        wide = torch.promote_types(compute, torch.float32)
         rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-        total = x.new_zeros((), dtype=torch.float32)
+        total = x.new_zeros((), dtype=wide)
         with torch.autocast(x.device.type, enabled=False):
             w = weight.to(compute)
             for start in range(0, len(labels), rows):
                 chunk = slice(start, start + rows)
                 part, target = x[chunk].to(compute), labels[chunk]
-                logits = F.linear(part, w, None if bias is None else bias.to(compute)).float()
+                logits = F.linear(part, w, None if bias is None else bias.to(compute)).to(wide)
                 if soft_cap is not None:
                     logits = soft_cap * torch.tanh(logits / soft_cap)
                 log_p = logits.log_softmax(-1)
@@ -96,5 +98,6 @@ class _NLLSum(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return *(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None, None
