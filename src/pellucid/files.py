@@ -28,7 +28,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn 'disk full', 'read-only', 'not permitted' into a RunError that names the path and the remedy."""
+    """Turn what the disk answers (full, read-only, not permitted, ...) into a RunError that names path and remedy."""
     remedies = {
         errno.ENOSPC: "free some space or choose another folder with --out",
         errno.EDQUOT: "your disk quota is used up: free some space or choose another folder with --out",
@@ -41,9 +41,8 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in remedies:
-            raise
-        raise RunError(f"cannot write {path}: {os.strerror(error.errno)}", remedies[error.errno]) from error
+        remedy = remedies.get(error.errno or 0, "check the path and the disk, or choose another folder with --out")
+        raise RunError(f"cannot write {path}: {error.strerror or error}", remedy) from error
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -78,8 +77,8 @@ def read_json(path: Path, error: type[PellucidError]) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
-        raise error(f"{path} does not exist") from cause
-    except (OSError, ValueError) as cause:
+        raise error(f"{path} does not exist", "check the path, or restore it from a copy") from cause
+    except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{path} is not readable JSON: {cause}", "restore it from a copy, or remove it") from cause
 
 

@@ -1,7 +1,7 @@
 """A model, described: a tree of frozen values. No torch, no devices, no run settings; hashable; JSON in and out.
 
-Read from the bottom up to see a whole model: ``DecoderSpec`` has a ``StackSpec`` of ``BlockSpec``s, each with a mixer and
-a feed-forward layer. What is irrelevant does not exist: a gated layer is another type than a plain one, not a flag.
+Read from the bottom up to see a whole model: ``DecoderSpec`` has a ``StackSpec`` of ``BlockSpec``s, each with a mixer
+and a feed-forward layer. What is irrelevant does not exist: a gated layer is another type than a plain one, not a flag.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Window(Mask):
 
 @dataclass(frozen=True)
 class SameSegment(Mask):
-    """A token sees its own document of a packed row. Models apply it to every packed batch; it is rarely written out."""
+    """A token sees its own document of a packed row. Models apply it to every packed batch: rarely written out."""
 
     def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
         return q_seg == k_seg
@@ -176,7 +176,7 @@ class LinearScaling(Value):
 
 @dataclass(frozen=True)
 class NTKScaling(Value):
-    """"NTK-aware" interpolation: the base grows so that the slowest frequency slows by ``factor``, the fastest not at all."""
+    """NTK-aware: the base grows so that the slowest frequency slows by ``factor``, the fastest not at all."""
 
     factor: float
 
@@ -209,7 +209,7 @@ RotaryScaling: TypeAlias = LinearScaling | NTKScaling | YaRNScaling | ByPartsSca
 
 @dataclass(frozen=True)
 class RotarySpec(Value):
-    """Su et al. 2021: rotate q and k by angles proportional to position. ``fraction`` of each head is rotated (half layout)."""
+    """Su et al. 2021: rotate ``fraction`` of each head of q and k by angles proportional to position (half layout)."""
 
     base: float = 10_000.0
     fraction: float = 1.0
@@ -217,8 +217,8 @@ class RotarySpec(Value):
 
     def __post_init__(self) -> None:
         _require(self.base > 1, self, f"base = {self.base} must be above 1")
-        if self.scaling is not None:
-            _require(self.scaling.factor >= 1, self, f"factor = {self.scaling.factor} must be at least 1: a context grows")
+        factor = 1.0 if self.scaling is None else self.scaling.factor
+        _require(factor >= 1, self, f"factor = {factor} must be at least 1: a context grows")
 
     def dims(self, head_dim: int) -> int:
         """How many of a head's dimensions are rotated."""
@@ -240,8 +240,8 @@ class BucketedBiasSpec(Value):
 
     def __post_init__(self) -> None:
         exact = self.n_buckets // (4 if self.both_directions else 2)  # half of a side's buckets hold one distance each
-        _require(exact >= 1, self, f"n_buckets = {self.n_buckets} leaves none for single distances")
-        _require(self.max_distance > exact, self, f"max_distance = {self.max_distance} must be above {exact}")
+        ok = 1 <= exact < self.max_distance
+        _require(ok, self, f"n_buckets = {self.n_buckets} do not divide up to max_distance = {self.max_distance}")
 
 
 PositionSpec: TypeAlias = SinusoidalSpec | LearnedSpec
@@ -270,16 +270,13 @@ class AttentionSpec(Value):
     soft_cap: float | None = None
 
     def __post_init__(self) -> None:
-        _require(min(self.n_heads, self.n_kv_heads, self.head_dim) >= 1, self, "n_heads, n_kv_heads, head_dim must be >= 1")
-        _require(
-            self.n_heads % self.n_kv_heads == 0,
-            self,
-            f"n_heads = {self.n_heads} is no multiple of n_kv_heads = {self.n_kv_heads}",
-            "each key/value head serves an equal group of query heads",
-        )
+        n, kv = self.n_heads, self.n_kv_heads
+        _require(min(n, kv, self.head_dim) >= 1, self, "n_heads, n_kv_heads, head_dim must be >= 1")
+        _require(n % kv == 0, self, f"n_heads = {n} is no multiple of n_kv_heads = {kv}", "groups of heads are equal")
         if self.rotary is not None:
             dims = self.rotary.dims(self.head_dim)
-            _require(2 <= dims <= self.head_dim and dims % 2 == 0, self, f"rotary turns pairs, but {dims} of {self.head_dim} dims are to turn")
+            ok = 2 <= dims <= self.head_dim and dims % 2 == 0
+            _require(ok, self, f"rotary turns pairs, but {dims} of {self.head_dim} dims are to turn")
         _require(self.soft_cap is None or self.soft_cap > 0, self, f"soft_cap = {self.soft_cap} must be positive")
 
 
@@ -294,9 +291,6 @@ class FFNSpec(Value):
     activation: Activation = "gelu"
     bias: bool = True
 
-    def __post_init__(self) -> None:
-        _require(self.d_ff >= 1, self, f"d_ff = {self.d_ff} must be >= 1")
-
 
 @dataclass(frozen=True)
 class GatedFFNSpec(Value):
@@ -305,9 +299,6 @@ class GatedFFNSpec(Value):
     d_ff: int
     activation: Activation = "silu"
     bias: bool = False
-
-    def __post_init__(self) -> None:
-        _require(self.d_ff >= 1, self, f"d_ff = {self.d_ff} must be >= 1")
 
 
 FeedForwardSpec: TypeAlias = FFNSpec | GatedFFNSpec
@@ -342,12 +333,9 @@ class BlockSpec(Value):
     parallel: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            not (self.parallel and self.placement.out),
-            self,
-            "a parallel block has one sum, so no norm of its own after each sublayer",
-            "use PRE_NORM, SANDWICH_NORM or REORDERED_NORM with parallel=True",
-        )
+        one_sum = not (self.parallel and self.placement.out)
+        _require(one_sum, self, "a parallel block has one sum, so no norm after each sublayer", "use another placement")
+        _require(self.ffn.d_ff >= 1, self, f"d_ff = {self.ffn.d_ff} must be >= 1")
 
 
 @dataclass(frozen=True)
@@ -362,9 +350,10 @@ class StackSpec(Value):
     def __post_init__(self) -> None:
         _require(self.d_model >= 1, self, f"d_model = {self.d_model} must be >= 1")
         _require(len(self.blocks) >= 1, self, "blocks is empty", "a stack has at least one block")
-        if self.bias is not None:
-            heads = {b.mixer.n_heads for b in self.blocks}
-            _require(len(heads) == 1, self, f"a shared bias needs one n_heads, but the blocks have {sorted(heads)}")
+        heads = sorted({block.mixer.n_heads for block in self.blocks})
+        _require(
+            self.bias is None or len(heads) == 1, self, f"a shared bias needs one n_heads, but the blocks have {heads}"
+        )
 
 
 @dataclass(frozen=True)
@@ -399,10 +388,10 @@ class DecoderSpec(Value):
     head: LMHeadSpec = LMHeadSpec()
 
     def __post_init__(self) -> None:
-        _require(self.vocab_size >= 2, self, f"vocab_size = {self.vocab_size} must be >= 2")
-        _require(self.context >= 2, self, f"context = {self.context} must be >= 2")
-        if isinstance(self.embed.positions, SinusoidalSpec):
-            _require(self.stack.d_model % 2 == 0, self, f"sinusoidal positions need an even d_model, not {self.stack.d_model}")
+        vocab, context = self.vocab_size, self.context
+        _require(min(vocab, context) >= 2, self, f"vocab_size = {vocab}, context = {context}: both must be >= 2")
+        ok = self.d_model % 2 == 0 or not isinstance(self.embed.positions, SinusoidalSpec)
+        _require(ok, self, f"sinusoidal positions need an even d_model, not {self.d_model}")
 
     @property
     def n_layers(self) -> int:

@@ -8,10 +8,12 @@ import typing
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pellucid.errors import SpecError, suggest
+from pellucid.errors import SpecError, UsageError, suggest
 from pellucid.files import read_json, write_json
 
-V = TypeVar("V", bound="Value")  # not typing.Self: the shape checks of the tests decorate methods, where Self means nothing
+V = TypeVar(
+    "V", bound="Value"
+)  # not typing.Self: the shape checks of the tests decorate methods, where Self means nothing
 
 
 class Value:
@@ -132,5 +134,5 @@ def _dataclass(value: dict[str, Any], allowed: tuple[type[Value], ...], where: s
     decoded = {k: decode(v, hints[k], f"{where}.{k}") for k, v in given.items()}
     try:
         return cls(**decoded)
-    except SpecError as error:  # values that do not go together: say where
+    except (SpecError, UsageError) as error:  # a value that is impossible, or does not go with another: say where
         raise SpecError(f"{where}: {error.problem}", error.remedy) from error

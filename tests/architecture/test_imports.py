@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from package import NAME, SRC, Package, is_ours, room
+from package import NAME, ROOT, SRC, Package, is_ours, room
 
 from pellucid.cli.main import COMMANDS
 
@@ -99,6 +100,14 @@ def test_every_room_has_its_storey() -> None:
     known = set[str]().union(*STOREYS)
     assert sum(map(len, STOREYS)) == len(known), "a room stands on two storeys"
     assert {room(module) for module in HOUSE.files} <= known
+
+
+def test_the_page_shows_the_same_house() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    picture = page.split("```text\n")[1].split("```")[0]
+    assert [set(line.replace("(", "").replace(")", "").split()) for line in reversed(picture.splitlines())] == STOREYS
+    planned = set(re.findall(r"\((\w+)\)", picture))
+    assert planned == set[str]().union(*STOREYS) - {room(module) for module in HOUSE.files}
 
 
 def test_imports_point_down() -> None:

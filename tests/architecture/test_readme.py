@@ -1,7 +1,7 @@
 """What the README says is so: its tree is the disk's, its commands exist with their flags, its links lead somewhere.
 
-The conventions that make this checkable: a block whose first line starts with ``src/pellucid/`` is the tree, one entry a
-line, two spaces deeper a level, the name first; a ``console`` block's commands start with ``$ ``, all else is output.
+What makes this checkable: a block whose first line starts with ``src/pellucid/`` is the tree, one entry a line, name
+first, a level deeper where it is indented more; in a ``console`` block commands start with ``$ ``, all else is output.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ def test_a_tree_is_read_by_its_indentation() -> None:
 
 
 def test_commands_are_read_from_console_blocks_only() -> None:
-    text = '```console\n$ make demo && pellucid look "a b" \\\n    --html x\noutput\n$ A=1 make test  # all\n```\n```\n$ no\n```\n'
+    shell = '$ make demo && pellucid look "a b" \\\n    --html x\noutput\n$ A=1 make test  # all\n'
+    text = f"```console\n{shell}```\n```\n$ no\n```\n"
     assert shell_commands(text) == [["make", "demo"], ["pellucid", "look", "a b", "--html", "x"], ["make", "test"]]
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import CONTEXT, EXAMPLE, build, chunks, close, ids, models, padded, specs, with_mask
+from torch import Tensor
+
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
 from pellucid.nn.cache import Cache, Contiguous, Ring
 from pellucid.nn.models import Decoder
 from pellucid.spec import Causal, Window
-from strategies import CLOSE, CONTEXT, EXAMPLE, build, chunks, ids, models, padded, specs, with_mask
-from torch import Tensor
 
 few = settings(max_examples=20)
 windowed = st.builds(with_mask, specs(), st.integers(1, 5).map(lambda n: Causal() & Window(n))).map(build)
@@ -39,7 +40,7 @@ def test_cached_is_uncached(model: Decoder, text: Tensor, ring: bool, data: st.D
     batch, time = text.shape
     cache = model.new_cache(batch, time + data.draw(st.integers(0, 2)), ring=ring)
     got = in_chunks(model, text, data.draw(chunks(time)), cache)
-    torch.testing.assert_close(got, whole(model, text), **CLOSE)
+    close(got, whole(model, text))
     assert cache.length == time and cache.next_positions().tolist() == [time] * batch
 
 
@@ -57,7 +58,7 @@ def test_padded_prefill_goes_on_row_by_row(
     then = in_chunks(model, more, data.draw(chunks(more.shape[1])), cache)
     for i, row in enumerate(rows):
         alone = whole(model, torch.cat((row, more[i]))[None])[0]
-        torch.testing.assert_close(torch.cat((first[i, valid[i]], then[i])), alone, **CLOSE)
+        close(torch.cat((first[i, valid[i]], then[i])), alone)
 
 
 @given(all_models, padded(), st.booleans(), st.data())
@@ -75,7 +76,7 @@ def test_padding_may_come_in_any_chunk(
         start += n
     logits = torch.cat(got, 1)
     for i, row in enumerate(rows):
-        torch.testing.assert_close(logits[i, valid[i]], whole(model, row[None])[0], **CLOSE)
+        close(logits[i, valid[i]], whole(model, row[None])[0])
 
 
 @given(models, ids(max_time=8), st.data())
@@ -92,7 +93,7 @@ def test_packed_rows_through_a_cache(model: Decoder, text: Tensor, data: st.Data
             got.append(model(text[:, part], Tokens(tokens.pos[:, part], seg[:, part]), cache=cache))
         start += n
     expected = torch.cat([whole(model, document) for document in text.split(lengths, 1)], 1)
-    torch.testing.assert_close(torch.cat(got, 1), expected, **CLOSE)
+    close(torch.cat(got, 1), expected)
 
 
 def test_a_ring_refuses_what_it_cannot_hold() -> None:
@@ -120,7 +121,7 @@ def test_capacity_is_an_error_and_nothing_is_lost() -> None:
             model(text[:, 4:6], cache=cache)
         assert cache.length == 4
         last = model(text[:, 4:5], cache=cache)
-    torch.testing.assert_close(last[:, 0], whole(model, text[:, :5])[:, -1], **CLOSE)
+    close(last[:, 0], whole(model, text[:, :5])[:, -1])
     with pytest.raises(DataError, match="2 rows for a cache of 1"):
         model(torch.zeros(2, 1, dtype=torch.long), Tokens.plain(2, 1), model.new_cache(1, 5))
 
@@ -140,8 +141,8 @@ def test_the_cache_is_an_argument() -> None:
     one, two = model.new_cache(1, 4), model.new_cache(1, 4)
     with torch.no_grad():
         got = [(model(a[:, t : t + 1], cache=one), model(b[:, t : t + 1], cache=two)) for t in range(4)]
-    torch.testing.assert_close(torch.cat([x for x, _ in got], 1), whole(model, a), **CLOSE)
-    torch.testing.assert_close(torch.cat([y for _, y in got], 1), whole(model, b), **CLOSE)
+    close(torch.cat([x for x, _ in got], 1), whole(model, a))
+    close(torch.cat([y for _, y in got], 1), whole(model, b))
 
 
 # --- controls: what these properties must see ------------------------------------------------------------------------
@@ -170,14 +171,14 @@ def test_control_a_cache_that_forgets_a_column_is_seen(monkeypatch: pytest.Monke
 
 
 def test_control_a_cache_that_counts_positions_from_zero_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Cache, "continuing", lambda self, time: Tokens(torch.arange(time).expand(self.batch, time))
-    )
+    monkeypatch.setattr(Cache, "continuing", lambda self, time: Tokens(torch.arange(time).expand(self.batch, time)))
     assert discrepancy(PLAIN) > 1e-3
 
 
 def test_control_a_ring_too_small_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Window, "reach", lambda self: self.size - 2)  # size - 1 would do: a call's own token comes on top
+    monkeypatch.setattr(
+        Window, "reach", lambda self: self.size - 2
+    )  # size - 1 would do: the call's own token is on top
     assert discrepancy(WINDOWED) > 1e-3
     assert discrepancy(WINDOWED, ring=False) < 1e-6
 

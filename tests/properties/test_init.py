@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import specs
+from torch import Tensor
+
 from pellucid.nn.flops import count_parameters
 from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder
@@ -27,8 +31,6 @@ from pellucid.spec import (
     RMSNormSpec,
     StackSpec,
 )
-from strategies import specs
-from torch import Tensor
 
 RULES: tuple[InitRule, ...] = ("normal", "fan_in", "xavier")
 few = settings(max_examples=15)
@@ -89,7 +91,7 @@ NAMES = {  # rows of the table, each by the names of its weights
     "out": [f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("attn.o", "ffn.down")],
     "head": ["head.weight"],
 }
-STD = {  # (fan_in, fan_out) -> standard deviation
+STD: dict[str, dict[str, Callable[[int, int], float]]] = {  # (fan_in, fan_out) -> standard deviation
     "normal": {"out": lambda i, o: 0.02 / math.sqrt(2 * 2)},
     "fan_in": {"in": lambda i, o: 1 / math.sqrt(i), "out": lambda i, o: 0.0},
     "xavier": dict.fromkeys(("in", "out"), lambda i, o: math.sqrt(2 / (i + o)))

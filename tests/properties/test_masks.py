@@ -1,4 +1,4 @@
-"""The mask algebra is boolean algebra, its lowering is the predicate, what is proved is so; and no token sees the future."""
+"""The mask algebra is boolean, its lowering is the predicate, what is proved is so; and no token sees the future."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import VOCAB, build, ids, masks, models, places, specs, with_mask
+from torch import Tensor
+
 from pellucid.batch import Tokens
 from pellucid.errors import SpecError
 from pellucid.nn.masks import Dense, dense, prove, see
 from pellucid.nn.models import Decoder
 from pellucid.spec import Causal, DecoderSpec, Full, Mask, Prefix, SameSegment, Window
-from strategies import VOCAB, build, ids, masks, models, places, specs, with_mask
-from torch import Tensor
 
 few = settings(max_examples=25)
 Places = tuple[Tokens, Tokens]
@@ -106,7 +107,9 @@ def test_the_fast_paths_are_found() -> None:
     assert prove(Full() & SameSegment(), square, square) == "full"
     assert prove(Causal(), *step) == "full" and prove(Causal() & Window(9), *step) == "full"
     assert prove(Causal() & Window(8), *step) is None
-    assert prove(Causal(), Tokens.plain(2, 2, 7), Tokens.plain(2, 9)) is None  # a rectangle: kernels align it to a corner
+    assert (
+        prove(Causal(), Tokens.plain(2, 2, 7), Tokens.plain(2, 9)) is None
+    )  # a rectangle: kernels align it to a corner
 
 
 @given(masks, places())
@@ -115,8 +118,9 @@ def test_a_dense_mask_is_any_predicate(mask: Mask, at: Places) -> None:
     queries, keys = at
     given_ = see(Dense(dense(mask, queries, keys)), queries, keys)
     assert given_.allowed is not None and torch.equal(given_.allowed, dense(mask, queries, keys))
-    everyone = see(Dense(torch.ones_like(given_.allowed)), Tokens(queries.pos), Tokens(keys.pos))
-    assert everyone.allowed is not None and torch.equal(everyone.allowed, dense(Full(), Tokens(queries.pos), Tokens(keys.pos)))
+    queries, keys = Tokens(queries.pos), Tokens(keys.pos)
+    everyone = see(Dense(torch.ones_like(given_.allowed)), queries, keys)
+    assert everyone.allowed is not None and torch.equal(everyone.allowed, dense(Full(), queries, keys))
 
 
 def test_a_dense_mask_of_another_shape_is_refused() -> None:

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import CONTEXT, EXAMPLE, build, chunks, close, ids, masks, padded, specs
+from torch import Tensor
+
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
 from pellucid.nn.models import Decoder
 from pellucid.spec import EmbedSpec, LearnedSpec
-from strategies import CLOSE, CONTEXT, EXAMPLE, build, chunks, ids, masks, models, padded, specs
-from torch import Tensor
 
 few = settings(max_examples=25)
 any_mask = specs(masks).map(build)  # none of this needs a causal model
@@ -39,7 +40,7 @@ def test_padding_anywhere_changes_nothing(model: Decoder, drawn: Rows) -> None:
     together = logits(model, text, Tokens.padded(valid))
     assert together.isfinite().all()
     for i, row in enumerate(rows):
-        torch.testing.assert_close(together[i, valid[i]], logits(model, row[None])[0], **CLOSE)
+        close(together[i, valid[i]], logits(model, row[None])[0])
 
 
 @given(any_mask, ids(st.just(4)))
@@ -47,7 +48,7 @@ def test_padding_anywhere_changes_nothing(model: Decoder, drawn: Rows) -> None:
 def test_batched_is_single(model: Decoder, text: Tensor) -> None:
     together = logits(model, text)
     for i in range(4):
-        torch.testing.assert_close(together[i], logits(model, text[i : i + 1])[0], **CLOSE)
+        close(together[i], logits(model, text[i : i + 1])[0])
 
 
 @given(any_mask, padded(), st.integers(0, 3))
@@ -56,7 +57,7 @@ def test_packed_is_separate(model: Decoder, drawn: Rows, room: int) -> None:
     rows, _, _ = drawn
     got = logits(model, *packed(rows, room))[0]
     apart = torch.cat([logits(model, row[None])[0] for row in rows])
-    torch.testing.assert_close(got[: len(apart)], apart, **CLOSE)
+    close(got[: len(apart)], apart)
     assert got.isfinite().all()
 
 
@@ -88,9 +89,9 @@ def test_tokens_count_positions(text: Tensor, data: st.DataObject) -> None:
 @few
 def test_tokens_that_say_what_is_plain_change_nothing(model: Decoder, text: Tensor) -> None:
     """The fast paths (one table of positions, a proved mask) against the general one."""
-    plain = Tokens.plain(*text.shape)
+    plain = Tokens.plain(len(text), text.shape[1])
     for tokens in (Tokens(plain.pos), Tokens(plain.pos, torch.zeros_like(plain.pos))):
-        torch.testing.assert_close(logits(model, text, tokens), logits(model, text, plain), **CLOSE)
+        close(logits(model, text, tokens), logits(model, text, plain))
 
 
 @pytest.mark.parametrize("start", [0, None])
@@ -125,7 +126,7 @@ def test_control_padding_without_a_word_about_it_is_seen() -> None:
     wrong = logits(model, padded_row())[VALID]
     right = logits(model, padded_row(), Tokens.padded(VALID))[VALID]
     alone = logits(model, ROW[None])[0]
-    torch.testing.assert_close(right, alone, **CLOSE)
+    close(right, alone)
     assert (wrong - alone).abs().max() > 1e-3
 
 
@@ -140,5 +141,5 @@ def test_control_packing_without_segments_is_seen() -> None:
     model, documents = build(EXAMPLE), [ROW[:3], ROW]
     text, tokens = packed(documents, 0)
     apart = torch.cat([logits(model, d[None])[0] for d in documents])
-    torch.testing.assert_close(logits(model, text, tokens)[0], apart, **CLOSE)
+    close(logits(model, text, tokens)[0], apart)
     assert (logits(model, text, Tokens(tokens.pos))[0] - apart).abs().max() > 1e-3

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import EXAMPLE, VOCAB, build, close, ids, masks, padded, specs, steady
+from torch import Tensor
+
 from pellucid.batch import Tokens
 from pellucid.errors import TapError
 from pellucid.nn.models import Decoder
 from pellucid.spec import Causal, DecoderSpec
-from pellucid.taps import Tapped
-from strategies import CLOSE, EXAMPLE, VOCAB, build, ids, masks, padded, specs, steady
-from torch import Tensor
+from pellucid.taps import Activations, Tapped
 
 few = settings(max_examples=20)
 any_mask = specs(masks).map(build)
@@ -41,8 +43,8 @@ def in_order(spec: DecoderSpec) -> list[str]:
     ]
 
 
-def listened(model: Decoder, text: Tensor, **kwargs: object) -> tuple[Tensor, dict[str, Tensor]]:
-    with torch.no_grad(), model.taps(**kwargs) as acts:  # pyright: ignore[reportArgumentType]
+def listened(model: Decoder, text: Tensor, **kwargs: Any) -> tuple[Tensor, Activations]:
+    with torch.no_grad(), model.taps(**kwargs) as acts:
         return model(text), acts
 
 
@@ -59,8 +61,8 @@ def test_reading_everything_changes_nothing(model: Decoder, text: Tensor) -> Non
     with torch.no_grad():
         alone = model(text)
     logits, acts = listened(model, text, read="*")
-    torch.testing.assert_close(logits, alone, **CLOSE)
-    assert list(acts) == in_order(model.spec) and set(acts) == set(model.point_names())
+    close(logits, alone)
+    assert set(acts) == set(in_order(model.spec)) and list(acts) == model.point_names()
     fused, _ = listened(model, text, read=[name for name in acts if not name.endswith(("scores", "pattern"))])
     assert torch.equal(fused, alone)  # the same kernels: not a bit apart
 
@@ -98,7 +100,7 @@ def test_pattern_times_v_is_z(model: Decoder, drawn: tuple[list[Tensor], Tensor,
     for i, block in enumerate(model.spec.stack.blocks):
         pattern, v, z = (acts[f"blocks.{i}.attn.{name}"] for name in ("pattern", "v", "z"))
         shared = v.repeat_interleave(block.mixer.n_heads // block.mixer.n_kv_heads, dim=1)
-        torch.testing.assert_close(pattern @ shared, z, **CLOSE)
+        close(pattern @ shared, z)
         total = pattern.sum(-1)
         torch.testing.assert_close(total, (total > 0).to(total.dtype))  # ones, or zeros where nothing is seen
         assert not pattern.transpose(-1, -2)[~valid[:, None].expand(-1, pattern.shape[1], -1)].any()
@@ -131,7 +133,7 @@ def test_a_pattern_over_a_cache_is_the_whole_pattern_s_last_row(model: Decoder, 
             with model.taps(read="*.pattern") as acts:
                 model(text[:, t : t + 1], cache=cache)
             for name, pattern in acts.items():
-                torch.testing.assert_close(pattern[:, :, 0], whole[name][:, :, t, : t + 1], **CLOSE)
+                close(pattern[:, :, 0], whole[name][:, :, t, : t + 1])
 
 
 def test_what_is_read_has_gradients() -> None:
@@ -152,14 +154,14 @@ def test_editing_by_the_identity_changes_nothing(model: Decoder, text: Tensor, d
         alone = model(text)
     for same in (lambda x: x, torch.clone):
         edited, acts = listened(model, text, edit=dict.fromkeys(names, same))
-        torch.testing.assert_close(edited, alone, **CLOSE)
-        assert acts == {}
-    torch.testing.assert_close(listened(model, text, edit={"*": torch.clone})[0], alone, **CLOSE)
+        close(edited, alone)
+        assert not acts
+    close(listened(model, text, edit={"*": torch.clone})[0], alone)
 
 
 @st.composite
 def seeing(draw: st.DrawFn) -> DecoderSpec:
-    """Specs in which every point matters to every later one: plain causal masks, and activations that are never flat."""
+    """Specs in which every point matters to every later one: plain causal masks, activations that are never flat."""
     spec = draw(specs(st.just(Causal())))
     smooth = tuple(replace(b, ffn=replace(b.ffn, activation="gelu")) for b in spec.stack.blocks)
     with steady():
@@ -195,7 +197,7 @@ def test_an_edit_at_one_token_touches_no_earlier_token(model: Decoder, data: st.
     _, plain = listened(model, TEXT, read=streams)
     _, acts = listened(model, TEXT, read=streams, edit={point: edit})
     for name in streams:
-        torch.testing.assert_close(acts[name][..., :t, :], plain[name][..., :t, :], **CLOSE)
+        close(acts[name][..., :t, :], plain[name][..., :t, :])
 
 
 def test_knocking_out_a_head_is_a_head_of_zeros() -> None:
@@ -210,8 +212,8 @@ def test_knocking_out_a_head_is_a_head_of_zeros() -> None:
     with torch.no_grad():
         model.blocks[0].attn.o.weight[:, 4:8] = 0  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
         by_weight = model(TEXT)
-    torch.testing.assert_close(by_z, by_weight, **CLOSE)
-    torch.testing.assert_close(by_pattern, by_weight, **CLOSE)
+    close(by_z, by_weight)
+    close(by_pattern, by_weight)
 
 
 def test_patching_everything_in_gives_the_other_run() -> None:
@@ -247,16 +249,41 @@ def test_an_edit_that_returns_nothing_is_refused() -> None:
 @pytest.mark.parametrize("where", ["read", "edit"])
 def test_a_name_that_matches_nothing_is_refused_with_a_suggestion(where: str) -> None:
     model = build(EXAMPLE)
-    for wrong, close in [
+    for wrong, right in [
         ("blocks.0.attn.patern", "blocks.0.attn.pattern"),
         ("blocks.1.ffn.ffn_act", "blocks.1.ffn_act"),
         ("final_nrm", "final_norm"),
     ]:
-        with pytest.raises(TapError, match=rf"{wrong}.*did you mean '{close}'"):
+        with pytest.raises(TapError, match=rf"{wrong}.*did you mean '{right}'"):
             model.taps(**{where: {wrong: torch.clone}}).__enter__()  # pyright: ignore[reportArgumentType]
     with pytest.raises(TapError, match=r"blocks\.7"):
         model.taps(read=["embed", "blocks.7.*"]).__enter__()
     assert not listening(model)
+
+
+def test_what_was_not_read_is_refused_by_name() -> None:
+    model = build(EXAMPLE)
+    with torch.no_grad(), model.taps(read=["embed", "blocks.0.attn.z"], edit={"logits": torch.clone}) as acts:
+        with pytest.raises(TapError, match="embed was not read; nothing has run yet"):
+            acts["embed"]
+        assert not acts and "embed" not in acts
+        model(TEXT)
+    assert repr(acts) == "Activations(embed (2, 6, 8), blocks.0.attn.z (2, 4, 6, 4))"
+    for wrong, hint in [
+        ("blocks.0.attn.s", "did you mean 'blocks.0.attn.z'"),
+        ("logits", "known: blocks.0.attn.z, embed"),
+    ]:
+        with pytest.raises(TapError, match=f"{wrong} was not read; {hint}"):
+            acts[wrong]
+
+
+def test_each_forward_is_read_anew() -> None:
+    model = build(EXAMPLE)
+    with torch.no_grad(), model.taps(read="embed") as acts:
+        model(TEXT)
+        first = acts["embed"]
+        model(TEXT[:1])
+    assert first.shape[0] == 2 and acts["embed"].shape[0] == 1
 
 
 def test_a_parallel_block_has_no_middle() -> None:
@@ -312,6 +339,6 @@ def test_control_a_tap_that_forgets_its_edit_is_seen(monkeypatch: pytest.MonkeyP
     before, _ = listened(model, TEXT, read="embed")
     after, _ = listened(model, TEXT, edit={"blocks.0.resid_mid": noise})
     assert (after - before).abs().max() > 1e-3
-    monkeypatch.setattr("pellucid.taps.Taps.__call__", lambda self, name, x: x)
+    monkeypatch.setattr("pellucid.taps.Listener.__call__", lambda self, name, x: x)
     ignored, _ = listened(model, TEXT, edit={"blocks.0.resid_mid": noise})
     assert torch.equal(ignored, before)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from pellucid.cli.parse import parse
+from pellucid.cli.parse import parse, text_of
 
 EXAMPLES = """
 generate runs/book "Once upon a time"
@@ -49,7 +49,7 @@ def generate(
 
     chosen = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     sampling = Sampling(temperature=temperature, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = text_of(prompt)
     stops = [s.replace("\\n", "\n") for s in stop]
     pieces = stream(load(model), text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stops, seed=seed)
     sys.stdout.write(text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from pellucid.cli.parse import parse
+from pellucid.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,6 +42,10 @@ def info(
     """
     from rich.console import Console
 
+    sizes = {"depth": depth, "d_model": d_model, "vocab_size": vocab_size, "context": context}
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name} = {value} cannot be used", f"--{name.replace('_', '-')} must be at least 1")
     spec = read_spec(subject, depth, d_model or 64 * depth, vocab_size, context)
     console = Console()
     console.print(structure(spec))

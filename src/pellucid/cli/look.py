@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from pellucid.cli.parse import parse
+from pellucid.cli.parse import parse, text_of
 
 EXAMPLES = """
 look runs/book "To be, or not to be"
@@ -29,8 +29,6 @@ def look(
         html: Also write one self-contained page, to be opened in any browser.
         top: How many next-token guesses to list.
     """
-    import sys
-
     from rich.console import Console
 
     from pellucid.api import load
@@ -39,7 +37,7 @@ def look(
     from pellucid.interpret.terminal import show
     from pellucid.interpret.view import to_html
 
-    seen = look_into(load(model), sys.stdin.read() if text == "-" else text, top=top, name=model.resolve().name)
+    seen = look_into(load(model), text_of(text), top=top, name=model.resolve().name)
     console = Console()
     show(seen, console)
     if html is not None:

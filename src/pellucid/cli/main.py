@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 COMMANDS = {
     "train": "train a model from scratch on your text",
@@ -38,6 +39,9 @@ EXIT_ERROR, EXIT_USAGE, EXIT_SAVED, EXIT_INTERRUPTED = 1, 2, 75, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits the process with one of the codes above."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where a character cannot be shown, "?" is better than nothing at all
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -73,6 +77,13 @@ def _guarded(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as stop:  # tyro has printed help or what is wrong with a flag
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    except OSError as error:  # a disk or folder that fails where nobody expects it to
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}", "check the path and the disk", EXIT_ERROR)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        return _complain("out of memory", "try a smaller model, context or batch, or more --micro-batches", EXIT_ERROR)
     return 0
 
 

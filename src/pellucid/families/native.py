@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,7 +45,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> 
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     inside = json.dumps({"sha256": digest(plain), **metadata}, sort_keys=True)
-    write_file(path, lambda aside: save_file(plain, aside, {"pellucid": inside}))
+
+    def write(aside: Path) -> None:
+        try:
+            save_file(plain, aside, {"pellucid": inside})
+        except SafetensorError as error:  # the disk's answer is only in its text
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+    write_file(path, write)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,14 +102,15 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
 def save_model(model: Decoder, folder: Path) -> None:
     """Write spec, weights and (when the model has one) tokenizer; each file is whole or as it was before.
 
-    The weights carry the hashes of the other two, so that a mixed-up folder is refused when it is loaded.
+    The weights carry the hashes of the other two, so that a mixed-up folder is refused when it is loaded. The spec is
+    written last: where it stands, everything does.
     """
-    model.spec.save(folder / SPEC)
     metadata = {"spec": value_hash(model.spec)}
     if model.tokenizer is not None:
         model.tokenizer.save(folder / TOKENIZER)
         metadata["tokenizer"] = sha256(folder / TOKENIZER)
     save_tensors(folder / WEIGHTS, model.state_dict(), **metadata)
+    model.spec.save(folder / SPEC)
 
 
 def load_model(folder: Path) -> Decoder:

@@ -17,7 +17,7 @@ from pellucid.nn.embed import Embedding
 from pellucid.nn.heads import LMHead
 from pellucid.nn.stack import Stack
 from pellucid.spec import DecoderSpec
-from pellucid.taps import Edit, name_points, point_names, tapped
+from pellucid.taps import Activations, Edit, name_points, point_names, tapped
 
 
 class Decoder(Stack):
@@ -100,7 +100,7 @@ class Decoder(Stack):
 
     def taps(
         self, read: Iterable[str] | str = (), edit: Mapping[str, Edit] | None = None
-    ) -> AbstractContextManager[dict[str, Tensor]]:
+    ) -> AbstractContextManager[Activations]:
         """``with model.taps(read=["blocks.*.attn.pattern"]) as acts: model(ids)``; see ``pellucid.taps.tapped``."""
         return tapped(self, read, edit)
 

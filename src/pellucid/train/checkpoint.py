@@ -13,7 +13,7 @@ import torch
 
 from pellucid.errors import CheckpointError
 from pellucid.families.native import SPEC, WEIGHTS, fill, load_tensors, save_model, save_tensors, value_hash
-from pellucid.files import read_json, sha256, write_folder, write_json
+from pellucid.files import explain_os_errors, read_json, sha256, write_folder, write_json
 from pellucid.nn.models import Decoder
 from pellucid.train.config import Run
 from pellucid.train.optim import load_state_tensors, state_tensors
@@ -27,7 +27,10 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def save(folder: Path, run: Run, step: int, model: Decoder, optimizers: Sequence[torch.optim.Optimizer]) -> Path:
-    """Write the checkpoint after ``step`` updates and remove all but the newest ``keep_checkpoints``."""
+    """Write the checkpoint after ``step`` updates and remove all but the newest ``keep_checkpoints``.
+
+    Removed are also those of later steps: the run, which goes on from the newest valid one, has passed them over.
+    """
 
     def write(aside: Path) -> None:
         save_model(model, aside)
@@ -38,8 +41,12 @@ def save(folder: Path, run: Run, step: int, model: Decoder, optimizers: Sequence
 
     path = path_of(folder, step)
     write_folder(path, write)
-    for old in sorted(path.parent.glob("step-*"))[: -run.keep_checkpoints]:
-        shutil.rmtree(old)
+    found = sorted(path.parent.glob("step-*"))
+    kept = [one for one in found if one <= path][-run.keep_checkpoints :]
+    with explain_os_errors(path):
+        for other in found:
+            if other not in kept:
+                shutil.rmtree(other)
     return path
 
 
@@ -50,13 +57,19 @@ def check(path: Path, run: Run) -> int:
         step, owner, files = int(state["step"]), str(state["run"]), dict(state["files"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / STATE} is damaged: {error!r}") from error
+    if path.name != f"step-{step:08d}":
+        raise CheckpointError(f"{path / STATE} is damaged: it says step {step}")
     if owner != value_hash(run.identity()):
         raise CheckpointError(f"{path} belongs to another run")
     for name, digest in files.items():
         file = path / Path(name).name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing")
-        if sha256(file) != digest:
+        try:
+            intact = sha256(file) == digest
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+        if not intact:
             raise CheckpointError(f"{file} is damaged: its contents do not match {STATE}")
     return step
 

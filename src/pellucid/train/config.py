@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from pellucid.errors import UsageError
+from pellucid.designs import DESIGNS
+from pellucid.errors import UsageError, suggest
 from pellucid.spec import DecoderSpec, InitRule
 from pellucid.values import Value
 
 OptimizerName = Literal["muon", "adamw"]
 PrecisionName = Literal["fp32", "bf16"]
 ScheduleName = Literal["wsd", "cosine"]
+
+# what each number may be, and how that is said (nan is none of these)
+_Legal = tuple[Callable[[float], bool], str]
+_COUNT: _Legal = (lambda x: x >= 1, "at least 1")
+_POSITIVE: _Legal = (lambda x: 0 < x < math.inf, "greater than 0, and finite")
+_NOT_NEGATIVE: _Legal = (lambda x: 0 <= x < math.inf, "0 or more, and finite")
+_SHARE: _Legal = (lambda x: 0 <= x < 1, "from 0 up to, not including, 1")
+_LEGAL: dict[str, _Legal] = {
+    **dict.fromkeys(("steps", "depth", "d_model", "head_dim", "vocab_size", "batch_size", "micro_batches"), _COUNT),
+    **dict.fromkeys(("validate_every", "checkpoint_every", "keep_checkpoints", "threads"), _COUNT),
+    **dict.fromkeys(("minutes", "learning_rate", "matrix_learning_rate", "clip"), _POSITIVE),
+    **dict.fromkeys(("weight_decay", "warmup", "sample_every"), _NOT_NEGATIVE),
+    **dict.fromkeys(("validation", "dropout"), _SHARE),
+    "context": (lambda x: x >= 8, "at least 8 tokens"),
+    "seed": (lambda x: 0 <= x < 2**32, "from 0 to 4294967295"),
+}
+
+
+def _refuse_illegal(asked: TrainOptions | Run) -> None:
+    """Raise UsageError naming the field, value and legal values of a number that no run can have."""
+    for name, (is_legal, words) in _LEGAL.items():
+        value = getattr(asked, name, None)
+        if value is not None and not is_legal(value):
+            raise UsageError(f"{name} = {value} cannot be used", f"--{name.replace('_', '-')} must be {words}")
 
 
 @dataclass(frozen=True)
@@ -83,22 +110,11 @@ class TrainOptions(Value):
     """Also write TensorBoard files."""
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "learning_rate", "matrix_learning_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} = {value} must be greater than 0", f"e.g. --{name.replace('_', '-')} 1")
-        counts = ("steps", "depth", "d_model", "head_dim", "vocab_size", "batch_size", "micro_batches", "validate_every")
-        for name in (*counts, "checkpoint_every", "keep_checkpoints"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} = {value} must be at least 1", f"e.g. --{name.replace('_', '-')} 1")
+        if self.design not in DESIGNS:
+            raise UsageError(f"there is no design {self.design!r}", suggest(self.design, DESIGNS))
         if self.minutes is not None and self.steps is not None:
             raise UsageError("both minutes and steps are given", "give the one that should decide")
-        if self.context is not None and self.context < 8:
-            raise UsageError(f"context = {self.context} is too short", "at least 8 tokens")
-        for name in ("validation", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)} is not a share", "from 0 up to, not including, 1")
+        _refuse_illegal(self)
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,9 @@ class Run(Value):
     threads: int
     torch: str
     reasons: tuple[Reason, ...] = ()
+
+    def __post_init__(self) -> None:
+        _refuse_illegal(self)
 
     @property
     def tokens_per_step(self) -> int:

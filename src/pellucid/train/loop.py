@@ -27,7 +27,7 @@ from pellucid.nn.models import Decoder
 from pellucid.nn.residual import Sublayer
 from pellucid.train import checkpoint
 from pellucid.train.config import Run
-from pellucid.train.metrics import METRICS, TIMINGS, Recorder
+from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder
 from pellucid.train.objectives import causal_lm
 from pellucid.train.optim import build_optimizers, set_rate
 from pellucid.train.precision import autocast, measure_peak
@@ -109,10 +109,11 @@ class Trainer:
             weight_decay=run.weight_decay,
         )
         self.autocast = autocast(run.precision)
-        self.done = 0
+        self.done = self.saved = 0
         found = checkpoint.newest(folder, run, reporter.message)
         if found is not None:
             path, self.done = found
+            self.saved = self.done
             checkpoint.load(path, self.model, self.optimizers)
             reporter.message(f"going on from {path.name}")
 
@@ -139,22 +140,34 @@ class Trainer:
         tensors |= {f"weights.{name}": tensor for name, tensor in self.model.state_dict().items()}
         save_tensors(self.folder / f"nonfinite-{index:08d}.safetensors", tensors)
 
-    def validate(self, everything: bool = False) -> float:
-        """Bits per byte of the held-out text: its beginning, or everything with at least half a context before each token."""
-        if self.validation is None:
-            return math.nan
-        context = self.run.spec.context
+    def validate(self) -> float:
+        """Bits per byte of the beginning of the held-out text (nan without one)."""
+        return self._measure(itertools.islice(self._held_out(), VALIDATION_BATCHES))
+
+    def validate_all(self, asked_to_stop: Callable[[], bool]) -> float:
+        """Bits per byte of all held-out text, at least half a context before each token (nan without one)."""
+
+        def batches() -> Iterator[Batch]:
+            for batch in self._held_out(stride=max(1, self.run.spec.context // 2)):
+                if asked_to_stop():
+                    raise Interrupted("stopped after the last step; saved", "run the same command again to finish")
+                yield batch
+
+        return self._measure(batches())
+
+    def _held_out(self, stride: int | None = None) -> Iterator[Batch]:
         rows = max(1, self.run.batch_size // self.run.micro_batches)
-        if everything:
-            return bits_per_byte(self.model, evaluation(self.validation, context, rows, context // 2), self.autocast)
-        some = itertools.islice(evaluation(self.validation, context, rows), VALIDATION_BATCHES)
-        return bits_per_byte(self.model, some, self.autocast)
+        return iter(()) if self.validation is None else evaluation(self.validation, self.run.spec.context, rows, stride)
+
+    def _measure(self, batches: Iterator[Batch]) -> float:
+        return bits_per_byte(self.model, batches, self.autocast)
 
     def save(self, recorder: Recorder) -> None:
-        """A checkpoint after the steps done so far, unless there is one."""
-        if self.done and not checkpoint.path_of(self.folder, self.done).exists():
+        """A checkpoint after the steps done so far, unless there is a valid one."""
+        if self.done != self.saved:
             recorder.sync()
             checkpoint.save(self.folder, self.run, self.done, self.model, self.optimizers)
+            self.saved = self.done
 
 
 class _Clock:
@@ -203,11 +216,11 @@ def fit(
             _steps(trainer, recorder, reporter, sampler, asked_to_stop)
         finally:
             reporter.end()
-        final = trainer.validate(everything=True)
-        if not math.isnan(final):
-            recorder.write(METRICS, run.steps, final_bits_per_byte=final)
-        recorder.sync()
         trainer.save(recorder)
+        final = trainer.validate_all(asked_to_stop)
+        if not math.isnan(final):
+            recorder.write(METRICS, run.steps, **{FINAL: final})
+        recorder.sync()
     trainer.model.eval()
     save_model(trainer.model, folder)
     return Result(trainer.model, final, run.steps, time.perf_counter() - started)
@@ -252,7 +265,8 @@ def _refuse_nonfinite(trainer: Trainer, recorder: Recorder, result: StepResult, 
         trainer.reporter.message(f"{what}: skipped; batch and weights are in {saved}")
         return
     recorder.sync()
+    go_on = ", or go on with --on-nonfinite skip" if trainer.run.on_nonfinite == "stop" else ""
     raise RunError(
         f"{what} is not finite; batch and weights are in {saved}",
-        "lower --learning-rate and --matrix-learning-rate, or go on with --on-nonfinite skip",
+        "start anew with a lower --learning-rate and --matrix-learning-rate" + go_on,
     )

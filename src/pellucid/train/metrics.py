@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from pellucid.errors import UsageError
-from pellucid.files import write_text
+from pellucid.files import explain_os_errors, write_text
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+FINAL = "final_bits_per_byte"  # of the last line: it is measured again by a run that is resumed after its last step
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -22,11 +24,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     out: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            out.append(json.loads(line))
+            value = json.loads(line)
         except ValueError:
             break
+        if not (isinstance(value, dict) and isinstance(value.get("step"), int)):
+            break
+        out.append(value)
     return out
 
 
@@ -34,11 +39,13 @@ class Recorder:
     """Appends a line a call; ``sync`` puts everything on the disk, before a checkpoint that counts on it."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False):
+        self._folder = folder
         self._streams: dict[str, IO[str]] = {}
         for name in (METRICS, TIMINGS):
-            kept = [line for line in read_metrics(folder / name) if line["step"] <= step]
+            kept = [line for line in read_metrics(folder / name) if line["step"] <= step and FINAL not in line]
             write_text(folder / name, "".join(json.dumps(line) + "\n" for line in kept))
-            self._streams[name] = (folder / name).open("a", encoding="utf-8")
+            with explain_os_errors(folder / name):
+                self._streams[name] = (folder / name).open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard:
             try:
@@ -49,23 +56,25 @@ class Recorder:
 
     def write(self, name: str, step: int, **values: float | int | bool) -> None:
         """One line ``{"step": step, ...}``; floats are written so that they read back as the same bits."""
-        stream = self._streams[name]
-        stream.write(json.dumps({"step": step, **values}) + "\n")
-        stream.flush()
+        with explain_os_errors(self._folder / name):
+            self._streams[name].write(json.dumps({"step": step, **values}) + "\n")
+            self._streams[name].flush()
         if self._board is not None:
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
 
     def sync(self) -> None:
         """Wait until all lines are on the disk."""
-        for stream in self._streams.values():
-            os.fsync(stream.fileno())
+        for name, stream in self._streams.items():
+            with explain_os_errors(self._folder / name):
+                os.fsync(stream.fileno())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for stream in self._streams.values():
-            stream.close()
+            with suppress(OSError):  # what a full disk did not take, ``write`` has already told
+                stream.close()
         if self._board is not None:
             self._board.close()

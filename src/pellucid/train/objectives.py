@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +11,7 @@ from pellucid.batch import IGNORE, Batch
 from pellucid.nn.models import Decoder
 
 
+@runtime_checkable  # the shape checks of the tests look
 class Objective(Protocol):
     """(model, batch) -> summed loss in nats; ``count``: how many terms a batch contributes, known before any forward."""
 

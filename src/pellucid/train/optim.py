@@ -81,15 +81,22 @@ def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
 def load_state_tensors(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what ``state_tensors`` gave. Raises CheckpointError where a parameter has no state, or none has its name."""
+    """Put back what ``state_tensors`` gave: nothing, before the first update, or something for every parameter.
+
+    Raises CheckpointError where a parameter's state is missing, incomplete or of another shape, or none has its name.
+    """
     names, left = _names(model), dict(tensors)
     for optimizer in optimizers:
+        complete: set[str] = set()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 prefix = names[id(parameter)] + "/"
                 found = {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
-                if tensors and not found:
-                    raise CheckpointError(f"the optimiser state of {prefix[:-1]} is missing", "use an earlier checkpoint")
+                complete = complete or set(found)
+                fits = all(value.ndim == 0 or value.shape == parameter.shape for value in found.values())
+                if tensors and not (found and set(found) == complete and fits):
+                    problem = f"the optimiser state of {prefix[:-1]} is missing, incomplete or of another shape"
+                    raise CheckpointError(problem, "use an earlier checkpoint")
                 optimizer.state[parameter] = found
     if left:
         raise CheckpointError(f"optimiser state for unknown parameter {next(iter(left))!r}", "another model's checkpoint")

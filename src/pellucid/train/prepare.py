@@ -11,13 +11,13 @@ from pathlib import Path
 from pellucid.data.sources import Document, Skipped, documents
 from pellucid.data.split import split
 from pellucid.data.store import TokenStore, build_store
-from pellucid.data.tokenizer import Tokenizer
+from pellucid.data.tokenizer import Tokenizer, sample
 from pellucid.errors import DataError
 from pellucid.families.native import TOKENIZER
 from pellucid.train.config import Reason, TrainOptions
 from pellucid.train.report import Reporter
 
-TOKENIZER_BYTES = 48_000_000  # of text that merges are learned from: more changes nothing that matters
+TOKENIZER_BYTES = 48_000_000  # about; of text that merges are learned from: more changes nothing that matters
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,13 @@ def choose_vocab_size(options: TrainOptions, n_bytes: int) -> tuple[int, str]:
     return min(max(2**power, 512), 32768), f"power of two nearest to the square root of {n_bytes:,} bytes of text"
 
 
-def _spread(texts: Sequence[Document], n_bytes: int) -> list[str]:
-    """Documents from all over, about ``n_bytes`` of them together."""
-    every = max(1, math.ceil(sum(len(d.text) for d in texts) / n_bytes))
-    return [d.text if every == 1 or len(texts) > every else d.text[:n_bytes] for d in texts[::every]]
-
-
-def prepare(texts: Sequence[str], options: TrainOptions, folder: Path, reporter: Reporter) -> Prepared:
+def prepare(
+    texts: Sequence[str], options: TrainOptions, folder: Path, reporter: Reporter, *, resumed: bool = False
+) -> Prepared:
     """Read, split, learn the tokenizer from the training part, and encode both parts.
 
-    Raises DataError for texts that cannot be used. A tokenizer that the folder holds already is used again.
+    resumed: the folder holds this very run, so its tokenizer is used again; any other may be of another text.
+    Raises DataError for texts that cannot be used.
     """
     skipped: list[Skipped] = []
     found = list(documents(texts, on_skip=skipped.append))
@@ -59,12 +56,12 @@ def prepare(texts: Sequence[str], options: TrainOptions, folder: Path, reporter:
     n_bytes = sum(d.n_bytes for d in training)
     size, why = choose_vocab_size(options, n_bytes)
     path = folder / TOKENIZER
-    if path.exists():
+    if resumed and path.exists():
         tokenizer = Tokenizer.load(path)
     else:
-        sample = _spread(training, TOKENIZER_BYTES)
-        with reporter.working("learning the tokenizer", sum(len(t.encode()) for t in sample)) as advance:
-            tokenizer = Tokenizer.train(sample, size, advance)
+        learned_from = list(sample([d.text for d in training], TOKENIZER_BYTES))
+        with reporter.working("learning the tokenizer", sum(len(t.encode()) for t in learned_from)) as advance:
+            tokenizer = Tokenizer.train(learned_from, size, advance)
         tokenizer.save(path)
     stores: list[TokenStore] = []
     for name, part in (("training", training), ("validation", validation)):

@@ -67,7 +67,10 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
         "batch_size", options.batch_size, max(1, 8192 // context), "8192 tokens a step: many steps matter more than smooth ones"
     )
     if batch_size < options.micro_batches:
-        raise UsageError(f"batch_size = {batch_size} cannot be split into {options.micro_batches} micro-batches")
+        raise UsageError(
+            f"batch_size = {batch_size} cannot be split into {options.micro_batches} micro-batches",
+            f"choose --micro-batches from 1 to {batch_size}, or a larger --batch-size",
+        )
     budget = (
         minutes * 60 * peak.of(precision) * ASSUMED_UTILISATION
         if minutes is not None
@@ -78,6 +81,8 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
     depth = settle("depth", options.depth, depth, why)
     spec = _spec(options, prepared.tokenizer.vocab_size, context, depth)
     settle("d_model", options.d_model, spec.d_model, f"{WIDTH_PER_LAYER} a layer")
+    head_dim = spec.stack.blocks[0].mixer.head_dim
+    settle("head_dim", options.head_dim, head_dim, "greatest common divisor of the width and 64")
     parameters = count_parameters(spec)
     settle("parameters", None, parameters.total, f"{parameters.attention + parameters.ffn:,} of them in the blocks")
     muon = options.optimizer == "muon"
@@ -120,7 +125,7 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
     run = replace(
         run,
         steps=steps,
-        warmup=min(warmup, steps),
+        warmup=warmup,
         validate_every=settle("validate_every", options.validate_every, often, "about every 30 seconds"),
         sample_every=settle("sample_every", options.sample_every, often, "about every 30 seconds"),
         checkpoint_every=settle("checkpoint_every", options.checkpoint_every, often, "about every 30 seconds"),

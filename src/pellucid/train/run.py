@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from pellucid.errors import CheckpointError, RunError, SpecError, UsageError, suggest
-from pellucid.families.native import SPEC, WEIGHTS, load_model
+from pellucid.families.native import SPEC, TOKENIZER, WEIGHTS, load_model
 from pellucid.files import locked, sweep
 from pellucid.train.checkpoint import FOLDER
 from pellucid.train.config import Run, TrainOptions, changed
 from pellucid.train.loop import Result, Sampler, fit
-from pellucid.train.metrics import METRICS, read_metrics
+from pellucid.train.metrics import FINAL, METRICS, read_metrics
 from pellucid.train.prepare import Prepared, prepare
 from pellucid.train.report import Reporter
 from pellucid.train.resolve import resolve
@@ -37,7 +37,7 @@ def train(
     """Train a model from scratch on ``texts`` into the folder ``out``; every number that is not given is derived.
 
     texts: files, folders, globs, .jsonl, "-" or hf://org/name. options, or its fields as keywords (minutes=5, depth=4).
-    run: a resolved run to repeat exactly (``Run.load("run.json")``) instead of options.
+    run: a resolved run to repeat exactly (``Run.load("run.json")``); options then only say what is kept and shown.
     The folder ends with model.safetensors, spec.json, tokenizer.json and run.json. When it holds an unfinished run of the
     same options, that run goes on, bit for bit as if it had never stopped.
 
@@ -56,11 +56,15 @@ def train(
         for place in (folder, folder / FOLDER, folder / "tokens"):
             sweep(place)
         saved = _saved(folder, names, options)
+        if run is not None:
+            run = replace(run, texts=names)
+            _refuse_other_run(run, options, saved, folder)
         if saved is not None and (folder / SPEC).exists():
             reporter.message(f"{folder} is finished: nothing to do")
             return _finished(folder, saved)
         wanted = saved or run
-        prepared = prepare(names, wanted.options if wanted else options, folder, reporter)
+        asked = wanted.options if wanted else options
+        prepared = prepare(names, asked, folder, reporter, resumed=saved is not None)
         if wanted is not None:
             _refuse_other_data(wanted, prepared, folder)
             wanted = wanted.with_operations(options)
@@ -101,20 +105,32 @@ def _saved(folder: Path, texts: tuple[str, ...], options: TrainOptions) -> Run |
     return saved
 
 
+def _refuse_other_run(run: Run, options: TrainOptions, saved: Run | None, folder: Path) -> None:
+    """Raise where ``run`` is to be repeated, but with other options, or in a folder that holds another one."""
+    if differences := changed(run.options, options):
+        raise UsageError(
+            f"a run is to be repeated exactly, but with {'; '.join(differences)}", f"leave that out, or edit its {RUN}"
+        )
+    if saved is not None and saved.identity() != run.identity():
+        raise RunError(f"{folder} holds another run than the one to be repeated", "choose another folder with --out")
+
+
 def _refuse_other_data(run: Run, prepared: Prepared, folder: Path) -> None:
-    if run.tokenizer != prepared.tokenizer.hash:
+    if run.data == prepared.training.hash:  # which the tokenizer's hash is part of
+        return
+    if run.tokenizer != prepared.tokenizer.hash and (folder / RUN).exists():
         raise RunError(
-            f"the tokenizer in {folder} is not the one of this run", "restore tokenizer.json, or choose another --out"
+            f"the tokenizer in {folder} is not the one of this run",
+            f"restore {TOKENIZER} from a checkpoint in {folder / FOLDER}, or choose another folder with --out",
         )
-    if run.data != prepared.training.hash:
-        raise RunError(
-            "the text is not what it was when this run began", "restore the text, or start anew with another --out"
-        )
+    raise RunError(
+        f"the text {', '.join(run.texts[:3])} is not what it was when this run began",
+        "restore the text, or start anew with another folder with --out",
+    )
 
 
 def _finished(folder: Path, run: Run) -> Result:
     from pellucid.data.tokenizer import Tokenizer
-    from pellucid.families.native import TOKENIZER
 
     try:
         model = load_model(folder)
@@ -122,5 +138,5 @@ def _finished(folder: Path, run: Run) -> Result:
         remedy = f"remove {folder / SPEC} and run the same command again: it is written anew from the newest checkpoint"
         raise CheckpointError(error.problem, remedy) from error
     model.tokenizer = Tokenizer.load(folder / TOKENIZER)
-    finals = [line["final_bits_per_byte"] for line in read_metrics(folder / METRICS) if "final_bits_per_byte" in line]
+    finals = [line[FINAL] for line in read_metrics(folder / METRICS) if FINAL in line]
     return Result(model, finals[-1] if finals else nan, run.steps, 0.0)

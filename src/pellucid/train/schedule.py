@@ -12,7 +12,8 @@ def factor(name: ScheduleName, step: int, steps: int, warmup: int, floor: float 
     """What the peak learning rate is multiplied by at ``step`` (0-based) of ``steps``.
 
     Both rise linearly over ``warmup`` steps. ``cosine`` then falls to ``floor`` along half a cosine (Loshchilov & Hutter
-    2016); ``wsd`` stays at 1 and falls linearly over the last ``decay`` share (warm-up, stable, decay; Hu et al. 2024).
+    2016); ``wsd`` stays at 1 and falls linearly over the last ``decay`` share, or over what the warm-up leaves of it
+    (warm-up, stable, decay; Hu et al. 2024).
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -20,7 +21,7 @@ def factor(name: ScheduleName, step: int, steps: int, warmup: int, floor: float 
         progress = (step - warmup) / max(steps - warmup, 1)
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     if name == "wsd":
-        start = steps - round(steps * decay)
+        start = max(warmup, steps - round(steps * decay))
         progress = (step - start) / max(steps - start, 1)
         return floor + (1 - floor) * (1 - min(max(progress, 0.0), 1.0))
     raise UsageError(f"unknown schedule {name!r}", "use cosine or wsd")
