@@ -37,7 +37,9 @@ def modern(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim:
     block = BlockSpec(
         AttentionSpec(heads, heads, head_dim, rotary=RotarySpec(), qk_norm=norm), GatedFFNSpec(d_ff), norm
     )
-    return DecoderSpec(vocab_size, context, EmbedSpec(), StackSpec(d_model, (block,) * n_layers, norm), LMHeadSpec(tied=False))
+    return DecoderSpec(
+        vocab_size, context, EmbedSpec(), StackSpec(d_model, (block,) * n_layers, norm), LMHeadSpec(tied=False)
+    )
 
 
 def classic(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int = HEAD_DIM) -> DecoderSpec:

@@ -129,8 +129,7 @@ class And(Mask):
         return self.a.allow(q_pos, k_pos, q_seg, k_seg) & self.b.allow(q_pos, k_pos, q_seg, k_seg)
 
     def reach(self) -> int | None:
-        known = [n for n in (self.a.reach(), self.b.reach()) if n is not None]
-        return min(known, default=None)
+        return min((n for n in (self.a.reach(), self.b.reach()) if n is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -274,9 +273,8 @@ class AttentionSpec(Value):
         _require(min(n, kv, self.head_dim) >= 1, self, "n_heads, n_kv_heads, head_dim must be >= 1")
         _require(n % kv == 0, self, f"n_heads = {n} is no multiple of n_kv_heads = {kv}", "groups of heads are equal")
         if self.rotary is not None:
-            dims = self.rotary.dims(self.head_dim)
-            ok = 2 <= dims <= self.head_dim and dims % 2 == 0
-            _require(ok, self, f"rotary turns pairs, but {dims} of {self.head_dim} dims are to turn")
+            dims, of = self.rotary.dims(self.head_dim), self.head_dim
+            _require(2 <= dims <= of and dims % 2 == 0, self, f"rotary turns pairs of dimensions, not {dims} of {of}")
         _require(self.soft_cap is None or self.soft_cap > 0, self, f"soft_cap = {self.soft_cap} must be positive")
 
 
@@ -333,8 +331,7 @@ class BlockSpec(Value):
     parallel: bool = False
 
     def __post_init__(self) -> None:
-        one_sum = not (self.parallel and self.placement.out)
-        _require(one_sum, self, "a parallel block has one sum, so no norm after each sublayer", "use another placement")
+        _require(not (self.parallel and self.placement.out), self, "a parallel block has no norm after each sublayer")
         _require(self.ffn.d_ff >= 1, self, f"d_ff = {self.ffn.d_ff} must be >= 1")
 
 
@@ -351,9 +348,7 @@ class StackSpec(Value):
         _require(self.d_model >= 1, self, f"d_model = {self.d_model} must be >= 1")
         _require(len(self.blocks) >= 1, self, "blocks is empty", "a stack has at least one block")
         heads = sorted({block.mixer.n_heads for block in self.blocks})
-        _require(
-            self.bias is None or len(heads) == 1, self, f"a shared bias needs one n_heads, but the blocks have {heads}"
-        )
+        _require(self.bias is None or len(heads) == 1, self, f"a shared bias needs one n_heads, not {heads}")
 
 
 @dataclass(frozen=True)
@@ -388,8 +383,8 @@ class DecoderSpec(Value):
     head: LMHeadSpec = LMHeadSpec()
 
     def __post_init__(self) -> None:
-        vocab, context = self.vocab_size, self.context
-        _require(min(vocab, context) >= 2, self, f"vocab_size = {vocab}, context = {context}: both must be >= 2")
+        sizes = f"vocab_size = {self.vocab_size}, context = {self.context}: both must be >= 2"
+        _require(min(self.vocab_size, self.context) >= 2, self, sizes)
         ok = self.d_model % 2 == 0 or not isinstance(self.embed.positions, SinusoidalSpec)
         _require(ok, self, f"sinusoidal positions need an even d_model, not {self.d_model}")
 

@@ -131,7 +131,7 @@ def tapped(
     """Listen while the block runs; yields what each forward passes at the points read, by full name.
 
     read: names or globs such as ``"blocks.*.attn.pattern"``. edit: name or glob -> function from tensor to tensor of
-    the same shape. Raises TapError for a name that matches nothing, and when taps are already open on one of the modules.
+    the same shape. Raises TapError for a name that matches nothing, and when taps are already open on such a module.
     """
     globs = [read] if isinstance(read, str) else list(read)
     wanted = {name for glob in globs for name in match_points(model, glob)}

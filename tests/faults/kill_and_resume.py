@@ -86,7 +86,9 @@ def run_and_kill(text: Path, out: Path, steps: int, moment: str, wait: int, repo
         if moment != "checkpoint":
             time.sleep(0.002)
     if process.poll() is not None:
-        raise AssertionError(f"the run ended before it could be killed (exit {process.returncode}): {errors.read_text()}")
+        raise AssertionError(
+            f"the run ended before it could be killed (exit {process.returncode}): {errors.read_text()}"
+        )
     process.send_signal(signal.SIGKILL)
     process.wait()
     if moment == "start":

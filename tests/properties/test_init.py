@@ -94,8 +94,12 @@ NAMES = {  # rows of the table, each by the names of its weights
 STD: dict[str, dict[str, Callable[[int, int], float]]] = {  # (fan_in, fan_out) -> standard deviation
     "normal": {"out": lambda i, o: 0.02 / math.sqrt(2 * 2)},
     "fan_in": {"in": lambda i, o: 1 / math.sqrt(i), "out": lambda i, o: 0.0},
-    "xavier": dict.fromkeys(("in", "out"), lambda i, o: math.sqrt(2 / (i + o)))
-    | dict.fromkeys(("embed", "head"), lambda i, o: 1 / math.sqrt(D)),
+    "xavier": {
+        "in": lambda i, o: math.sqrt(2 / (i + o)),
+        "out": lambda i, o: math.sqrt(2 / (i + o)),
+        "embed": lambda i, o: 1 / math.sqrt(D),
+        "head": lambda i, o: 1 / math.sqrt(D),
+    },
 }
 
 

@@ -204,14 +204,14 @@ ATTENTION, BLOCK, STACK = EXAMPLE.stack.blocks[0].mixer, EXAMPLE.stack.blocks[0]
 ILLEGAL: dict[str, Callable[[], object]] = {
     "n_heads = 4 is no multiple of n_kv_heads = 3": lambda: AttentionSpec(4, 3, 8),
     "n_heads, n_kv_heads, head_dim must be >= 1": lambda: AttentionSpec(0, 1, 8),
-    "3 of 6 dims are to turn": lambda: AttentionSpec(1, 1, 6, rotary=RotarySpec(fraction=0.5)),
-    "0 of 4 dims are to turn": lambda: AttentionSpec(1, 1, 4, rotary=RotarySpec(fraction=0.1)),
-    "8 of 4 dims are to turn": lambda: AttentionSpec(1, 1, 4, rotary=RotarySpec(fraction=2.0)),
+    "not 3 of 6": lambda: AttentionSpec(1, 1, 6, rotary=RotarySpec(fraction=0.5)),
+    "not 0 of 4": lambda: AttentionSpec(1, 1, 4, rotary=RotarySpec(fraction=0.1)),
+    "not 8 of 4": lambda: AttentionSpec(1, 1, 4, rotary=RotarySpec(fraction=2.0)),
     "soft_cap = 0.0 must be positive": lambda: replace(ATTENTION, soft_cap=0.0),
     "soft_cap = -1.0 must be positive": lambda: LMHeadSpec(soft_cap=-1.0),
-    "a parallel block has one sum": lambda: replace(BLOCK, placement=POST_NORM, parallel=True),
+    "a parallel block has no norm after each": lambda: replace(BLOCK, placement=POST_NORM, parallel=True),
     "blocks is empty": lambda: replace(STACK, blocks=()),
-    r"the blocks have \[2, 4\]": lambda: replace(
+    r"needs one n_heads, not \[2, 4\]": lambda: replace(
         STACK, blocks=(BLOCK, replace(BLOCK, mixer=AttentionSpec(2, 2, 4))), bias=BucketedBiasSpec()
     ),
     "d_model = 0": lambda: replace(STACK, d_model=0),

@@ -81,7 +81,7 @@ def openings(files: Sequence[Path], count: int) -> list[str]:
         lines = source.splitlines()
         for node in ast.parse(source).body:
             if isinstance(node, ast.FunctionDef):
-                found.append("\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1]) + "\n")
+                found += ["\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1]) + "\n"]
     every = max(1, len(found) // count)
     return found[::every][:count]
 
@@ -116,7 +116,12 @@ def completions(model: Decoder, files: Sequence[Path], seed: int) -> tuple[int, 
     functions: list[str] = []
     for i in range(0, len(starts), BATCH):
         rows = generate(
-            model, starts[i : i + BATCH], max_new_tokens=LONGEST, sampling=Sampling(temperature=0.6), seed=seed, stop="\n\n\n"
+            model,
+            starts[i : i + BATCH],
+            max_new_tokens=LONGEST,
+            sampling=Sampling(temperature=0.6),
+            seed=seed,
+            stop="\n\n\n",
         )
         for start, row in zip(starts[i : i + BATCH], rows, strict=True):
             ended = row.finish_reason in ("stop", "eos")

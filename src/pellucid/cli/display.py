@@ -30,7 +30,9 @@ def write_sample(model: Decoder) -> str:
     from pellucid.generate.decode import generate
     from pellucid.generate.sample import Sampling
 
-    return generate(model, [""], max_new_tokens=SAMPLE_TOKENS, sampling=Sampling(temperature=0.8), ignore_eos=True)[0].text
+    return generate(model, [""], max_new_tokens=SAMPLE_TOKENS, sampling=Sampling(temperature=0.8), ignore_eos=True)[
+        0
+    ].text
 
 
 def clock(seconds: float) -> str:
@@ -45,7 +47,9 @@ def sparkline(values: list[float], width: int) -> str:
     if len(values) < 2:
         return ""
     n = min(width, len(values))
-    means = [sum(part) / len(part) for i in range(n) if (part := values[i * len(values) // n : (i + 1) * len(values) // n])]
+    means = [
+        sum(part) / len(part) for i in range(n) if (part := values[i * len(values) // n : (i + 1) * len(values) // n])
+    ]
     low, high = min(means), max(means)
     return "".join(SPARKS[round((m - low) / ((high - low) or 1) * (len(SPARKS) - 1))] for m in means)
 
@@ -91,7 +95,9 @@ class Lines(Reporter):
         self.bits_per_byte = bits_per_byte
 
     def sample(self, step: int, text: str) -> None:
-        self.console.print(Panel(Text(text), title=f"the model writes, at step {step:,}", title_align="left", border_style="dim"))
+        self.console.print(
+            Panel(Text(text), title=f"the model writes, at step {step:,}", title_align="left", border_style="dim")
+        )
 
     def finished(self, result: Result, folder: Path) -> None:
         """The last lines of a run: what came out, and what to do with it."""
@@ -99,7 +105,9 @@ class Lines(Reporter):
             self.console.print(f"held-out text: [bold]{result.bits_per_byte:.4f} bits per byte[/]")
         self.console.print(result.model)
         self.console.print(f"saved in [bold]{folder}[/]; next:", highlight=False)
-        self.console.print(f'  pellucid generate {folder} "..."\n  pellucid look {folder} "..."', highlight=False, markup=False)
+        self.console.print(
+            f'  pellucid generate {folder} "..."\n  pellucid look {folder} "..."', highlight=False, markup=False
+        )
 
 
 class Panels(Lines):

@@ -91,8 +91,14 @@ def structure(spec: DecoderSpec) -> str:
         norm = type(block.norm).__name__.removesuffix("Spec")
         where = ", ".join(name for name in ("pre", "post", "out") if getattr(place, name))
         gated = "gated " if type(f).__name__.startswith("Gated") else ""
-        heads = f"{a.n_heads} heads of {a.head_dim}" + (f", {a.n_kv_heads} key/value" if a.n_kv_heads != a.n_heads else "")
-        extras = [name for name, on in (("rotary", a.rotary), ("q and k normalised", a.qk_norm), ("soft cap", a.soft_cap)) if on]
+        heads = f"{a.n_heads} heads of {a.head_dim}" + (
+            f", {a.n_kv_heads} key/value" if a.n_kv_heads != a.n_heads else ""
+        )
+        extras = [
+            name
+            for name, on in (("rotary", a.rotary), ("q and k normalised", a.qk_norm), ("soft cap", a.soft_cap))
+            if on
+        ]
         name = f"blocks {at}–{at + n - 1}" if n > 1 else f"block {at}"
         lines += [
             "   │",
@@ -135,13 +141,19 @@ def costs(spec: DecoderSpec) -> Table:
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row("parameters", f"{p.total:,}", f"{p.total * 4 / 1e6:,.1f} MB in fp32, {p.total * 2 / 1e6:,.1f} MB in bf16")
+    table.add_row(
+        "parameters", f"{p.total:,}", f"{p.total * 4 / 1e6:,.1f} MB in fp32, {p.total * 2 / 1e6:,.1f} MB in bf16"
+    )
     for name in ("embedding", "attention", "ffn", "norms", "head"):
         table.add_row(f"  {name}", f"{getattr(p, name):,}", f"{getattr(p, name) / p.total:.1%}")
-    table.add_row("forward", f"{forward_flops(spec, time) / time / 1e6:,.2f} MFLOP", f"a token, mean over {time:,} of context")
+    table.add_row(
+        "forward", f"{forward_flops(spec, time) / time / 1e6:,.2f} MFLOP", f"a token, mean over {time:,} of context"
+    )
     table.add_row("training", f"{training_flops(spec, time) / time / 1e6:,.2f} MFLOP", "a token, forward and backward")
     table.add_row("cache", f"{cache_bytes(spec, time) / 1e6:,.2f} MB", f"fp32, one row of {time:,} tokens")
-    table.add_row("activations", f"{activation_bytes(spec, 1, time) / 1e6:,.1f} MB", f"fp32, one row of {time:,} tokens, training")
+    table.add_row(
+        "activations", f"{activation_bytes(spec, 1, time) / 1e6:,.1f} MB", f"fp32, one row of {time:,} tokens, training"
+    )
     return table
 
 

@@ -29,7 +29,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         running.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        running.update(memoryview(tensor.view(-1).view(torch.uint8).numpy()) if tensor.numel() else b"")
+        running.update(tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return running.hexdigest()
 
 
@@ -75,7 +75,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} carries no sha256, so it was not written by pellucid", "convert it first")
     if digest(tensors) != metadata["sha256"]:
         raise CheckpointError(
-            f"{path} is damaged: its contents do not match the hash inside", "use another copy, or an earlier checkpoint"
+            f"{path} is damaged: its contents do not match the hash inside",
+            "use another copy, or an earlier checkpoint",
         )
     return tensors, metadata
 
@@ -123,7 +124,9 @@ def load_model(folder: Path) -> Decoder:
         raise CheckpointError(f"{folder} is not a model folder", "give the folder that `pellucid train --out` wrote")
     if not (folder / SPEC).is_file():
         unfinished = (folder / "run.json").is_file()
-        remedy = "its training has not finished: run the same `pellucid train` again" if unfinished else "it needs " + SPEC
+        remedy = (
+            "its training has not finished: run the same `pellucid train` again" if unfinished else "it needs " + SPEC
+        )
         raise CheckpointError(f"{folder} holds no finished model", remedy)
     try:
         spec = DecoderSpec.load(folder / SPEC)

@@ -35,7 +35,9 @@ class Embedding(nn.Module):
             )
 
     def forward(self, ids: Int[Tensor, "batch time"], tokens: Tokens) -> Float[Tensor, "batch time d_model"]:
-        if not torch.compiler.is_compiling() and ids.device.type == "cpu":  # elsewhere the check would wait for the device
+        if (
+            not torch.compiler.is_compiling() and ids.device.type == "cpu"
+        ):  # elsewhere the check would wait for the device
             self.refuse_unknown(ids)
         x = self.tokens(ids)
         if self.scale != 1.0:

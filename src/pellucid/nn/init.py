@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pellucid.nn.biases import BucketedBias
 from pellucid.nn.models import Decoder
+from pellucid.nn.norms import LayerNorm, RMSNorm
 from pellucid.spec import InitRule
 
 # what each rule draws, as a standard deviation; width is the fan-in of a matrix, L the number of layers
@@ -62,7 +63,12 @@ def initialise(model: Decoder, rule: InitRule = "normal", seed: int = 0) -> Deco
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     n_layers = model.spec.n_layers
-    norms = {id(p) for m in model.modules() if isinstance(m, nn.Module) and "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
+    norms = {
+        id(p)
+        for m in model.modules()
+        if isinstance(m, LayerNorm | RMSNorm)
+        for p in m.parameters(recurse=False)
+    }
     buckets = {id(p) for m in model.modules() if isinstance(m, BucketedBias) for p in m.parameters()}
     with torch.no_grad():
         for name, weight in model.named_parameters():

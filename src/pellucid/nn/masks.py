@@ -17,7 +17,21 @@ from pellucid.batch import Tokens
 from pellucid.errors import SpecError
 from pellucid.spec import And, Causal, Full, Mask, Not, Or, Prefix, SameSegment, Window
 
-__all__ = ["And", "Causal", "Dense", "Full", "Mask", "Not", "Or", "Prefix", "SameSegment", "Visible", "Window", "dense", "see"]
+__all__ = [
+    "And",
+    "Causal",
+    "Dense",
+    "Full",
+    "Mask",
+    "Not",
+    "Or",
+    "Prefix",
+    "SameSegment",
+    "Visible",
+    "Window",
+    "dense",
+    "see",
+]
 
 Proof = Literal["causal", "full"]
 
@@ -107,4 +121,6 @@ def looking(visible: Visible) -> Bool[Tensor, "batch 1 query key"] | None:
 
 def zero_blind(z: Tensor, visible: Visible) -> Tensor:
     """Zeros for the queries that see nothing."""
-    return z if visible.blind is None else torch.where(visible.blind, torch.zeros((), dtype=z.dtype, device=z.device), z)
+    return (
+        z if visible.blind is None else torch.where(visible.blind, torch.zeros((), dtype=z.dtype, device=z.device), z)
+    )

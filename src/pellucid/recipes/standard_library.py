@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pellucid.errors import DataError
@@ -39,8 +39,8 @@ def standard_library(options: TrainOptions = TrainOptions()) -> Recipe:  # noqa:
             f"{root} holds no standard library in source form", "run the demo with an ordinary CPython installation"
         )
     texts = (str(root / "*.py"), *(str(p / "**" / "*.py") for p in packages))
-    asked = {**{f: getattr(options, f) for f in TrainOptions.__dataclass_fields__}, "held_out": tuple(map(str, held_out))}
-    return Recipe(texts, TrainOptions(**asked), held_out)
+    asked = replace(options, held_out=tuple(map(str, held_out)))
+    return Recipe(texts, asked, held_out)
 
 
 def compressed_bits_per_byte(files: tuple[Path, ...]) -> dict[str, float]:

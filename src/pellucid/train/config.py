@@ -87,8 +87,8 @@ class TrainOptions(Value):
     """On each sublayer's output."""
     precision: PrecisionName | None = None
     """fp32 or bf16 (float32 master weights); default: the faster here."""
-    compile: bool = False
-    """torch.compile the blocks: slower to start, often faster to run."""
+    compile: bool | None = None
+    """torch.compile the blocks: half a minute to start, then faster; default: where it pays."""
     init: InitRule | None = None
     """normal, fan_in or xavier."""
 

@@ -26,6 +26,7 @@ from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder
 from pellucid.nn.residual import Sublayer
 from pellucid.train import checkpoint
+from pellucid.train.compiling import compile_blocks, eagerly, one_form, uncompile
 from pellucid.train.config import Run
 from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder
 from pellucid.train.objectives import causal_lm
@@ -88,8 +89,7 @@ def build_model(run: Run) -> Decoder:
         if isinstance(module, Sublayer):
             module.dropout = run.dropout
     if run.compile:
-        for block in model.blocks:
-            block.compile(fullgraph=True)
+        compile_blocks(model)
     return model.train()
 
 
@@ -124,6 +124,8 @@ class Trainer:
         rate = factor(run.schedule, index, run.steps, run.warmup)
         set_rate(self.optimizers, rate)
         batches = self.data.batches(index, run.batch_size, run.micro_batches)
+        if run.compile:
+            batches = [one_form(batch) for batch in batches]
         if index == 0:
             batches[0].refuse_unshifted()
         result = step(self.model, self.optimizers, causal_lm, batches, clip=run.clip, autocast=self.autocast)
@@ -160,7 +162,8 @@ class Trainer:
         return iter(()) if self.validation is None else evaluation(self.validation, self.run.spec.context, rows, stride)
 
     def _measure(self, batches: Iterator[Batch]) -> float:
-        return bits_per_byte(self.model, batches, self.autocast)
+        with eagerly():
+            return bits_per_byte(self.model, batches, self.autocast)
 
     def save(self, recorder: Recorder) -> None:
         """A checkpoint after the steps done so far, unless there is a valid one."""
@@ -221,7 +224,7 @@ def fit(
         if not math.isnan(final):
             recorder.write(METRICS, run.steps, **{FINAL: final})
         recorder.sync()
-    trainer.model.eval()
+    uncompile(trainer.model.eval())
     save_model(trainer.model, folder)
     return Result(trainer.model, final, run.steps, time.perf_counter() - started)
 
@@ -247,7 +250,8 @@ def _steps(
             recorder.write(METRICS, done, bits_per_byte=value)
             reporter.validated(done, value)
         if sampler is not None and run.sample_every and (done % run.sample_every == 0) and done < run.steps:
-            reporter.sample(done, sampler(trainer.model))
+            with eagerly():
+                reporter.sample(done, sampler(trainer.model))
         if done % run.checkpoint_every == 0:
             trainer.save(recorder)
         if asked_to_stop():

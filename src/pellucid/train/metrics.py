@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from pellucid.errors import UsageError
 from pellucid.files import explain_os_errors, write_text
@@ -69,10 +69,12 @@ class Recorder:
             with explain_os_errors(self._folder / name):
                 os.fsync(stream.fileno())
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for stream in self._streams.values():
             with suppress(OSError):  # what a full disk did not take, ``write`` has already told
                 stream.close()

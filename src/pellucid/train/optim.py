@@ -99,4 +99,6 @@ def load_state_tensors(
                     raise CheckpointError(problem, "use an earlier checkpoint")
                 optimizer.state[parameter] = found
     if left:
-        raise CheckpointError(f"optimiser state for unknown parameter {next(iter(left))!r}", "another model's checkpoint")
+        raise CheckpointError(
+            f"optimiser state for unknown parameter {next(iter(left))!r}", "another model's checkpoint"
+        )

@@ -43,11 +43,11 @@ def _measure(dtype: torch.dtype, device: str, n: int = 1024, seconds: float = 0.
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     sync: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
     best, end = float("inf"), time.perf_counter() + seconds
-    a @ b
+    _ = a @ b
     while time.perf_counter() < end:
         sync()
         start = time.perf_counter()
-        a @ b
+        _ = a @ b
         sync()
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best

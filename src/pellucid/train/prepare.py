@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pellucid.data.sources import Document, Skipped, documents
+from pellucid.data.sources import Skipped, documents
 from pellucid.data.split import split
 from pellucid.data.store import TokenStore, build_store
 from pellucid.data.tokenizer import Tokenizer, sample

@@ -15,7 +15,8 @@ from pellucid.designs import design
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import DecoderSpec
-from pellucid.train.config import Reason, Run, TrainOptions
+from pellucid.train.compiling import compiler_here, one_form
+from pellucid.train.config import PrecisionName, Reason, Run, TrainOptions
 from pellucid.train.loop import build_model
 from pellucid.train.objectives import causal_lm
 from pellucid.train.optim import build_optimizers
@@ -25,12 +26,15 @@ from pellucid.train.step import step
 
 DEFAULT_MINUTES = 5.0
 WIDTH_PER_LAYER = 64
-TOKENS_PER_PARAMETER = 4.0  # of the blocks; small models, briefly trained with Muon, want fewer than Hoffmann et al.'s 20
+TOKENS_PER_PARAMETER = (
+    4.0  # of the blocks; small models, briefly trained with Muon, want fewer than Hoffmann et al.'s 20
+)
 MAX_EPOCHS = 8.0  # of the text that a size is planned for: further repetition teaches little (Muennighoff et al. 2023)
 ASSUMED_UTILISATION = 0.5  # of the measured peak, for planning the size; the number of steps is then measured
 MAX_DEPTH = 32
+MINUTES_TO_COMPILE = 2.0
 
-T = TypeVar("T")
+T = TypeVar("T", bound=object)
 
 
 class _Settled:
@@ -55,7 +59,7 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
     settle = _Settled()
     minutes = DEFAULT_MINUTES if options.minutes is None and options.steps is None else options.minutes
     peak = measure_peak()
-    precision = settle(
+    precision: PrecisionName = settle(
         "precision",
         options.precision,
         peak.faster,
@@ -64,18 +68,17 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
     n_tokens = prepared.training.n_tokens
     context = settle("context", options.context, _context(n_tokens, minutes), "longer for more text and time")
     batch_size = settle(
-        "batch_size", options.batch_size, max(1, 8192 // context), "8192 tokens a step: many steps matter more than smooth ones"
+        "batch_size",
+        options.batch_size,
+        max(1, 8192 // context),
+        "8192 tokens a step: many steps matter more than smooth ones",
     )
     if batch_size < options.micro_batches:
         raise UsageError(
             f"batch_size = {batch_size} cannot be split into {options.micro_batches} micro-batches",
             f"choose --micro-batches from 1 to {batch_size}, or a larger --batch-size",
         )
-    budget = (
-        minutes * 60 * peak.of(precision) * ASSUMED_UTILISATION
-        if minutes is not None
-        else math.inf
-    )
+    budget = minutes * 60 * peak.of(precision) * ASSUMED_UTILISATION if minutes is not None else math.inf
     tokens = math.inf if options.steps is None else float(options.steps * batch_size * context)
     depth, why = _depth(options, prepared.tokenizer.vocab_size, context, budget, tokens, n_tokens)
     depth = settle("depth", options.depth, depth, why)
@@ -86,6 +89,7 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
     parameters = count_parameters(spec)
     settle("parameters", None, parameters.total, f"{parameters.attention + parameters.ffn:,} of them in the blocks")
     muon = options.optimizer == "muon"
+    pays, why_compile = _compile_pays(minutes)
     run = Run(
         texts=texts,
         options=options,
@@ -105,7 +109,7 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
         clip=options.clip,
         dropout=options.dropout,
         precision=precision,
-        compile=options.compile,
+        compile=settle("compile", options.compile, pays, why_compile),
         init=settle("init", options.init, "fan_in" if muon else "normal", f"goes with {options.optimizer}"),
         validate_every=1,
         sample_every=0,
@@ -133,6 +137,13 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
     return replace(run, reasons=(*prepared.reasons, *settle.reasons))
 
 
+def _compile_pays(minutes: float | None) -> tuple[bool, str]:
+    """Compiled blocks train faster, but need a C++ compiler, and about half a minute before the first step."""
+    if not compiler_here():
+        return False, "there is no C++ compiler here"
+    return (minutes or 0) >= MINUTES_TO_COMPILE, f"pays from {MINUTES_TO_COMPILE:g} minutes on"
+
+
 def _context(n_tokens: int, minutes: float | None) -> int:
     longest = 256 if (minutes or 0) < 20 else 512
     while longest > 32 and n_tokens < 8 * longest:
@@ -158,7 +169,10 @@ def _depth(
         if affordable < TOKENS_PER_PARAMETER * (parameters.attention + parameters.ffn):
             break
         best = depth
-    return best, f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is"
+    return (
+        best,
+        f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is",
+    )
 
 
 def _seconds_per_step(run: Run, prepared: Prepared, repeats: int = 4) -> float:
@@ -175,7 +189,7 @@ def _seconds_per_step(run: Run, prepared: Prepared, repeats: int = 4) -> float:
     times: list[float] = []
     for i in range(repeats + 1):
         start = time.perf_counter()
-        batches = data.batches(i, run.batch_size, run.micro_batches)
+        batches = [one_form(batch) for batch in data.batches(i, run.batch_size, run.micro_batches)]
         step(model, optimizers, causal_lm, batches, clip=run.clip, autocast=autocast(run.precision))
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])

@@ -48,7 +48,7 @@ def accumulate(
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Euclidean norm of all gradients together."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])) if grads else torch.zeros(())
 
 
 def step(
@@ -72,7 +72,9 @@ def step(
     finite = torch.isfinite(torch.tensor((loss, size))).all().item() is True
     if finite:
         if clip is not None and size > clip:
-            torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], clip / (size + 1e-6))
+            for p in model.parameters():
+                if p.grad is not None:
+                    p.grad.mul_(clip / (size + 1e-6))
         for optimizer in optimizers:
             optimizer.step()
     return StepResult(loss, size, count, finite)

@@ -24,7 +24,15 @@ class Kernel(Protocol):
     """The arguments that all kernels share; see ``attend``."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, *, bias: Tensor | None, scale: float, soft_cap: float | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        visible: Visible,
+        *,
+        bias: Tensor | None,
+        scale: float,
+        soft_cap: float | None,
     ) -> Tensor: ...
 
 

@@ -1,0 +1,485 @@
+"""Whole runs: where each number comes from, and that stopping, resuming and repeating change nothing, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pellucid.data.tokenizer import Tokenizer
+from pellucid.errors import CheckpointError, DataError, PellucidError, RunError, SpecError, UsageError
+from pellucid.families.native import save_model
+from pellucid.train import checkpoint, loop, resolve
+from pellucid.train.config import Run, TrainOptions, changed
+from pellucid.train.loop import Interrupted, Result
+from pellucid.train.metrics import read_metrics
+from pellucid.train.precision import Peak
+from pellucid.train.prepare import Prepared, prepare
+from pellucid.train.report import Progress, Reporter
+from pellucid.train.run import _finished, train
+
+TEXT = inspect.getsource(textwrap)
+TINY: dict[str, Any] = {
+    **{"depth": 2, "d_model": 16, "head_dim": 8, "context": 16, "batch_size": 4, "vocab_size": 280, "steps": 10},
+    **{"precision": "fp32", "dropout": 0.1, "micro_batches": 2, "validate_every": 3, "checkpoint_every": 5},
+    "validation": 0.02,
+}
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose speed is known without measuring it, and whose power does not fail."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    monkeypatch.setattr(resolve, "_seconds_per_step", lambda *_: 0.1)
+    for module in (resolve, loop):
+        monkeypatch.setattr(module, "measure_peak", lambda: Peak(2e11, 1e11))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a run with these options that was never stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+
+    @lru_cache
+    def trained(**more: Any) -> Path:
+        out = folder / str(sorted(more.items()))
+        train(folder / "text.txt", out, **TINY | more)
+        return out
+
+    return trained
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """What is in a finished folder, the clock's record left out."""
+    names = ("model.safetensors", "metrics.jsonl", "spec.json", "tokenizer.json")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+class PowerCut(Exception):
+    pass
+
+
+class CutAt(Reporter):
+    """The power goes after this step, before anything of it is saved."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def progress(self, state: Progress) -> None:
+        if state.step == self.step:
+            raise PowerCut
+
+
+class Listener(Reporter):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.steps: list[int] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def progress(self, state: Progress) -> None:
+        self.steps.append(state.step)
+
+
+# --- where the numbers come from --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    return prepare([str(folder / "text.txt")], TrainOptions(vocab_size=280), folder, Reporter())
+
+
+def of_size(prepared: Prepared, n_tokens: int) -> Prepared:
+    """As if the text were longer or shorter."""
+    store = prepared.training
+    return replace(prepared, training=replace(store, manifest=replace(store.manifest, n_tokens=n_tokens)))
+
+
+DERIVED = (  # everything that may be asked for and is not settled by its default; "minutes" only decides the others
+    *("steps", "depth", "d_model", "head_dim", "vocab_size", "context", "batch_size", "learning_rate"),
+    *("matrix_learning_rate", "weight_decay", "warmup", "precision", "init"),
+    *("validate_every", "sample_every", "checkpoint_every"),
+)
+
+
+def number(run: Run, name: str) -> Any:
+    spec = run.spec
+    of_spec = {"d_model": spec.d_model, "depth": spec.n_layers, "context": spec.context, "vocab_size": spec.vocab_size}
+    return {**of_spec, "head_dim": spec.stack.blocks[0].mixer.head_dim}.get(name) or getattr(run, name)
+
+
+def test_the_list_above_is_whole() -> None:
+    open_ones = {name for name, field in TrainOptions.__dataclass_fields__.items() if field.default is None}
+    assert open_ones - {"minutes"} == set(DERIVED)
+
+
+@pytest.mark.parametrize("n_tokens", [200, 3_000, 100_000, 5_000_000, 1_000_000_000])
+@pytest.mark.parametrize("asked", [{}, {"minutes": 0.01}, {"minutes": 60.0}, {"steps": 1}, {"steps": 100_000}], ids=str)
+def test_every_derived_number_has_a_reason(prepared: Prepared, n_tokens: int, asked: dict[str, Any]) -> None:
+    run = resolve.resolve(("text.txt",), TrainOptions(**asked), of_size(prepared, n_tokens))
+    reasons = {reason.field: reason for reason in run.reasons}
+    assert len(reasons) == len(run.reasons), "one reason a number"
+    for name in DERIVED:
+        shown, value = reasons[name].value, number(run, name)
+        assert shown == (
+            f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else value
+        )
+        assert reasons[name].why and (reasons[name].why == "asked for") == (name in asked or name == "vocab_size")
+    assert run.spec.context < n_tokens
+    assert 1 <= run.warmup <= run.steps and run.batch_size >= 1
+    if not asked:
+        assert run.steps == 5 * 60 / 0.1, "five minutes by default"
+
+
+@pytest.mark.parametrize("n_tokens", [3_000, 5_000_000])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_what_is_asked_for_is_kept(prepared: Prepared, n_tokens: int, optimizer: Any) -> None:
+    asked: dict[str, Any] = {
+        **{"steps": 7, "depth": 3, "d_model": 48, "head_dim": 12, "context": 24, "batch_size": 5, "warmup": 9},
+        **{"learning_rate": 0.5, "matrix_learning_rate": 0.25, "weight_decay": 0.0, "precision": "bf16"},
+        **{"init": "xavier", "validate_every": 50, "sample_every": 0, "checkpoint_every": 3},
+        **{"micro_batches": 3, "dropout": 0.2, "clip": None, "schedule": "cosine", "compile": True, "seed": 4},
+    }
+    run = resolve.resolve(("t",), TrainOptions(**asked, optimizer=optimizer), of_size(prepared, n_tokens))
+    assert {name: number(run, name) for name in asked} == asked
+    why = {reason.field: reason.why for reason in run.reasons}
+    assert {name for name in asked if why.get(name, "asked for") != "asked for"} == set()
+
+
+def test_more_time_or_text_makes_no_smaller_model(prepared: Prepared) -> None:
+    def depths(minutes: list[float], n_tokens: list[int]) -> list[int]:
+        found = zip(minutes, n_tokens, strict=True)
+        return [resolve.resolve((), TrainOptions(minutes=m), of_size(prepared, n)).spec.n_layers for m, n in found]
+
+    by_time, by_text = (
+        depths([1.0, 10.0, 100.0, 1000.0], [10**9] * 4),
+        depths([100.0] * 4, [10**4, 10**6, 10**8, 10**9]),
+    )
+    assert by_time == sorted(by_time) and by_time[-1] > by_time[0]
+    assert by_text == sorted(by_text) and by_text[-1] > by_text[0]
+
+
+def test_micro_batches_that_the_batch_does_not_hold(prepared: Prepared) -> None:
+    with pytest.raises(UsageError, match="batch_size = 2 cannot be split into 3 micro-batches\n.*from 1 to 2"):
+        resolve.resolve((), TrainOptions(steps=1, batch_size=2, micro_batches=3), prepared)
+
+
+# --- the run as a value -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(prepared: Prepared) -> Run:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolve, "_seconds_per_step", lambda *_: 0.1)
+        patch.setattr(resolve, "measure_peak", lambda: Peak(2e11, 1e11))
+        return resolve.resolve(("text.txt",), TrainOptions(**TINY), prepared)
+
+
+def test_json_round_trip(run: Run, tmp_path: Path) -> None:
+    odd = replace(run, clip=None, learning_rate=0.1 + 0.2, texts=("a b", "é/*.txt"), reasons=())
+    for one in (run, odd, run.identity()):
+        assert Run.from_json(json.loads(json.dumps(one.to_json()))) == one
+        one.save(tmp_path / "run.json")
+        assert Run.load(tmp_path / "run.json") == one
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"warmup"', '"warmpu"', "TrainOptions has no field 'warmpu'\n.*'warmup'"),
+        ('"batch_size": 4', '"batch_size": "4"', "batch_size: '4' is not one of int"),
+        ('"type": "Reason"', '"type": "Raeson"', "unknown type 'Raeson'\n.*'Reason'"),
+        ('"schedule": "wsd"', '"schedule": "wds"', "'wds' is not allowed\n.*'wsd'"),
+        ('"batch_size": 4', '"batch_size": 0', "batch_size = 0 cannot be used\n.*at least 1"),
+        ('"learning_rate": 0.004', '"learning_rate": NaN', "learning_rate = nan cannot be used\n.*greater than 0"),
+        ('"design": "modern"', '"design": "modren"', "no design 'modren'\n.*'modern'"),
+        ("{", "", "is not readable JSON"),
+    ],
+)
+def test_a_wrong_run_file_is_refused(run: Run, tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "run.json"
+    run.save(path)
+    whole = path.read_text(encoding="utf-8")
+    assert old in whole
+    path.write_text(whole.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(SpecError, match=rf"(?s)run\.json.*{message}"):
+        Run.load(path)
+
+
+def test_identity_is_what_decides_the_weights(run: Run) -> None:
+    operations = {"checkpoint_every": 99, "keep_checkpoints": 9, "on_nonfinite": "skip", "sample_every": 99}
+    assert replace(run, **operations, reasons=()).identity() == run.identity()
+    one_more: dict[str, Any] = {"steps": run.steps + 1, "seed": 9, "data": "x", "dropout": 0.5, "torch": "9"}
+    for name, value in one_more.items():
+        assert replace(run, **{name: value}).identity() != run.identity(), name
+
+
+def test_what_counts_as_changed() -> None:
+    before = TrainOptions(steps=10, depth=2, seed=3)
+    assert changed(before, before) == changed(before, TrainOptions()) == []
+    assert changed(before, TrainOptions(steps=10, keep_checkpoints=9, tensorboard=True, on_nonfinite="skip")) == []
+    assert changed(before, TrainOptions(depth=4, dropout=0.5)) == ["depth = 4, not 2", "dropout = 0.5, not 0.0"]
+    assert changed(before, TrainOptions(minutes=1.0)) == ["minutes = 1.0, not None"]
+
+
+def test_operations_of_now(run: Run) -> None:
+    now = run.with_operations(TrainOptions(depth=2, keep_checkpoints=7, tensorboard=True, on_nonfinite="skip"))
+    assert (now.keep_checkpoints, now.on_nonfinite, now.options.tensorboard) == (7, "skip", True)
+    assert now.identity() == run.identity()
+    assert run.with_operations(TrainOptions()) == run
+
+
+# --- stopping and going on --------------------------------------------------------------------------------------------
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"precision": "bf16"},
+    {"optimizer": "adamw", "schedule": "cosine", "design": "classic"},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_stopped_and_resumed_is_never_stopped(
+    straight: Callable[..., Path], text: Path, tmp_path: Path, variant: dict[str, Any]
+) -> None:
+    """With dropout, micro-batches and validation; the power goes two steps after the checkpoint."""
+    options = TINY | variant
+    with pytest.raises(PowerCut):
+        train(text, tmp_path / "broken", reporter=CutAt(7), **options)
+    assert len(read_metrics(tmp_path / "broken" / "metrics.jsonl")) == 5 + 2 + 2  # two validations, two steps too many
+    listener = Listener()
+    resumed = train(text, tmp_path / "broken", reporter=listener, **options)
+    assert listener.steps == [6, 7, 8, 9, 10]
+    whole = _finished(straight(**variant), Run.load(straight(**variant) / "run.json"))
+    assert resumed.bits_per_byte == whole.bits_per_byte
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert digests(tmp_path / "broken") == digests(straight(**variant))
+
+
+def test_control_another_seed_is_another_run(straight: Callable[..., Path]) -> None:
+    a, b = digests(straight()), digests(straight(seed=1))
+    assert a["model.safetensors"] != b["model.safetensors"] and a["metrics.jsonl"] != b["metrics.jsonl"]
+
+
+def test_micro_batches_and_checkpoints_do_not_decide(straight: Callable[..., Path]) -> None:
+    """Without dropout, how a batch is split changes only the rounding; how often is saved changes nothing."""
+    whole, split = (straight(dropout=0.0, micro_batches=n) for n in (1, 3))
+    assert digests(straight(checkpoint_every=1)) == digests(straight()) != digests(whole) != digests(split)
+    bits = [read_metrics(folder / "metrics.jsonl")[-1]["final_bits_per_byte"] for folder in (whole, split)]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-4)
+
+
+def cut(*_: object, **__: object) -> None:
+    raise PowerCut
+
+
+@pytest.mark.parametrize("place", ["model", "weights", "spec", "metrics"])
+def test_stopped_while_finishing(straight: Callable[..., Path], text: Path, tmp_path: Path, place: str) -> None:
+    """After the last step: before the model is written, between its files, while the last metrics are."""
+    with pytest.MonkeyPatch.context() as patch:
+        if place == "model":
+            patch.setattr(loop, "save_model", cut)
+        elif place == "metrics":
+            patch.setattr(loop.Trainer, "validate_all", cut)
+        else:
+
+            def save_in_part(model: Any, folder: Path) -> None:
+                patch.setattr(*(
+                    ("pellucid.families.native.save_tensors", cut)
+                    if place == "weights"
+                    else ("pellucid.spec.DecoderSpec.save", cut)
+                ))  # fmt: skip
+                save_model(model, folder)
+
+            patch.setattr(loop, "save_model", save_in_part)
+        with pytest.raises(PowerCut):
+            train(text, tmp_path / "broken", **TINY)
+    listener = Listener()
+    train(text, tmp_path / "broken", reporter=listener, **TINY)
+    assert listener.steps == []
+    assert digests(tmp_path / "broken") == digests(straight())
+
+
+def test_asked_to_stop_while_finishing(straight: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    real = loop.Trainer.validate_all
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "validate_all", lambda self, _: real(self, lambda: True))
+        with pytest.raises(Interrupted, match="saved"):
+            train(text, tmp_path / "broken", **TINY)
+    train(text, tmp_path / "broken", **TINY)
+    assert digests(tmp_path / "broken") == digests(straight())
+
+
+def test_a_finished_folder_is_left_alone(text: Path, tmp_path: Path) -> None:
+    first = train(text, tmp_path / "out", **TINY)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    listener = Listener()
+    again = train(text, tmp_path / "out", reporter=listener, **TINY)
+    assert listener.messages == [f"{tmp_path / 'out'} is finished: nothing to do"] and listener.steps == []
+    assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert isinstance(again, Result) and again.bits_per_byte == first.bits_per_byte and not again.model.training
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+    assert again.model.tokenizer.hash == first.model.tokenizer.hash
+
+
+def test_a_run_file_repeats_the_run(straight: Callable[..., Path], tmp_path: Path) -> None:
+    """In another folder, of a text by another name, with nothing but run.json; and that repetition can be resumed."""
+    (tmp_path / "copy.txt").write_text(TEXT, encoding="utf-8")
+    repeated = Run.load(straight() / "run.json")
+    with pytest.raises(PowerCut):
+        train(tmp_path / "copy.txt", tmp_path / "second", run=repeated, reporter=CutAt(7))
+    train(tmp_path / "copy.txt", tmp_path / "second", run=repeated)
+    assert digests(tmp_path / "second") == digests(straight())
+    assert Run.load(tmp_path / "second" / "run.json").texts == (str(tmp_path / "copy.txt"),)
+    train(tmp_path / "copy.txt", tmp_path / "second", **TINY)  # it is finished, and the same options as the first
+
+
+def test_a_run_file_and_something_else_are_refused(straight: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    run = Run.load(straight() / "run.json")
+    with pytest.raises(UsageError, match="repeated exactly, but with learning_rate = 0.5"):
+        train(text, tmp_path / "second", run=run, learning_rate=0.5)
+    with pytest.raises(RunError, match="holds another run than the one to be repeated"):
+        train(run.texts, straight(), run=replace(run, steps=11))
+    (tmp_path / "other.txt").write_text(TEXT[:8000], encoding="utf-8")
+    with pytest.raises(RunError, match=r"other\.txt is not what it was"):
+        train(tmp_path / "other.txt", tmp_path / "second", run=run)
+    train(text, tmp_path / "second", run=run)  # what was refused has left nothing that counts
+    assert digests(tmp_path / "second") == digests(straight())
+
+
+def test_a_first_attempt_that_failed_decides_nothing(straight: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    """Its tokenizer, learned from the wrong text, is not used for the right one."""
+    (tmp_path / "short.txt").write_text("too short\n", encoding="utf-8")
+    with pytest.raises(DataError):
+        train(tmp_path / "short.txt", tmp_path / "out", **TINY)
+    train(text, tmp_path / "out", **TINY)
+    assert digests(tmp_path / "out") == digests(straight())
+    assert Tokenizer.load(tmp_path / "out" / "tokenizer.json").vocab_size == TINY["vocab_size"]
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def wrong_step(path: Path) -> None:
+    """One flipped bit turns 4 into 5: still JSON, and no file is damaged."""
+    path.write_text(path.read_text().replace('"step": 4', '"step": 5'), encoding="utf-8")
+
+
+DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
+    *((name, flip) for name in ("model.safetensors", "optimizer.safetensors", "run.json", "spec.json")),
+    *((name, flip) for name in ("tokenizer.json", "checkpoint.json")),
+    *((name, truncate) for name in ("model.safetensors", "optimizer.safetensors", "checkpoint.json")),
+    *((name, Path.unlink) for name in ("model.safetensors", "optimizer.safetensors", "checkpoint.json")),
+    ("checkpoint.json", wrong_step),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def test_a_damaged_checkpoint_is_passed_over(
+    straight: Callable[..., Path], text: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    """The one before is used, nothing else changes, and the damaged one does not outlive its repetition."""
+    options = TINY | {"checkpoint_every": 2, "keep_checkpoints": 2}
+    out, places = tmp_path / "broken", tmp_path / "broken" / "checkpoints"
+    with pytest.raises(PowerCut):
+        train(text, out, reporter=CutAt(5), **options)
+    assert [p.name for p in sorted(places.iterdir())] == ["step-00000002", "step-00000004"]
+    damage(places / "step-00000004" / name)
+    listener = Listener()
+    with pytest.raises(PowerCut):  # a single one is kept: it must not be the damaged one
+        train(text, out, reporter=CutAt(4), **options | {"keep_checkpoints": 1, "checkpoint_every": 1})
+    assert [p.name for p in places.iterdir()] == ["step-00000003"]
+    train(text, out, reporter=listener, **options)
+    assert listener.steps == [4, 5, 6, 7, 8, 9, 10]
+    assert digests(out) == digests(straight())
+
+
+def test_a_damaged_checkpoint_is_told_and_replaced(text: Path, tmp_path: Path) -> None:
+    options = TINY | {"checkpoint_every": 2}
+    with pytest.raises(PowerCut):
+        train(text, tmp_path / "out", reporter=CutAt(5), **options)
+    flip(checkpoint.path_of(tmp_path / "out", 4) / "model.safetensors")
+
+    class CutLater(Listener):
+        def progress(self, state: Progress) -> None:
+            super().progress(state)
+            if state.step == 5:
+                raise PowerCut
+
+    listener = CutLater()
+    with pytest.raises(PowerCut):
+        train(text, tmp_path / "out", reporter=listener, **options)
+    passed, going_on = listener.messages
+    assert "passed over" in passed and "step-00000004" in passed and "is damaged" in passed
+    assert going_on == "going on from step-00000002"
+    run = Run.load(tmp_path / "out" / "run.json")
+    assert checkpoint.check(checkpoint.path_of(tmp_path / "out", 4), run) == 4, "written again, whole"
+
+
+def test_no_valid_checkpoint_is_an_error_and_nothing_is_removed(text: Path, tmp_path: Path) -> None:
+    options = TINY | {"checkpoint_every": 2}
+    with pytest.raises(PowerCut):
+        train(text, tmp_path / "out", reporter=CutAt(5), **options)
+    for path in (tmp_path / "out" / "checkpoints").iterdir():
+        flip(path / "optimizer.safetensors")
+    before = {p: p.read_bytes() for p in (tmp_path / "out" / "checkpoints").rglob("*") if p.is_file()}
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .* is valid: .*is damaged.*\n.*restore one.*start over"
+    ):
+        train(text, tmp_path / "out", **options)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out" / "checkpoints").rglob("*") if p.is_file()}
+
+
+def test_a_checkpoint_of_another_run_is_not_used(text: Path, tmp_path: Path) -> None:
+    for name, more in (("a", {}), ("b", {"d_model": 24, "checkpoint_every": 6})):
+        with pytest.raises(PowerCut):
+            train(text, tmp_path / name, reporter=CutAt(7), **TINY | more)
+    checkpoint.path_of(tmp_path / "b", 6).rename(checkpoint.path_of(tmp_path / "a", 6))
+    listener = Listener()
+    train(text, tmp_path / "a", reporter=listener, **TINY)
+    assert "belongs to another run" in listener.messages[0] and listener.steps[0] == 6
+
+
+@pytest.mark.parametrize("record", ["[]\n", '{"loss": 1}\n', "\xff\n", "null"])
+def test_a_damaged_record_does_not_stop_a_run(text: Path, tmp_path: Path, record: str) -> None:
+    with pytest.raises(PowerCut):
+        train(text, tmp_path / "out", reporter=CutAt(7), **TINY)
+    (tmp_path / "out" / "metrics.jsonl").write_bytes(record.encode("latin-1"))
+    train(text, tmp_path / "out", **TINY)
+    assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")][-1] == 10
+
+
+def test_every_refusal_is_ours() -> None:
+    """What stops a run by design derives from one base, which the command line turns into a message."""
+    assert all(issubclass(e, PellucidError) for e in (Interrupted, RunError, CheckpointError, DataError, UsageError))
