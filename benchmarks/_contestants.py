@@ -176,7 +176,7 @@ def x_transformers(job: Job) -> Contestant:
     def loss(ids: Tensor) -> Tensor:
         return model(ids[:, :-1])
 
-    differs = "no biases in attention and norms; exact GELU; scores context - 1 positions a row"
+    differs = "no biases in attention and norms; exact GELU; scores context - 1 positions a row; bf16 loss kept in bf16"
     return Contestant(model, compiled(job, loss), "x-transformers", differs, ("net.pos_emb.emb.weight",))
 
 

@@ -17,7 +17,7 @@ def build(spec: DecoderSpec, *, init: InitRule = "normal", seed: int = 0) -> Dec
 
 
 def load(path: str | Path) -> Decoder:
-    """The model in a folder that ``pellucid train`` wrote (a finished run or one of its checkpoints), with its tokenizer.
+    """The model, with its tokenizer, in a folder that ``pellucid train`` wrote (a finished run or a checkpoint).
 
     In eval mode, float32. Raises CheckpointError when something is missing, damaged, or does not belong together.
     """

@@ -17,7 +17,7 @@ IGNORE = -100  # the label of a position that is not scored (the value torch's c
 class Tokens:
     """Position and segment of every token of a batch: all that a mask, a position or a cache may look at.
 
-    pos: position within its document, counted from 0; -1 means "no token here": padding on any side, an empty cache slot.
+    pos: position within its document, from 0; -1 means "no token here": padding on any side, an empty cache slot.
     seg: which document of a packed row; None when a row holds one document.
     start: when known without reading memory that every row's pos is start, start+1, ... with no gap and one segment.
         It is what lets a kernel prove that ``is_causal=True`` or no mask at all is equal to the predicate.

@@ -30,7 +30,7 @@ def _heads(d_model: int, head_dim: int) -> int:
 
 
 def modern(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int = HEAD_DIM) -> DecoderSpec:
-    """What small models are made of today: RMSNorm before each sublayer, rotary positions, normalised q and k, SwiGLU."""
+    """What small models are made of today: RMSNorm first, rotary positions, normalised q and k, SwiGLU."""
     heads = _heads(d_model, head_dim)
     norm = RMSNormSpec()
     d_ff = max(64, round(8 * d_model / 3 / 64) * 64)  # as many parameters as a plain layer of 4 · d_model
@@ -56,7 +56,7 @@ DESIGNS: dict[str, Callable[[int, int, int, int, int], DecoderSpec]] = {"modern"
 
 
 def design(name: str) -> Callable[[int, int, int, int, int], DecoderSpec]:
-    """A design by name: (vocab_size, context, n_layers, d_model, head_dim) -> spec. Raises SpecError with a suggestion."""
+    """(vocab_size, context, n_layers, d_model, head_dim) -> spec, by name. Raises SpecError with a suggestion."""
     if name not in DESIGNS:
         raise SpecError(f"there is no design {name!r}", suggest(name, DESIGNS))
     return DESIGNS[name]

@@ -1,4 +1,4 @@
-"""A room of the house that is also the verb of its name: ``pellucid.train`` is a package, and ``pellucid.train(...)`` trains."""
+"""A room that is also the verb of its name: ``pellucid.train`` is a package, ``pellucid.train(...)`` trains."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ STOREYS: list[set[str]] = [
     {"errors", "rooms"},
     {"files"},
     {"values"},
+    {"predicates"},
     {"spec", "batch", "taps"},
     {"designs", "nn", "data"},
     {"families"},

@@ -2,8 +2,9 @@
 
     python tests/faults/kill_and_resume.py --kills 20
 
-Every third kill waits for a checkpoint that is being written (its folder still has its temporary name); the others come
-after a random number of steps, the first while the text is still being prepared.
+Every third kill waits for a checkpoint that is being written (its folder still has its temporary name), every sixth
+until it has its name, when older ones are removed; the others come after a random number of steps, the first while the
+text is still being prepared. At the end comes one more, between the last line of the metrics and the finished model.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ OPTIONS = (
 
 @dataclass
 class Report:
-    """What happened: how many kills came at a random step, inside a checkpoint write, and before the first step."""
+    """What happened: how many kills came at a random step, inside a checkpoint write, just after one, and so on."""
 
     at_step: int = 0
     in_checkpoint: int = 0
+    after_checkpoint: int = 0
     before_training: int = 0
+    finishing: int = 0  # not counted as a kill: a fast run may end before it comes
     differences: list[str] = field(default_factory=list)
 
     @property
     def kills(self) -> int:
-        return self.at_step + self.in_checkpoint + self.before_training
+        return self.at_step + self.in_checkpoint + self.after_checkpoint + self.before_training
 
 
 def command(text: Path, out: Path, steps: int) -> list[str]:
@@ -62,39 +65,56 @@ def lines(out: Path) -> int:
 
 def being_written(out: Path) -> bool:
     try:
-        return any(entry.name.endswith(".tmp") for entry in os.scandir(out / "checkpoints"))
+        return any(name.endswith(".tmp") for name in os.listdir(out / "checkpoints"))
+    except FileNotFoundError:
+        return False
+
+
+def finishing(out: Path) -> bool:
+    try:
+        return b"final_bits_per_byte" in (out / "metrics.jsonl").read_bytes()
     except FileNotFoundError:
         return False
 
 
 def run_and_kill(text: Path, out: Path, steps: int, moment: str, wait: int, report: Report, errors: Path) -> None:
-    """Start the run, and kill it at ``moment``: "start", "step" (after ``wait`` more lines of metrics) or "checkpoint"."""
+    """Start the run and kill it at ``moment``: start, step (after ``wait`` more lines), checkpoint, after or finish."""
     before = lines(out)
     with errors.open("w") as stream:
         process = subprocess.Popen(command(text, out, steps), env=environment(), stdout=stream, stderr=stream)
-    seen_start = False
+    seen_start = seen_write = False
     while process.poll() is None:
         now = lines(out)
         seen_start = seen_start or now != before
+        seen_write = seen_start and (seen_write or being_written(out))
         if moment == "start" and out.exists():
             time.sleep(0.05)
             break
         if moment == "step" and now >= before + wait and seen_start:
             break
-        if moment == "checkpoint" and seen_start and being_written(out):
+        if moment == "checkpoint" and seen_write:
             break
-        if moment != "checkpoint":
+        if moment == "after" and seen_write and not being_written(out):
+            break
+        if moment == "finish" and finishing(out):
+            break
+        if moment in ("start", "step"):
             time.sleep(0.002)
+    if moment == "finish" and process.poll() == 0:
+        return
     if process.poll() is not None:
-        raise AssertionError(
-            f"the run ended before it could be killed (exit {process.returncode}): {errors.read_text()}"
-        )
+        problem = f"the run ended before it could be killed (exit {process.returncode}): {errors.read_text()}"
+        raise AssertionError(problem)
     process.send_signal(signal.SIGKILL)
     process.wait()
     if moment == "start":
         report.before_training += 1
+    elif moment == "finish":
+        report.finishing += 1
     elif being_written(out):
         report.in_checkpoint += 1
+    elif moment == "after":
+        report.after_checkpoint += 1
     else:
         report.at_step += 1
 
@@ -112,14 +132,16 @@ def torture(folder: Path, kills: int, seed: int = 0) -> Report:
     whole, broken = folder / "whole", folder / "broken"
     run_to_end(text, whole, steps)
     for i in range(kills):
-        moment = "start" if i == 0 else "checkpoint" if i % 3 == 1 else "step"
+        moment = "start" if i == 0 else "checkpoint" if i % 3 == 1 else "after" if i % 6 == 5 else "step"
         run_and_kill(text, broken, steps, moment, rng.randint(1, 8), report, folder / "errors.log")
+    run_and_kill(text, broken, steps, "finish", 0, report, folder / "errors.log")
     run_to_end(text, broken, steps)
-    for name in ("model.safetensors", "metrics.jsonl", "spec.json", "tokenizer.json"):
+    last = f"checkpoints/step-{steps:08d}"
+    names = ("model.safetensors", "metrics.jsonl", "spec.json", "tokenizer.json")
+    for name in (*names, f"{last}/model.safetensors", f"{last}/optimizer.safetensors"):
         if digest(whole / name) != digest(broken / name):
             report.differences.append(name)
-    left = [p.name for p in (broken / "checkpoints").iterdir() if p.name.endswith(".tmp")]
-    report.differences += left
+    report.differences += [str(path) for path in broken.rglob("*.tmp")]
     return report
 
 
@@ -132,7 +154,8 @@ def main() -> None:
         report = torture(Path(folder), arguments.kills, arguments.seed)
     print(
         f"{report.kills} kills: {report.before_training} before training, {report.at_step} at a random step, "
-        f"{report.in_checkpoint} inside a checkpoint write"
+        f"{report.in_checkpoint} inside a checkpoint write, {report.after_checkpoint} just after one; "
+        f"and {report.finishing} while the finished model was written"
     )
     print("differences: " + (", ".join(report.differences) or "none: weights and metrics are equal bit for bit"))
     sys.exit(1 if report.differences else 0)

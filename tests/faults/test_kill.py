@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from tests.faults.kill_and_resume import digest, run_to_end, torture
+from kill_and_resume import digest, run_to_end, torture
 
 
 @pytest.mark.timeout(300)

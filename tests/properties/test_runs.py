@@ -31,14 +31,21 @@ TEXT = inspect.getsource(textwrap)
 TINY: dict[str, Any] = {
     **{"depth": 2, "d_model": 16, "head_dim": 8, "context": 16, "batch_size": 4, "vocab_size": 280, "steps": 10},
     **{"precision": "fp32", "dropout": 0.1, "micro_batches": 2, "validate_every": 3, "checkpoint_every": 5},
-    "validation": 0.02,
+    "validation": 0.01,
 }
+
+
+def tiny(**more: Any) -> dict[str, Any]:
+    """Options of a run of no time."""
+    return TINY | more
 
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed is known without measuring it, and whose power does not fail."""
+    monkeypatch.setattr(resolve, "compiler_here", lambda: True)
     monkeypatch.setattr("os.fsync", lambda _: None)
+    monkeypatch.setattr(loop, "VALIDATION_BATCHES", 2)
     monkeypatch.setattr(resolve, "_seconds_per_step", lambda *_: 0.1)
     for module in (resolve, loop):
         monkeypatch.setattr(module, "measure_peak", lambda: Peak(2e11, 1e11))
@@ -60,7 +67,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     @lru_cache
     def trained(**more: Any) -> Path:
         out = folder / str(sorted(more.items()))
-        train(folder / "text.txt", out, **TINY | more)
+        train(folder / "text.txt", out, **tiny(**more))
         return out
 
     return trained
@@ -125,7 +132,7 @@ DERIVED = (  # everything that may be asked for and is not settled by its defaul
 def number(run: Run, name: str) -> Any:
     spec = run.spec
     of_spec = {"d_model": spec.d_model, "depth": spec.n_layers, "context": spec.context, "vocab_size": spec.vocab_size}
-    return {**of_spec, "head_dim": spec.stack.blocks[0].mixer.head_dim}.get(name) or getattr(run, name)
+    return {**of_spec, "head_dim": spec.stack.blocks[0].mixer.head_dim}.get(name, getattr(run, name, None))
 
 
 def test_the_list_above_is_whole() -> None:
@@ -141,9 +148,8 @@ def test_every_derived_number_has_a_reason(prepared: Prepared, n_tokens: int, as
     assert len(reasons) == len(run.reasons), "one reason a number"
     for name in DERIVED:
         shown, value = reasons[name].value, number(run, name)
-        assert shown == (
-            f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else value
-        )
+        plain = isinstance(value, str | bool)
+        assert shown == (str(value) if plain else f"{value:,}" if isinstance(value, int) else f"{value:g}")
         assert reasons[name].why and (reasons[name].why == "asked for") == (name in asked or name == "vocab_size")
     assert run.spec.context < n_tokens
     assert 1 <= run.warmup <= run.steps and run.batch_size >= 1
@@ -180,8 +186,14 @@ def test_more_time_or_text_makes_no_smaller_model(prepared: Prepared) -> None:
 
 
 def test_micro_batches_that_the_batch_does_not_hold(prepared: Prepared) -> None:
-    with pytest.raises(UsageError, match="batch_size = 2 cannot be split into 3 micro-batches\n.*from 1 to 2"):
+    with pytest.raises(UsageError, match=r"batch_size = 2 cannot be split into 3 micro-batches\n.*from 1 to 2"):
         resolve.resolve((), TrainOptions(steps=1, batch_size=2, micro_batches=3), prepared)
+
+
+def test_compiling_without_a_compiler(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "compiler_here", lambda: False)
+    with pytest.raises(UsageError, match=r"no C\+\+ compiler\n.*install"):
+        resolve.resolve((), TrainOptions(steps=1, compile=True), prepared)
 
 
 # --- the run as a value -----------------------------------------------------------------------------------------------
@@ -227,7 +239,12 @@ def test_a_wrong_run_file_is_refused(run: Run, tmp_path: Path, old: str, new: st
 
 
 def test_identity_is_what_decides_the_weights(run: Run) -> None:
-    operations = {"checkpoint_every": 99, "keep_checkpoints": 9, "on_nonfinite": "skip", "sample_every": 99}
+    operations: dict[str, Any] = {
+        "checkpoint_every": 99,
+        "keep_checkpoints": 9,
+        "on_nonfinite": "skip",
+        "sample_every": 99,
+    }
     assert replace(run, **operations, reasons=()).identity() == run.identity()
     one_more: dict[str, Any] = {"steps": run.steps + 1, "seed": 9, "data": "x", "dropout": 0.5, "torch": "9"}
     for name, value in one_more.items():
@@ -263,7 +280,7 @@ def test_stopped_and_resumed_is_never_stopped(
     straight: Callable[..., Path], text: Path, tmp_path: Path, variant: dict[str, Any]
 ) -> None:
     """With dropout, micro-batches and validation; the power goes two steps after the checkpoint."""
-    options = TINY | variant
+    options = tiny(**variant)
     with pytest.raises(PowerCut):
         train(text, tmp_path / "broken", reporter=CutAt(7), **options)
     assert len(read_metrics(tmp_path / "broken" / "metrics.jsonl")) == 5 + 2 + 2  # two validations, two steps too many
@@ -357,7 +374,7 @@ def test_a_run_file_repeats_the_run(straight: Callable[..., Path], tmp_path: Pat
 
 def test_a_run_file_and_something_else_are_refused(straight: Callable[..., Path], text: Path, tmp_path: Path) -> None:
     run = Run.load(straight() / "run.json")
-    with pytest.raises(UsageError, match="repeated exactly, but with learning_rate = 0.5"):
+    with pytest.raises(UsageError, match=r"repeated exactly, but with learning_rate = 0\.5"):
         train(text, tmp_path / "second", run=run, learning_rate=0.5)
     with pytest.raises(RunError, match="holds another run than the one to be repeated"):
         train(run.texts, straight(), run=replace(run, steps=11))
@@ -410,7 +427,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     straight: Callable[..., Path], text: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     """The one before is used, nothing else changes, and the damaged one does not outlive its repetition."""
-    options = TINY | {"checkpoint_every": 2, "keep_checkpoints": 2}
+    options = tiny(checkpoint_every=2, keep_checkpoints=2)
     out, places = tmp_path / "broken", tmp_path / "broken" / "checkpoints"
     with pytest.raises(PowerCut):
         train(text, out, reporter=CutAt(5), **options)
@@ -418,7 +435,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     damage(places / "step-00000004" / name)
     listener = Listener()
     with pytest.raises(PowerCut):  # a single one is kept: it must not be the damaged one
-        train(text, out, reporter=CutAt(4), **options | {"keep_checkpoints": 1, "checkpoint_every": 1})
+        train(text, out, reporter=CutAt(4), **tiny(keep_checkpoints=1, checkpoint_every=1))
     assert [p.name for p in places.iterdir()] == ["step-00000003"]
     train(text, out, reporter=listener, **options)
     assert listener.steps == [4, 5, 6, 7, 8, 9, 10]
@@ -426,7 +443,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_a_damaged_checkpoint_is_told_and_replaced(text: Path, tmp_path: Path) -> None:
-    options = TINY | {"checkpoint_every": 2}
+    options = tiny(checkpoint_every=2)
     with pytest.raises(PowerCut):
         train(text, tmp_path / "out", reporter=CutAt(5), **options)
     flip(checkpoint.path_of(tmp_path / "out", 4) / "model.safetensors")
@@ -448,7 +465,7 @@ def test_a_damaged_checkpoint_is_told_and_replaced(text: Path, tmp_path: Path) -
 
 
 def test_no_valid_checkpoint_is_an_error_and_nothing_is_removed(text: Path, tmp_path: Path) -> None:
-    options = TINY | {"checkpoint_every": 2}
+    options = tiny(checkpoint_every=2)
     with pytest.raises(PowerCut):
         train(text, tmp_path / "out", reporter=CutAt(5), **options)
     for path in (tmp_path / "out" / "checkpoints").iterdir():
@@ -462,9 +479,10 @@ def test_no_valid_checkpoint_is_an_error_and_nothing_is_removed(text: Path, tmp_
 
 
 def test_a_checkpoint_of_another_run_is_not_used(text: Path, tmp_path: Path) -> None:
-    for name, more in (("a", {}), ("b", {"d_model": 24, "checkpoint_every": 6})):
+    others: dict[str, dict[str, Any]] = {"a": {}, "b": {"d_model": 24, "checkpoint_every": 6}}
+    for name, more in others.items():
         with pytest.raises(PowerCut):
-            train(text, tmp_path / name, reporter=CutAt(7), **TINY | more)
+            train(text, tmp_path / name, reporter=CutAt(7), **tiny(**more))
     checkpoint.path_of(tmp_path / "b", 6).rename(checkpoint.path_of(tmp_path / "a", 6))
     listener = Listener()
     train(text, tmp_path / "a", reporter=listener, **TINY)

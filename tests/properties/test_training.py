@@ -7,7 +7,9 @@ import inspect
 import math
 import textwrap
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +38,7 @@ from pellucid.train.step import accumulate, step
 from pellucid.train.validate import bits_per_byte
 
 few = settings(max_examples=20)
-RATES = {"learning_rate": 0.01, "matrix_learning_rate": 0.02, "weight_decay": 0.1}
+RATES: dict[str, Any] = {"learning_rate": 0.01, "matrix_learning_rate": 0.02, "weight_decay": 0.1}
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
@@ -162,12 +164,12 @@ def test_schedules(name: str, steps: int, warmup: int, floor: float) -> None:
     assert all(0 < rate <= 1 for rate in rates)
     assert rates[:warmup] == [(s + 1) / warmup for s in range(min(warmup, steps))]
     rest = rates[warmup:]
-    assert all(a >= b for a, b in zip(rest, rest[1:], strict=False)), "it falls after the warm-up"
+    assert all(a >= b for a, b in pairwise(rest)), "it falls after the warm-up"
     if rest:
         assert rest[0] == 1.0, "it begins to fall where the warm-up has led"
         decay = len(rest) if name == "cosine" else min(len(rest), max(round(steps * 0.5), 1))
         steepest = (math.pi / 2 if name == "cosine" else 1.0) / decay
-        jumps = [a - b for a, b in zip(rest, rest[1:], strict=False)]
+        jumps = [a - b for a, b in pairwise(rest)]
         assert all(jump <= steepest * (1 + 1e-9) for jump in jumps), "it does not jump"
         if steps > 3 and len(rest) > 1:
             assert rest[-1] - floor <= 1.001 * steepest, "it ends where it would reach the floor with one more step"
@@ -253,7 +255,7 @@ def test_missing_odd_and_unknown_state_is_refused(name: OptimizerName) -> None:
     incomplete = {key: value for key, value in state.items() if key != f"{norm}/exp_avg"}
     with pytest.raises(CheckpointError, match=r"is missing, incomplete"):
         load_state_tensors(model, optimizers, incomplete)
-    with pytest.raises(CheckpointError, match="unknown parameter 'blocks.9.x/step'"):
+    with pytest.raises(CheckpointError, match=r"unknown parameter 'blocks\.9\.x/step'"):
         load_state_tensors(model, optimizers, {**state, "blocks.9.x/step": torch.tensor(1.0)})
 
 

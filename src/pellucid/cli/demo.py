@@ -21,7 +21,13 @@ demo --minutes 20 --out runs/longer
 """
 FUNCTIONS, LONGEST, BATCH = 48, 160, 16  # how many functions the model completes, of how many tokens at most
 SHOWN = 'def read_lines(path, encoding="utf-8"):\n    """Return the lines of a text file."""\n'
-LOOKED_AT = "def area(width, height):\n    return width * height\n\n\nclass Circle(Shape):\n    def __init__(self, radius):\n        self.radius = "
+LOOKED_AT = """def area(width, height):
+    return width * height
+
+
+class Circle(Shape):
+    def __init__(self, radius):
+        self.radius = """
 
 
 def demo(out: Path = Path("runs/demo"), minutes: float = 3.0, seed: int = 0) -> None:
@@ -61,7 +67,7 @@ def demo(out: Path = Path("runs/demo"), minutes: float = 3.0, seed: int = 0) -> 
 
 
 def comparison(ours: float, theirs: dict[str, float]) -> Table:
-    """Bits per byte as bars, the best first; each needs no more than the text and what it has learned from other text."""
+    """Bits per byte as bars, the best first."""
     from rich.table import Table
     from rich.text import Text
 
@@ -74,7 +80,7 @@ def comparison(ours: float, theirs: dict[str, float]) -> Table:
 
 
 def openings(files: Sequence[Path], count: int) -> list[str]:
-    """First lines (decorators left out, docstring left in) of functions at the top level of these files, spread evenly."""
+    """What stands before the body of functions at the top level of these files, spread evenly over them."""
     found: list[str] = []
     for path in files:
         source = path.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """``pellucid COMMAND ...``: finds the command, runs it, and turns errors into a message and an exit code.
 
-Exit codes: 0 done; 1 something given is unusable (a file, a model, a folder); 2 the command line is wrong; 75 stopped on
-request, everything saved, the same command goes on; 130 interrupted where there was nothing to save.
+Exit codes: 0 done; 1 something given is unusable (a file, a model, a folder); 2 the command line is wrong; 75 stopped
+on request, everything saved, the same command goes on; 130 interrupted where there was nothing to save.
 """
 
 from __future__ import annotations

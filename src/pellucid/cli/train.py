@@ -24,7 +24,7 @@ def train(
     out: Path | None = None,
     run: Path | None = None,
 ) -> None:
-    """Train a Transformer from scratch on your text. Every number that you do not give is derived, and its reason printed.
+    """Train a Transformer from scratch on your text. Every number you do not give is derived, and its reason printed.
 
     The same command again goes on where the folder stands; Ctrl-C saves first.
 

@@ -11,6 +11,6 @@ vocab       entries of the vocabulary
 slots       places of a cache, each with the position of the token it holds (-1: empty)
 =========== ==========================================================================================
 
-Masks and positions: ``masks`` ``biases`` ``positions`` ``rope``. Layers: ``norms`` ``attention`` (over ``kernels``) ``ffn``
-``residual``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``, with ``cache``, ``init`` and ``flops``.
+Masks and positions: ``masks`` ``biases`` ``positions`` ``rope``. Layers: ``norms`` ``attention`` (over ``kernels``)
+``ffn`` ``residual``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``, and ``cache`` ``init`` ``flops``.
 """

@@ -53,7 +53,7 @@ class Attention(Tapped):
     def forward(
         self, x: Float[Tensor, "batch time d_model"], view: View, past: LayerCache | None = None
     ) -> Float[Tensor, "batch time d_model"]:
-        """``view``: who stands where and sees whom. ``past``: where k and v of earlier tokens are kept, to be extended."""
+        """``view``: who stands where and sees whom. ``past``: k and v of earlier tokens, to be extended."""
         q, k, v = self.q_norm(self.heads(self.q(x))), self.k_norm(self.heads(self.k(x))), self.heads(self.v(x))
         if view.rotation is not None:
             q, k = rotate(q, view.rotation), rotate(k, view.rotation)

@@ -1,4 +1,4 @@
-"""Score terms that depend on distance: ALiBi and logarithmic buckets. Floats added to scores; a mask is never one of them."""
+"""Score terms that depend on distance: ALiBi and logarithmic buckets. Floats, added to scores; never masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _distance(queries: Tokens, keys: Tokens) -> Tensor:
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
-    """2^(-8/n), 2^(-16/n), ... for n a power of two; others interleave the next power's (Press et al. 2021, section 3)."""
+    """2^(-8/n), 2^(-16/n), ... for n a power of two; others take in the next power's (Press et al. 2021, section 3)."""
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     extra = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (n_heads - power), 2)]

@@ -19,8 +19,8 @@ from pellucid.taps import Tapped
 class Block(Tapped):
     """x + attention, then + feed-forward; ``parallel``: x + attention(x) + feed-forward(x).
 
-    Points, all (batch, time, d_model): ``resid_pre``, ``attn_out`` and ``ffn_out`` (what each branch adds), ``resid_mid``
-    (between the two; a parallel block has none), ``resid_post``.
+    Points, all (batch, time, d_model): ``resid_pre``, ``attn_out`` and ``ffn_out`` (what each branch adds),
+    ``resid_mid`` (between the two; a parallel block has none), ``resid_post``.
     """
 
     points: ClassVar[tuple[str, ...]] = ("resid_pre", "attn_out", "resid_mid", "ffn_out", "resid_post")

@@ -1,7 +1,7 @@
 """Keys and values of past tokens: an argument of the model, never its state.
 
-A forward with a cache goes: the model takes places for the new tokens (``take``), each layer writes its k and v there and
-reads everything back (``extend``), the model makes it count (``commit``). Positions are kept once a layout, not once a layer.
+A forward with a cache goes: the model takes places for the new tokens (``take``), each layer writes its k and v there
+and reads everything back (``extend``), the model makes it count (``commit``). Positions are kept once a layout.
 Masks need no word about any of this: empty places have position -1.
 """
 
@@ -18,7 +18,7 @@ from pellucid.errors import DataError
 
 
 class Slots(ABC):
-    """Which place holds which token, shared by all layers of one layout. ``keys``: the places that ``extend`` returns."""
+    """Which place holds which token, for all layers of one layout. ``keys``: the places that ``extend`` returns."""
 
     name: str
     keys: Tokens

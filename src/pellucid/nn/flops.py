@@ -1,7 +1,7 @@
 """What a model must cost, from its spec alone: parameters, FLOPs, cache and activation bytes. No weight is made.
 
-FLOPs are those of the matrix products (two a multiply-add), with attention counted over the pairs that its mask lets see
-each other: half of n² for a causal model, n·w for a window. What a kernel computes beyond that is not useful work.
+FLOPs are those of the matrix products (two a multiply-add), with attention counted over the pairs that its mask lets
+see each other: half of n² for a causal model, n·w for a window. What a kernel computes beyond that is not useful work.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def cache_bytes(spec: DecoderSpec, time: int, bytes_per_value: int = 4) -> int:
 def activation_bytes(spec: DecoderSpec, batch: int, time: int, bytes_per_value: int = 4) -> int:
     """Bytes that one eager forward keeps for its backward, blocks only, with the fused attention kernel.
 
-    Per token and block: the streams that the norms and projections read, q, k, v and z, and the inner activations; logits
-    come and go in chunks (``heads.CHUNK_BYTES``).
+    Per token and block: the streams that the norms and projections read, q, k, v and z, and the inner activations;
+    logits come and go in chunks (``heads.CHUNK_BYTES``).
     """
     values = 0
     for block in spec.stack.blocks:

@@ -44,7 +44,7 @@ class LMHead(nn.Module):
         labels: Int[Tensor, "batch time"],
         embedding: Float[Tensor, "vocab d_model"],
     ) -> Float[Tensor, ""]:
-        """Sum over scored positions of -ln p(label), in nats; positions labelled IGNORE cost nothing, not even a product."""
+        """Sum over scored positions of -ln p(label), in nats; those labelled IGNORE cost nothing."""
         flat, targets = x.flatten(0, 1), labels.flatten()
         scored = targets != IGNORE
         if not bool(scored.all()):
@@ -53,7 +53,7 @@ class LMHead(nn.Module):
 
 
 class _NLLSum(torch.autograd.Function):
-    """The gradient of a sum of cross-entropies is known in the forward (softmax minus one-hot), so each chunk of logits is
+    """The gradient of a sum of cross-entropies is known in the forward (softmax minus one-hot): each chunk of logits is
     made, used for loss and gradients, and dropped: memory for one chunk, and no second product in the backward."""
 
     @staticmethod

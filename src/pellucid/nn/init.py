@@ -63,12 +63,7 @@ def initialise(model: Decoder, rule: InitRule = "normal", seed: int = 0) -> Deco
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     n_layers = model.spec.n_layers
-    norms = {
-        id(p)
-        for m in model.modules()
-        if isinstance(m, LayerNorm | RMSNorm)
-        for p in m.parameters(recurse=False)
-    }
+    norms = {id(p) for m in model.modules() if isinstance(m, LayerNorm | RMSNorm) for p in m.parameters(recurse=False)}
     buckets = {id(p) for m in model.modules() if isinstance(m, BucketedBias) for p in m.parameters()}
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -47,9 +47,9 @@ class Dense:
 class Visible:
     """Who sees whom in one call, for kernels to take what they can express.
 
-    proof: "full" (nothing is hidden) or "causal" (query i sees keys 0..i, as many queries as keys) where this is certain
+    proof: "full" (nothing is hidden) or "causal" (query i sees keys 0..i, as many queries as keys) where it is certain
     without reading memory; then ``allowed`` is None and a kernel may use its fast path.
-    allowed: otherwise True where visible. blind: queries that see nothing, or None where there cannot be one; kernels let
+    allowed: else, True where visible. blind: queries that see nothing, or None where there cannot be one; kernels let
     them look anywhere (so that no softmax divides by zero, forward or backward) and then write zeros for them.
     """
 
@@ -59,7 +59,7 @@ class Visible:
 
 
 def dense(mask: Mask, queries: Tokens, keys: Tokens) -> Bool[Tensor, "batch 1 query key"]:
-    """The predicate as a bool tensor. No-token positions (-1) see nothing and are seen by nobody; documents stay apart."""
+    """The predicate as a bool tensor. Positions -1 see nothing and are seen by nobody; documents stay apart."""
     q_pos, k_pos = queries.pos[:, :, None], keys.pos[:, None, :]
     q_seg, k_seg = queries.segments[:, :, None], keys.segments[:, None, :]
     allowed = mask.allow(q_pos, k_pos, q_seg, k_seg) & (k_pos >= 0) & (q_pos >= 0)
@@ -113,7 +113,7 @@ def see(mask: Mask | Dense, queries: Tokens, keys: Tokens) -> Visible:
 
 
 def looking(visible: Visible) -> Bool[Tensor, "batch 1 query key"] | None:
-    """``allowed`` with blind queries looking everywhere: what a softmax can take. None where nothing is hidden or causal."""
+    """``allowed``, blind queries looking everywhere: what a softmax can take. None where there is a proof."""
     if visible.allowed is None or visible.blind is None:
         return visible.allowed
     return visible.allowed | visible.blind

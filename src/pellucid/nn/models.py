@@ -115,7 +115,7 @@ class Decoder(Stack):
     def __rich__(self) -> str:
         spec, first = self.spec, self.spec.stack.blocks[0]
         return (
-            f"[bold]Decoder[/] {self.n_parameters / 1e6:.2f} M parameters · {spec.n_layers} layers × {spec.d_model} wide · "
-            f"{first.mixer.n_heads} heads ({first.mixer.n_kv_heads} key/value) · d_ff {first.ffn.d_ff} · "
-            f"vocabulary {spec.vocab_size:,} · context {spec.context:,}"
+            f"[bold]Decoder[/] {self.n_parameters / 1e6:.2f} M parameters · {spec.n_layers} layers"
+            f" × {spec.d_model} wide · {first.mixer.n_heads} heads ({first.mixer.n_kv_heads} key/value)"
+            f" · d_ff {first.ffn.d_ff} · vocabulary {spec.vocab_size:,} · context {spec.context:,}"
         )

@@ -14,7 +14,7 @@ from pellucid.spec import LearnedSpec, PositionSpec
 
 
 def distinct_rows(tokens: Tokens) -> Tensor:
-    """Positions (batch, time), or (1, time) where all rows are known to be equal: tables are then made once, not per row."""
+    """Positions (batch, time), or (1, time) where all rows are known to be equal: tables are then made once."""
     return tokens.pos if tokens.start is None else tokens.pos[:1]
 
 

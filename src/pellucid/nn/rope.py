@@ -19,7 +19,7 @@ Rotation = tuple[Tensor, Tensor]  # cos and sin, each (rows, 1, time, dims / 2)
 
 
 def frequencies(spec: RotarySpec, head_dim: int, device: torch.device | None = None) -> tuple[Tensor, float]:
-    """Angle per position for each turned pair, (dims / 2,) in radians, and the factor that scales cos and sin (YaRN)."""
+    """Angle per position of each turned pair, (dims / 2,) in radians, and the factor on cos and sin (YaRN)."""
     dims, scaling, base = spec.dims(head_dim), spec.scaling, spec.base
     if isinstance(scaling, NTKScaling):
         base *= scaling.factor ** (dims / (dims - 2)) if dims > 2 else scaling.factor

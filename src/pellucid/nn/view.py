@@ -14,7 +14,7 @@ from pellucid.nn.rope import Rotation
 
 @dataclass(frozen=True)
 class View:
-    """tokens: the queries' places. visible: which keys they see. rotation: their rotary angles. bias: the score term."""
+    """tokens: the queries' places. visible: the keys they see. rotation: their rotary angles. bias: the score term."""
 
     tokens: Tokens
     visible: Visible

@@ -77,7 +77,7 @@ def check(path: Path, run: Run) -> int:
 def newest(folder: Path, run: Run, warn: Callable[[str], None]) -> tuple[Path, int] | None:
     """The newest valid checkpoint of this run and its step; None when none was ever written.
 
-    ``warn`` hears of each damaged one that is passed over. Raises CheckpointError when there are some but none is valid.
+    ``warn`` hears of each damaged one that is passed over. Raises CheckpointError when none of several is valid.
     """
     problems: list[str] = []
     for path in sorted((folder / FOLDER).glob("step-*"), reverse=True):

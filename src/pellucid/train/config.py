@@ -50,7 +50,7 @@ class TrainOptions(Value):
     steps: int | None = None
     """Number of updates, instead of --minutes."""
     depth: int | None = None
-    """Layers; the width follows (64 a layer)."""
+    """Layers; the width follows (64 for each above two)."""
     seed: int = 0
     """Decides initial weights, data order and the validation split."""
     design: str = "modern"
@@ -87,8 +87,8 @@ class TrainOptions(Value):
     """On each sublayer's output."""
     precision: PrecisionName | None = None
     """fp32 or bf16 (float32 master weights); default: the faster here."""
-    compile: bool | None = None
-    """torch.compile the blocks: half a minute to start, then faster; default: where it pays."""
+    compile: bool = False
+    """torch.compile the blocks: slower to start, then faster; needs a C++ compiler."""
     init: InitRule | None = None
     """normal, fan_in or xavier."""
 

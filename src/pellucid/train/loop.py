@@ -83,7 +83,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def build_model(run: Run) -> Decoder:
-    """The model as it is before the first step: weights by (rule, seed), dropout set, blocks compiled if the run says so."""
+    """The model as it is before the first step: weights by (rule, seed), dropout set, blocks compiled if asked."""
     model = initialise(Decoder(run.spec), run.init, run.seed)
     for module in model.modules():
         if isinstance(module, Sublayer):

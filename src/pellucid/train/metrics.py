@@ -1,4 +1,4 @@
-"""The written record of a run: what is a pure function of it in ``metrics.jsonl``, what the clock says in ``timings.jsonl``.
+"""The written record of a run: what it computed in ``metrics.jsonl``, what the clock said in ``timings.jsonl``.
 
 Kept apart so that two runs can be compared bit for bit. Both are cut back to the checkpoint when a run is resumed.
 """

@@ -13,7 +13,7 @@ from pellucid.nn.models import Decoder
 
 @runtime_checkable  # the shape checks of the tests look
 class Objective(Protocol):
-    """(model, batch) -> summed loss in nats; ``count``: how many terms a batch contributes, known before any forward."""
+    """(model, batch) -> summed loss in nats; ``count``: how many terms a batch has, known before any forward."""
 
     def __call__(self, model: Decoder, batch: Batch) -> Float[Tensor, ""]: ...
 

@@ -17,7 +17,7 @@ from pellucid.train.config import OptimizerName
 
 
 def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Parameters by role: ``matrices`` (2-d weights of blocks), ``tables`` (embedding, positions, head), ``vectors``."""
+    """Parameters by role: ``matrices`` (of blocks), ``tables`` (embedding, positions, head), ``vectors``."""
     groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "tables": {}, "vectors": {}}
     for name, parameter in model.named_parameters():
         in_block = ".blocks." in f".{name}"
@@ -35,7 +35,7 @@ def build_optimizers(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.95),
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest. Each group remembers its ``peak`` rate."""
+    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest. Groups remember their ``peak`` rate."""
     groups = parameter_groups(model)
     tables, vectors = list(groups["tables"].values()), list(groups["vectors"].values())
     matrices = list(groups["matrices"].values())

@@ -64,7 +64,7 @@ def cache_folder() -> Path:
 def measure_peak(device: str = "cpu") -> Peak:
     """The machine's peak: the best of half a second now and what was ever seen here before.
 
-    Other programs only ever slow a measurement down, so the maximum is kept, by machine, thread count and torch version.
+    Other programs only ever slow a measurement down, so the maximum is kept, by machine, threads and torch version.
     """
     name = torch.cuda.get_device_name() if device == "cuda" else (platform.processor() or platform.machine())
     key = f"{platform.node()} · {name} · {torch.get_num_threads()} threads · torch {torch.__version__}"

@@ -31,11 +31,11 @@ class Prepared:
 
 
 def choose_vocab_size(options: TrainOptions, n_bytes: int) -> tuple[int, str]:
-    """A power of two near the square root of the text's bytes: rarer tokens would be seen too seldom to be learned."""
+    """A power of two below the square root of the text's bytes: rarer tokens are seen too seldom to be learned."""
     if options.vocab_size is not None:
         return options.vocab_size, "asked for"
-    power = round(math.log2(math.sqrt(max(n_bytes, 1))))
-    return min(max(2**power, 512), 32768), f"power of two nearest to the square root of {n_bytes:,} bytes of text"
+    power = math.floor(math.log2(math.sqrt(max(n_bytes, 1))))
+    return min(max(2**power, 512), 32768), f"largest power of two below the square root of {n_bytes:,} bytes of text"
 
 
 def prepare(

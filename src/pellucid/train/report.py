@@ -11,7 +11,7 @@ from pellucid.train.config import Run
 
 @dataclass(frozen=True)
 class Progress:
-    """State after one update. loss in nats a token; tokens_per_second over the last second or so; utilisation of the peak."""
+    """State after one update. loss: nats a token; tokens_per_second: smoothed; utilisation: share of the peak."""
 
     step: int
     steps: int

@@ -25,14 +25,10 @@ from pellucid.train.prepare import Prepared
 from pellucid.train.step import step
 
 DEFAULT_MINUTES = 5.0
-WIDTH_PER_LAYER = 64
-TOKENS_PER_PARAMETER = (
-    4.0  # of the blocks; small models, briefly trained with Muon, want fewer than Hoffmann et al.'s 20
-)
+TOKENS_PER_PARAMETER = 2.5  # of the blocks: brief training with Muon wants far fewer than Hoffmann et al.'s 20
 MAX_EPOCHS = 8.0  # of the text that a size is planned for: further repetition teaches little (Muennighoff et al. 2023)
-ASSUMED_UTILISATION = 0.5  # of the measured peak, for planning the size; the number of steps is then measured
+ASSUMED_UTILISATION = 0.25  # of the measured peak, for planning the size; the number of steps is then measured
 MAX_DEPTH = 32
-MINUTES_TO_COMPILE = 2.0
 
 T = TypeVar("T", bound=object)
 
@@ -45,7 +41,8 @@ class _Settled:
 
     def __call__(self, field: str, asked: T | None, derived: T, why: str) -> T:
         value = derived if asked is None else asked
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+        forms: dict[type, str] = {int: ",", float: "g"}
+        shown = format(value, forms.get(type(value), ""))
         self.reasons.append(Reason(field, shown, why if asked is None else "asked for"))
         return value
 
@@ -54,42 +51,14 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
     """Fix every number of the run.
 
     With ``minutes``, the number of steps is measured on this machine: the one number that another machine would choose
-    differently, besides the size and precision that follow from its speed. Raises UsageError for a text too short.
+    differently, besides the size and precision that follow from its speed. Raises DataError for a text shorter than a
+    context, UsageError or SpecError for sizes that do not fit together.
     """
     settle = _Settled()
     minutes = DEFAULT_MINUTES if options.minutes is None and options.steps is None else options.minutes
-    peak = measure_peak()
-    precision: PrecisionName = settle(
-        "precision",
-        options.precision,
-        peak.faster,
-        f"measured here: fp32 {peak.fp32 / 1e9:.0f}, bf16 {peak.bf16 / 1e9:.0f} GFLOP/s",
-    )
-    n_tokens = prepared.training.n_tokens
-    context = settle("context", options.context, _context(n_tokens, minutes), "longer for more text and time")
-    batch_size = settle(
-        "batch_size",
-        options.batch_size,
-        max(1, 8192 // context),
-        "8192 tokens a step: many steps matter more than smooth ones",
-    )
-    if batch_size < options.micro_batches:
-        raise UsageError(
-            f"batch_size = {batch_size} cannot be split into {options.micro_batches} micro-batches",
-            f"choose --micro-batches from 1 to {batch_size}, or a larger --batch-size",
-        )
-    budget = minutes * 60 * peak.of(precision) * ASSUMED_UTILISATION if minutes is not None else math.inf
-    tokens = math.inf if options.steps is None else float(options.steps * batch_size * context)
-    depth, why = _depth(options, prepared.tokenizer.vocab_size, context, budget, tokens, n_tokens)
-    depth = settle("depth", options.depth, depth, why)
-    spec = _spec(options, prepared.tokenizer.vocab_size, context, depth)
-    settle("d_model", options.d_model, spec.d_model, f"{WIDTH_PER_LAYER} a layer")
-    head_dim = spec.stack.blocks[0].mixer.head_dim
-    settle("head_dim", options.head_dim, head_dim, "greatest common divisor of the width and 64")
-    parameters = count_parameters(spec)
-    settle("parameters", None, parameters.total, f"{parameters.attention + parameters.ffn:,} of them in the blocks")
+    precision = _precision(options, settle)
+    spec, batch_size = _size(options, prepared, minutes, precision, settle)
     muon = options.optimizer == "muon"
-    pays, why_compile = _compile_pays(minutes)
     run = Run(
         texts=texts,
         options=options,
@@ -101,7 +70,12 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
         micro_batches=options.micro_batches,
         seed=options.seed,
         optimizer=options.optimizer,
-        learning_rate=settle("learning_rate", options.learning_rate, 0.004 if muon else 0.002, "of AdamW, at the peak"),
+        learning_rate=settle(
+            "learning_rate",
+            options.learning_rate,
+            (0.03 if muon else 0.004) * math.sqrt(128 / spec.d_model),
+            "of AdamW, at the peak; lower for wider models",
+        ),
         matrix_learning_rate=settle("matrix_learning_rate", options.matrix_learning_rate, 0.02, "of Muon, at the peak"),
         weight_decay=settle("weight_decay", options.weight_decay, 0.05, "on matrices only"),
         schedule=options.schedule,
@@ -109,7 +83,7 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
         clip=options.clip,
         dropout=options.dropout,
         precision=precision,
-        compile=settle("compile", options.compile, pays, why_compile),
+        compile=options.compile,
         init=settle("init", options.init, "fan_in" if muon else "normal", f"goes with {options.optimizer}"),
         validate_every=1,
         sample_every=0,
@@ -122,7 +96,7 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
     seconds = _seconds_per_step(run, prepared)
     wanted = 1 if minutes is None else max(10, round(minutes * 60 / seconds))
     steps = settle("steps", options.steps, wanted, f"{minutes or 0:g} minutes at {seconds:.3f} s a step, measured here")
-    each = steps * run.tokens_per_step / n_tokens
+    each = steps * run.tokens_per_step / prepared.training.n_tokens
     settle("tokens", None, steps * run.tokens_per_step, f"{each:.2g} times the text")
     warmup = settle("warmup", options.warmup, min(100, max(1, steps // 20)), "a twentieth of the steps, at most 100")
     often = max(1, min(steps, round(30 / seconds)))
@@ -137,11 +111,45 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
     return replace(run, reasons=(*prepared.reasons, *settle.reasons))
 
 
-def _compile_pays(minutes: float | None) -> tuple[bool, str]:
-    """Compiled blocks train faster, but need a C++ compiler, and about half a minute before the first step."""
-    if not compiler_here():
-        return False, "there is no C++ compiler here"
-    return (minutes or 0) >= MINUTES_TO_COMPILE, f"pays from {MINUTES_TO_COMPILE:g} minutes on"
+def _precision(options: TrainOptions, settle: _Settled) -> PrecisionName:
+    peak = measure_peak()
+    why = f"measured here: fp32 {peak.fp32 / 1e9:.0f}, bf16 {peak.bf16 / 1e9:.0f} GFLOP/s"
+    return settle("precision", options.precision, peak.faster, why)
+
+
+def _size(
+    options: TrainOptions, prepared: Prepared, minutes: float | None, precision: PrecisionName, settle: _Settled
+) -> tuple[DecoderSpec, int]:
+    """The model and the rows of a batch that suit the text and the time, or the number of steps."""
+    n_tokens, vocab_size = prepared.training.n_tokens, prepared.tokenizer.vocab_size
+    context = settle("context", options.context, _context(n_tokens, minutes), "longer for more text and time")
+    Packed(prepared.training, context, options.seed)  # refuses a text that is too short before anything is measured
+    if options.compile and not compiler_here():
+        raise UsageError(
+            "compile was asked for, but there is no C++ compiler", "install g++ or clang++, or leave it out"
+        )
+    budget = (minutes or math.inf) * 60 * measure_peak().of(precision) * ASSUMED_UTILISATION  # FLOPs
+    rows = options.batch_size or max(1, 4096 // context)
+    tokens = min(MAX_EPOCHS * n_tokens, math.inf if options.steps is None else options.steps * rows * context)
+    depth = _depth(options, vocab_size, context, budget, tokens)
+    why = f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is"
+    depth = settle("depth", options.depth, depth, why)
+    spec = _spec(options, vocab_size, context, depth)
+    settle("d_model", options.d_model, spec.d_model, "64 for each layer above two")
+    head_dim = spec.stack.blocks[0].mixer.head_dim
+    settle("head_dim", options.head_dim, head_dim, "greatest common divisor of the width and 64")
+    parameters = count_parameters(spec)
+    settle("parameters", None, parameters.total, f"{parameters.attention + parameters.ffn:,} of them in the blocks")
+    tokens = min(tokens, budget * context / training_flops(spec, context))
+    fitting = max(1, 2 ** round(math.log2(math.sqrt(tokens) * 1.25)) // context)
+    fitting = max(options.micro_batches, rows if options.steps else fitting)
+    batch_size = settle("batch_size", options.batch_size, fitting, f"rows; {fitting * context:,} tokens a step")
+    if batch_size < options.micro_batches:
+        raise UsageError(
+            f"batch_size = {batch_size} cannot be split into {options.micro_batches} micro-batches",
+            f"choose --micro-batches from 1 to {batch_size}, or a larger --batch-size",
+        )
+    return spec, batch_size
 
 
 def _context(n_tokens: int, minutes: float | None) -> int:
@@ -152,27 +160,22 @@ def _context(n_tokens: int, minutes: float | None) -> int:
 
 
 def _spec(options: TrainOptions, vocab_size: int, context: int, depth: int) -> DecoderSpec:
-    d_model = options.d_model or WIDTH_PER_LAYER * depth
+    d_model = options.d_model or 64 * max(2, depth - 2)
     head_dim = options.head_dim or math.gcd(d_model, 64)
     return design(options.design)(vocab_size, context, depth, d_model, head_dim)
 
 
-def _depth(
-    options: TrainOptions, vocab_size: int, context: int, budget: float, tokens: float, n_tokens: int
-) -> tuple[int, str]:
-    """The deepest model that still sees TOKENS_PER_PARAMETER tokens a block parameter, within the FLOPs and the text."""
+def _depth(options: TrainOptions, vocab_size: int, context: int, budget: float, tokens: float) -> int:
+    """The deepest model that sees TOKENS_PER_PARAMETER tokens a block parameter within these FLOPs and tokens."""
     best = 2
     for depth in range(2, MAX_DEPTH + 1):
         spec = _spec(options, vocab_size, context, depth)
         parameters = count_parameters(spec)
-        affordable = min(tokens, budget * context / training_flops(spec, context), MAX_EPOCHS * n_tokens)
+        affordable = min(tokens, budget * context / training_flops(spec, context))
         if affordable < TOKENS_PER_PARAMETER * (parameters.attention + parameters.ffn):
             break
         best = depth
-    return (
-        best,
-        f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is",
-    )
+    return best
 
 
 def _seconds_per_step(run: Run, prepared: Prepared, repeats: int = 4) -> float:

@@ -1,4 +1,4 @@
-"""``pellucid.train``: texts and a folder in, a trained model out; the same call again goes on where the folder stands."""
+"""``pellucid.train``: texts and a folder in, a trained model out; the same call again goes on from there."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def train(
 
     texts: files, folders, globs, .jsonl, "-" or hf://org/name. options, or its fields as keywords (minutes=5, depth=4).
     run: a resolved run to repeat exactly (``Run.load("run.json")``); options then only say what is kept and shown.
-    The folder ends with model.safetensors, spec.json, tokenizer.json and run.json. When it holds an unfinished run of the
-    same options, that run goes on, bit for bit as if it had never stopped.
+    The folder ends with model.safetensors, spec.json, tokenizer.json and run.json. When it holds an unfinished run of
+    the same options, that run goes on, bit for bit as if it had never stopped.
 
     Raises DataError for unusable texts, UsageError for impossible options, RunError when the folder is in use, not
     writable or holds another run, and Interrupted after Ctrl-C (saved).

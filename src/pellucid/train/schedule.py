@@ -11,9 +11,9 @@ from pellucid.train.config import ScheduleName
 def factor(name: ScheduleName, step: int, steps: int, warmup: int, floor: float = 0.0, decay: float = 0.5) -> float:
     """What the peak learning rate is multiplied by at ``step`` (0-based) of ``steps``.
 
-    Both rise linearly over ``warmup`` steps. ``cosine`` then falls to ``floor`` along half a cosine (Loshchilov & Hutter
-    2016); ``wsd`` stays at 1 and falls linearly over the last ``decay`` share, or over what the warm-up leaves of it
-    (warm-up, stable, decay; Hu et al. 2024).
+    Both rise linearly over ``warmup`` steps. ``cosine`` then falls to ``floor`` along half a cosine (Loshchilov &
+    Hutter 2016); ``wsd`` stays at 1 and falls linearly over the last ``decay`` share, or what the warm-up leaves
+    of it (warm-up, stable, decay; Hu et al. 2024).
     """
     if step < warmup:
         return (step + 1) / warmup

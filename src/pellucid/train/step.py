@@ -16,7 +16,7 @@ from pellucid.train.objectives import Objective
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over all scored terms, in nats. grad_norm: before clipping. finite: both are; otherwise nothing was updated."""
+    """loss: mean over scored terms, in nats. grad_norm: before clipping. finite: both are; else nothing was updated."""
 
     loss: float
     grad_norm: float
@@ -48,7 +48,11 @@ def accumulate(
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Euclidean norm of all gradients together."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])) if grads else torch.zeros(())
+    return (
+        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+        if grads
+        else torch.zeros(())
+    )
 
 
 def step(

@@ -1,4 +1,4 @@
-"""attend(): softmax(q·k · scale + bias, masked) · v, by the kernel that can express what is asked; the choice is explained.
+"""attend(): softmax(q·k · scale + bias, masked) · v, by the kernel that can express it; the choice is explained.
 
 Every kernel is a function with the same arguments, exact against ``reference``. One that cannot express a case is not
 chosen; nothing is approximated and nothing silently dropped.

@@ -1,4 +1,4 @@
-"""The formula itself, in five lines: what every other kernel is measured against, and what runs when someone listens."""
+"""The formula itself, in five lines: what other kernels are measured against, and what runs when someone listens."""
 
 from __future__ import annotations
 

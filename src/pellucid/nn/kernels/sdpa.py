@@ -23,7 +23,7 @@ def sdpa(
     """The fused kernel. Has no soft cap: ``choose`` never sends one here.
 
     ``is_causal`` only where proved (its rectangular form aligns to the wrong corner); a bool mask stays bool (as a 0/1
-    float it would be a bias); a bias carries the mask as -inf, and queries that see nothing look anywhere, then give zeros.
+    float it would be a bias); a bias carries the mask as -inf. Queries that see nothing look anywhere, then give zeros.
     """
     assert soft_cap is None
     k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
