@@ -73,16 +73,18 @@ def pellucid(job: Job) -> Contestant:
     from pellucid.batch import Batch, Tokens
     from pellucid.designs import classic
     from pellucid.nn.models import Decoder
+    from pellucid.train.compiling import compile_blocks
+    from pellucid.train.memory import keep_freed_memory
     from pellucid.train.objectives import causal_lm
     from pellucid.train.precision import autocast
     from pellucid.train.step import step
 
+    keep_freed_memory()  # as every `pellucid train` does; it takes effect in this contestant's process only
     spec = classic(job.vocab_size, job.context, job.n_layers, job.d_model, job.d_model // job.n_heads)
     model = Decoder(spec)
     draw(model)
     if job.mode == "compiled":
-        for block in model.blocks:
-            block.compile(fullgraph=True)
+        compile_blocks(model)
     context = autocast("bf16" if job.precision == "bf16" else "fp32")
 
     def batch(ids: Tensor) -> Batch:

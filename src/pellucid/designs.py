@@ -23,6 +23,11 @@ from pellucid.spec import (
 HEAD_DIM = 64
 
 
+def width(depth: int) -> int:
+    """The d_model that suits a depth: 64 for each layer above two, so that shallow models stay narrow."""
+    return 64 * max(2, depth - 2)
+
+
 def _heads(d_model: int, head_dim: int) -> int:
     if d_model % head_dim:
         raise SpecError(f"d_model = {d_model} is no multiple of head_dim = {head_dim}", "change one of the two")

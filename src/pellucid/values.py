@@ -11,9 +11,8 @@ from typing import Any, ClassVar, TypeVar
 from pellucid.errors import SpecError, UsageError, suggest
 from pellucid.files import read_json, write_json
 
-V = TypeVar(
-    "V", bound="Value"
-)  # not typing.Self: the shape checks of the tests decorate methods, where Self means nothing
+# Not typing.Self: the shape checks of the tests decorate methods, where Self means nothing.
+V = TypeVar("V", bound="Value")
 
 
 class Value:

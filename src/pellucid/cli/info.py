@@ -36,7 +36,7 @@ def info(
     Args:
         subject: A model folder, a spec.json, or the name of a design (modern, classic).
         depth: Layers of a design.
-        d_model: Width of a design [default: 64 a layer].
+        d_model: Width of a design [default: 64 for each layer above two].
         vocab_size: Vocabulary of a design.
         context: Context of a design.
     """
@@ -46,17 +46,17 @@ def info(
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} = {value} cannot be used", f"--{name.replace('_', '-')} must be at least 1")
-    spec = read_spec(subject, depth, d_model or 64 * depth, vocab_size, context)
+    spec = read_spec(subject, depth, d_model, vocab_size, context)
     console = Console()
     console.print(structure(spec))
     console.print(costs(spec))
 
 
-def read_spec(subject: str, depth: int, d_model: int, vocab_size: int, context: int) -> DecoderSpec:
+def read_spec(subject: str, depth: int, d_model: int | None, vocab_size: int, context: int) -> DecoderSpec:
     """The spec in a folder or file, or that of a design by name. Raises SpecError where there is none."""
     import math
 
-    from pellucid.designs import design
+    from pellucid.designs import design, width
     from pellucid.errors import SpecError
     from pellucid.spec import DecoderSpec
 
@@ -70,6 +70,7 @@ def read_spec(subject: str, depth: int, d_model: int, vocab_size: int, context: 
         return DecoderSpec.load(path)
     if path.suffix or len(path.parts) > 1:
         raise SpecError(f"{path} does not exist", "give a model folder, a spec.json, or a design's name")
+    d_model = d_model or width(depth)
     return design(subject)(vocab_size, context, depth, d_model, math.gcd(d_model, 64))
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pellucid.batch import IGNORE
 from pellucid.spec import LMHeadSpec
 
-CHUNK_BYTES = 64 << 20  # of logits at a time: large enough for full matrix speed, small beside the model
+CHUNK_BYTES = 128 << 20  # of logits at a time: enough for full matrix speed
 
 
 class LMHead(nn.Module):

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from pellucid.data.packing import Packed
-from pellucid.designs import design
+from pellucid.designs import design, width
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import DecoderSpec
@@ -130,7 +130,8 @@ def _size(
         )
     budget = (minutes or math.inf) * 60 * measure_peak().of(precision) * ASSUMED_UTILISATION  # FLOPs
     rows = options.batch_size or max(1, 4096 // context)
-    tokens = min(MAX_EPOCHS * n_tokens, math.inf if options.steps is None else options.steps * rows * context)
+    asked = math.inf if options.steps is None else float(options.steps * rows * context)
+    tokens = min(MAX_EPOCHS * n_tokens, asked)
     depth = _depth(options, vocab_size, context, budget, tokens)
     why = f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is"
     depth = settle("depth", options.depth, depth, why)
@@ -160,7 +161,7 @@ def _context(n_tokens: int, minutes: float | None) -> int:
 
 
 def _spec(options: TrainOptions, vocab_size: int, context: int, depth: int) -> DecoderSpec:
-    d_model = options.d_model or 64 * max(2, depth - 2)
+    d_model = options.d_model or width(depth)
     head_dim = options.head_dim or math.gcd(d_model, 64)
     return design(options.design)(vocab_size, context, depth, d_model, head_dim)
 

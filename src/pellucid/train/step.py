@@ -48,11 +48,9 @@ def accumulate(
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Euclidean norm of all gradients together."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    return (
-        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
-        if grads
-        else torch.zeros(())
-    )
+    if not grads:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
 
 
 def step(
