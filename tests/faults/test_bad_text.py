@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import sys
 import time
@@ -176,7 +177,7 @@ def test_store_in_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "file").read_bytes() == GOOD
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunError, match="No space left"):

@@ -25,7 +25,7 @@ class LMHead(nn.Module):
     def __init__(self, spec: LMHeadSpec, vocab_size: int, d_model: int):
         super().__init__()
         self.soft_cap = spec.soft_cap
-        self.weight = None if spec.tied else nn.Parameter(torch.empty(vocab_size, d_model))
+        self.weight = None if spec.tied else nn.Parameter(torch.zeros(vocab_size, d_model))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if spec.bias else None
 
     def table(self, embedding: Float[Tensor, "vocab d_model"]) -> Float[Tensor, "vocab d_model"]:

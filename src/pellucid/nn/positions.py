@@ -37,7 +37,7 @@ class Learned(nn.Module):
 
     def __init__(self, context: int, d_model: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(context, d_model))
+        self.weight = nn.Parameter(torch.zeros(context, d_model))
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "rows time d_model"]:
         pos, context = distinct_rows(tokens), self.weight.shape[0]
