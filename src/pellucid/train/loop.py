@@ -28,7 +28,6 @@ from pellucid.nn.residual import Sublayer
 from pellucid.train import checkpoint
 from pellucid.train.compiling import compile_blocks, eagerly, one_form, uncompile
 from pellucid.train.config import Run
-from pellucid.train.memory import keep_freed_memory
 from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder
 from pellucid.train.objectives import causal_lm
 from pellucid.train.optim import build_optimizers, set_rate
@@ -210,7 +209,6 @@ def fit(
     Raises Interrupted when asked to stop (saved first), RunError when the loss is not finite and the policy is "stop".
     The caller holds the folder's lock.
     """
-    keep_freed_memory()
     reporter = reporter or Reporter()
     started = time.perf_counter()
     trainer = Trainer(run, folder, training, validation, reporter)

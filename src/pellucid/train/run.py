@@ -16,6 +16,7 @@ from pellucid.files import locked, sweep
 from pellucid.train.checkpoint import FOLDER
 from pellucid.train.config import Run, TrainOptions, changed
 from pellucid.train.loop import Result, Sampler, fit
+from pellucid.train.memory import keep_freed_memory
 from pellucid.train.metrics import FINAL, METRICS, read_metrics
 from pellucid.train.prepare import Prepared, prepare
 from pellucid.train.report import Reporter
@@ -52,6 +53,7 @@ def train(
     options = replace(options or TrainOptions(), **fields)
     reporter = reporter or Reporter()
     folder = Path(out)
+    keep_freed_memory()
     with locked(folder):
         for place in (folder, folder / FOLDER, folder / "tokens"):
             sweep(place)
