@@ -76,7 +76,7 @@ class TrainOptions(Value):
     matrix_learning_rate: float | None = None
     """Peak rate of Muon."""
     weight_decay: float | None = None
-    """Decoupled decay of the blocks' matrices."""
+    """Decoupled decay: of the blocks' matrices with muon, of all matrices with adamw."""
     schedule: ScheduleName = "wsd"
     """wsd (warm-up, stable, decay) or cosine."""
     warmup: int | None = None
