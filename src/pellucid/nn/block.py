@@ -38,6 +38,7 @@ class Block(Tapped):
     def forward(
         self, x: Float[Tensor, "batch time d_model"], view: View, past: LayerCache | None = None
     ) -> Float[Tensor, "batch time d_model"]:
+        """``view`` and ``past`` are attention's: who stands where and sees whom, and k and v of earlier tokens."""
         x = self.tap("resid_pre", x)
         attn_out = self.tap("attn_out", self.attn_norms.branch(x, lambda h: self.attn(h, view, past)))
         if self.parallel:
