@@ -75,7 +75,7 @@ def pellucid(job: Job) -> Contestant:
     from pellucid.nn.models import Decoder
     from pellucid.train.compiling import compile_blocks
     from pellucid.train.memory import keep_freed_memory
-    from pellucid.train.objectives import causal_lm
+    from pellucid.train.objectives import nll
     from pellucid.train.precision import autocast
     from pellucid.train.step import step
 
@@ -91,10 +91,10 @@ def pellucid(job: Job) -> Contestant:
         return Batch(ids[:, :-1], Tokens.plain(job.batch, job.context), ids[:, 1:])
 
     def update(optimizer: torch.optim.Optimizer, ids: Tensor) -> float:
-        return step(model, [optimizer], causal_lm, [batch(ids)], clip=1.0, autocast=context).loss
+        return step(model, [optimizer], nll, [batch(ids)], clip=1.0, autocast=context).loss
 
     def loss(ids: Tensor) -> Tensor:
-        return causal_lm(model, batch(ids)) / job.tokens
+        return nll(model, batch(ids)) / job.tokens
 
     return Contestant(model, loss, "pellucid", lookups=("embed.positions.weight",), update=update)
 

@@ -55,21 +55,34 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What an encoder reads: ids, and where each stands."""
+
+    ids: Int[Tensor, "batch time"]
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
 class Batch:
-    """One micro-batch of a language-modelling objective.
+    """One micro-batch: what a model reads, and what it should say.
 
     labels[b, t] is the token that position t should predict, already shifted (this is the only place where the shift
-    lives: neither model nor objective shifts again); IGNORE where nothing is scored.
+    lives: neither model nor objective shifts again); IGNORE where nothing is scored. A classifier's are (batch, 1).
     n_bytes: how many bytes of text the scored labels stand for, the denominator of bits per byte.
+    types: the kind of each token, for models that know several. source: what an encoder reads beside.
     """
 
     ids: Int[Tensor, "batch time"]
     tokens: Tokens
-    labels: Int[Tensor, "batch time"]
+    labels: Int[Tensor, "batch labels"]
     n_bytes: int = 0
+    types: Int[Tensor, "batch time"] | None = None
+    source: Source | None = None
 
     def refuse_unshifted(self) -> None:
         """Raise DataError where labels are the inputs themselves: the silent failure that trains a copying machine."""
+        if self.labels.shape != self.ids.shape:
+            return
         scored = self.labels != IGNORE
         if int(scored.sum()) > 8 and bool((self.labels == self.ids)[scored].all()):
             constant = int(self.ids[scored].min()) == int(self.ids[scored].max())

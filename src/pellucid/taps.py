@@ -26,16 +26,18 @@ class Listener:
     read has its place in ``acts`` from the start: so equal modules that are asked alike share one compilation.
     """
 
-    def __init__(self, path: str, read: Sequence[str], edit: Mapping[str, Edit]):
-        self.path = path  # for messages
+    def __init__(self, path: str, read: Sequence[str], edit: Mapping[str, Edit], outer: Listener | None = None):
+        self.path, self.outer = path, outer  # for messages; who listened before, and hears every point first
         self.read, self.edit = frozenset(read), dict(edit)
         self.acts: dict[str, Tensor | None] = dict.fromkeys(read)  # written only: its values must not be looked at here
 
     def wants(self, name: str) -> bool:
         """Whether the point is read or edited."""
-        return name in self.read or name in self.edit
+        return name in self.read or name in self.edit or (self.outer is not None and self.outer.wants(name))
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
+        if self.outer is not None:
+            x = self.outer(name, x)
         edit = self.edit.get(name)
         if edit is not None:
             edited = edit(x)
@@ -131,7 +133,8 @@ def tapped(
     """Listen while the block runs; yields what each forward passes at the points read, by full name.
 
     read: names or globs such as ``"blocks.*.attn.pattern"``. edit: name or glob -> function from tensor to tensor of
-    the same shape. Raises TapError for a name that matches nothing, and when taps are already open on such a module.
+    the same shape. Taps may be opened inside others: the outer ones read and edit first. Raises TapError for a name
+    that matches nothing.
     """
     globs = [read] if isinstance(read, str) else list(read)
     wanted = {name for glob in globs for name in match_points(model, glob)}
@@ -142,13 +145,11 @@ def tapped(
             reads = [point for point in module.points if module.path + point in wanted]
             replaced = {point: edits[module.path + point] for point in module.points if module.path + point in edits}
             if reads or replaced:
-                listeners[module] = Listener(module.path, reads, replaced)
-    if any(module.listener is not None for module in listeners):
-        raise TapError("taps are already open on this model: ask for all points in one call")
+                listeners[module] = Listener(module.path, reads, replaced, module.listener)
     try:
         for module, listener in listeners.items():
             module.listener = listener
         yield Activations(listeners.values())
     finally:
-        for module in listeners:
-            module.listener = None
+        for module, listener in listeners.items():
+            module.listener = listener.outer

@@ -41,7 +41,7 @@ from pellucid.interpret.look import look
 from pellucid.nn.models import Decoder
 from pellucid.train import loop, precision, resolve
 from pellucid.train.metrics import read_metrics
-from pellucid.train.objectives import CausalLM
+from pellucid.train.objectives import NegativeLogLikelihood
 
 SOURCE = Path(pellucid.__file__).parents[1]
 TEXT = inspect.getsource(textwrap)
@@ -639,7 +639,7 @@ def test_prompts_that_cannot_be_read(said: Said, whole: Path) -> None:
 # --- losses that are not finite ---------------------------------------------------------------------------------------
 
 
-class NaNAt(CausalLM):
+class NaNAt(NegativeLogLikelihood):
     """The loss is NaN in these calls, counted from 0."""
 
     def __init__(self, calls: set[int]):
@@ -653,7 +653,7 @@ class NaNAt(CausalLM):
 def test_nonfinite_loss_stops(said: Said, text: Path, whole: Path, tmp_path: Path) -> None:
     """The batch and the weights are saved, and are those of the step; without the cause the run goes on as if never."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "causal_lm", NaNAt({4}))
+        patch.setattr(loop, "objective_for", lambda *_: NaNAt({4}))
         heard = said(1, *train_command(text, tmp_path / "out"))
     assert re.search(r"step 4: loss NaN, .* is not finite; batch and weights are in .*nonfinite-00000004", heard), heard
     assert re.search(r"lower --learning-rate.*--on-nonfinite skip", heard)
@@ -671,7 +671,7 @@ def test_nonfinite_loss_stops(said: Said, text: Path, whole: Path, tmp_path: Pat
 
 def test_nonfinite_loss_skipped(said: Said, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first step on, when there is no optimiser state yet, and with a checkpoint of that."""
-    monkeypatch.setattr(loop, "causal_lm", NaNAt({0, 3}))
+    monkeypatch.setattr(loop, "objective_for", lambda *_: NaNAt({0, 3}))
     said(0, *train_command(text, tmp_path / "out", "--on-nonfinite", "skip", "--checkpoint-every", "1"))
     shown = " ".join(said.out.split())
     assert all(re.search(rf"step {n}: loss NaN, .*: skipped; batch and weights are in", shown) for n in (0, 3))
@@ -680,7 +680,7 @@ def test_nonfinite_loss_skipped(said: Said, text: Path, tmp_path: Path, monkeypa
 
 
 def test_nonfinite_losses_without_end(said: Said, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "causal_lm", NaNAt(set(range(99))))
+    monkeypatch.setattr(loop, "objective_for", lambda *_: NaNAt(set(range(99))))
     monkeypatch.setattr(loop, "MAX_SKIPS", 3)
     heard = said(1, *train_command(text, tmp_path / "out", "--on-nonfinite", "skip"))
     assert re.search(r"step 2: .* is not finite", heard) and "--on-nonfinite" not in heard, heard

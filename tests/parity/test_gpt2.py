@@ -33,7 +33,7 @@ from pellucid.errors import CheckpointError
 from pellucid.families import gpt2
 from pellucid.families.table import STACKED, Row, export_weights, load_weights
 from pellucid.nn.models import Decoder
-from pellucid.spec import REORDERED_NORM, FFNSpec, Full, LayerNormSpec
+from pellucid.spec import REORDERED_NORM, Causal, FFNSpec, LayerNormSpec, Prefix
 
 TINY: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -128,7 +128,8 @@ def parallel(model: Decoder) -> Decoder:
 
 
 def not_causal(model: Decoder) -> Decoder:
-    return forced(every_block(model.spec, mixer={"mask": Full()}), model)
+    everyone = Causal() | Prefix(1000)
+    return forced(every_block(model.spec, mixer={"mask": everyone}), model)
 
 
 def unscaled(model: Decoder) -> Decoder:

@@ -6,14 +6,14 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pellucid.batch import Tokens
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import build_model
 from pellucid.spec import (
     POST_NORM,
     PRE_NORM,
@@ -28,6 +28,7 @@ from pellucid.spec import (
     Causal,
     DecoderSpec,
     EmbedSpec,
+    EncoderSpec,
     FFNSpec,
     Full,
     GatedFFNSpec,
@@ -36,6 +37,7 @@ from pellucid.spec import (
     LinearScaling,
     LMHeadSpec,
     Mask,
+    MaskedLMHeadSpec,
     NTKScaling,
     Prefix,
     RMSNormSpec,
@@ -48,6 +50,7 @@ from pellucid.spec import (
 )
 
 VOCAB, CONTEXT = 11, 24
+S = TypeVar("S", DecoderSpec, EncoderSpec)
 
 
 @contextmanager
@@ -127,11 +130,21 @@ def specs(draw: st.DrawFn, mask: st.SearchStrategy[Mask] = causal_masks) -> Deco
         return DecoderSpec(VOCAB, CONTEXT, embed, StackSpec(8, tuple(layers), final_norm, bias), head)
 
 
+def as_encoder(spec: DecoderSpec) -> EncoderSpec:
+    """The same stack, free to look ahead, with a head that predicts at every place."""
+    return EncoderSpec(spec.vocab_size, spec.context, spec.embed, spec.stack, MaskedLMHeadSpec())
+
+
+def encoder_specs(mask: st.SearchStrategy[Mask]) -> st.SearchStrategy[EncoderSpec]:
+    """A legal encoder, for what needs no causal mask."""
+    return st.builds(with_mask, specs().map(as_encoder), mask) | specs().map(as_encoder)
+
+
 @steady()
-def build(spec: DecoderSpec, seed: int = 0) -> Decoder:
+def build(spec: Any, seed: int = 0) -> Any:
     """The model with weights wide enough that everything matters: norms off the identity, score buckets off zero."""
     generator = torch.Generator().manual_seed(seed)
-    model = Decoder(spec)
+    model = build_model(spec)
     norm_weights = {id(m.weight) for m in model.modules() if "Norm" in type(m).__name__}
     with torch.no_grad():
         for weight in model.parameters():
@@ -153,7 +166,7 @@ EXAMPLE = DecoderSpec(
 
 
 @steady()
-def with_mask(spec: DecoderSpec, mask: Mask) -> DecoderSpec:
+def with_mask(spec: S, mask: Mask) -> S:
     """The same model with this mask in every block."""
     changed = tuple(replace(b, mixer=replace(b.mixer, mask=mask)) for b in spec.stack.blocks)
     return replace(spec, stack=replace(spec.stack, blocks=changed))

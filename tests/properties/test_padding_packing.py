@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import CONTEXT, EXAMPLE, build, chunks, close, ids, masks, padded, specs
+from strategies import CONTEXT, EXAMPLE, build, chunks, close, encoder_specs, ids, masks, padded
 from torch import Tensor
 
 from pellucid.batch import Tokens
@@ -17,7 +17,7 @@ from pellucid.nn.models import Decoder
 from pellucid.spec import EmbedSpec, LearnedSpec
 
 few = settings(max_examples=25)
-any_mask = specs(masks).map(build)  # none of this needs a causal model
+any_mask = encoder_specs(masks).map(build)  # none of this needs a causal model
 Rows = tuple[list[Tensor], Tensor, Tensor]
 
 

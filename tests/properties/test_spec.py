@@ -42,7 +42,7 @@ from pellucid.spec import (
 from pellucid.values import encode
 
 few = settings(max_examples=25)
-anything = specs(masks)
+anything = specs()
 
 
 def written(spec: DecoderSpec) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import EXAMPLE, VOCAB, build, close, ids, masks, padded, specs, steady
+from strategies import EXAMPLE, VOCAB, build, close, encoder_specs, ids, masks, padded, specs, steady
 from torch import Tensor
 
 from pellucid.batch import Tokens
@@ -20,7 +20,7 @@ from pellucid.spec import Causal, DecoderSpec
 from pellucid.taps import Activations, Tapped
 
 few = settings(max_examples=20)
-any_mask = specs(masks).map(build)
+any_mask = encoder_specs(masks).map(build)
 TEXT = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 IN_BLOCK = (
     "resid_pre", "attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z", "attn_out", "resid_mid",
@@ -293,13 +293,15 @@ def test_a_parallel_block_has_no_middle() -> None:
         model.taps(read="blocks.0.resid_mid").__enter__()
 
 
-def test_taps_within_taps_are_refused_and_the_outer_ones_stay() -> None:
+def test_taps_within_taps_hear_what_the_outer_ones_leave() -> None:
     model = build(EXAMPLE)
-    with torch.no_grad(), model.taps(read="embed") as outer:
-        with pytest.raises(TapError, match="already open"), model.taps(read=["logits", "blocks.0.attn.z"]):
-            raise AssertionError("never entered")
-        model(TEXT)
-    assert list(outer) == ["embed"] and not listening(model)
+    with torch.no_grad(), model.taps(read="embed", edit={"embed": lambda x: 2 * x}) as outer:
+        with model.taps(read=["embed", "logits"], edit={"embed": lambda x: x + 1}) as inner:
+            model(TEXT)
+        assert torch.equal(inner["embed"], outer["embed"] + 1)
+        assert list(inner) == ["embed", "logits"] and list(outer) == ["embed"]
+        model(TEXT[:1])  # the outer ones listen on
+    assert outer["embed"].shape[0] == 1 and inner["embed"].shape[0] == 2 and not listening(model)
 
 
 def test_taps_go_whatever_happens() -> None:

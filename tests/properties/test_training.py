@@ -31,7 +31,7 @@ from pellucid.families.native import load_tensors, save_tensors
 from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder
 from pellucid.train.config import OptimizerName
-from pellucid.train.objectives import CausalLM, causal_lm
+from pellucid.train.objectives import NegativeLogLikelihood, nll
 from pellucid.train.optim import build_optimizers, load_state_tensors, parameter_groups, set_rate, state_tensors
 from pellucid.train.schedule import factor
 from pellucid.train.step import accumulate, step
@@ -54,7 +54,7 @@ def gradients(model: Decoder) -> list[Tensor]:
 
 def accumulated(model: Decoder, parts: list[Batch]) -> tuple[Tensor, list[Tensor]]:
     model.zero_grad()
-    loss, _ = accumulate(model, causal_lm, parts)
+    loss, _ = accumulate(model, nll, parts)
     return loss, gradients(model)
 
 
@@ -103,8 +103,8 @@ def test_clipping_is_torch_s(batch: Batch, clip: float | None) -> None:
     """Plain gradient descent shows the gradient that was used as the difference of the weights."""
     ours = build(EXAMPLE)
     theirs = copy.deepcopy(ours)
-    result = step(ours, [torch.optim.SGD(ours.parameters(), lr=1.0)], causal_lm, [batch], clip=clip)
-    (theirs.nll_sum(batch) / max(causal_lm.count(batch), 1)).backward()
+    result = step(ours, [torch.optim.SGD(ours.parameters(), lr=1.0)], nll, [batch], clip=clip)
+    (theirs.nll_sum(batch) / max(nll.count(batch), 1)).backward()
     norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), math.inf if clip is None else clip)
     torch.optim.SGD(theirs.parameters(), lr=1.0).step()
     assert result.grad_norm == pytest.approx(float(norm), rel=1e-6)
@@ -112,12 +112,12 @@ def test_clipping_is_torch_s(batch: Batch, clip: float | None) -> None:
         torch.testing.assert_close(mine, reference, atol=1e-7, rtol=1e-7)
 
 
-class NaNLoss(CausalLM):
+class NaNLoss(NegativeLogLikelihood):
     def __call__(self, model: Decoder, batch: Batch) -> Float[Tensor, ""]:
         return model.nll_sum(batch) * math.nan
 
 
-class InfiniteGradient(CausalLM):
+class InfiniteGradient(NegativeLogLikelihood):
     """The loss is 0, its gradient is not finite."""
 
     def __call__(self, model: Decoder, batch: Batch) -> Float[Tensor, ""]:
@@ -129,15 +129,15 @@ BATCH = Batch(torch.arange(10).view(2, 5), Tokens.plain(2, 5), torch.arange(1, 1
 
 @pytest.mark.parametrize("objective", [NaNLoss(), InfiniteGradient()])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_what_is_not_finite_updates_nothing(name: OptimizerName, objective: CausalLM) -> None:
+def test_what_is_not_finite_updates_nothing(name: OptimizerName, objective: NegativeLogLikelihood) -> None:
     model = build(EXAMPLE).float()
     optimizers = build_optimizers(model, name, **RATES)
-    assert step(model, optimizers, causal_lm, [BATCH]).finite
+    assert step(model, optimizers, nll, [BATCH]).finite
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(state_tensors(model, optimizers))
     assert not step(model, optimizers, objective, [BATCH]).finite
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert all(torch.equal(value, state[key]) for key, value in state_tensors(model, optimizers).items())
-    assert step(model, optimizers, causal_lm, [BATCH]).finite  # and what it left behind does no harm
+    assert step(model, optimizers, nll, [BATCH]).finite  # and what it left behind does no harm
     assert not all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
@@ -147,7 +147,7 @@ def test_nothing_scored_is_no_update_and_no_division_by_zero() -> None:
     result = step(
         model,
         [torch.optim.SGD(model.parameters(), lr=1.0)],
-        causal_lm,
+        nll,
         [replace(BATCH, labels=torch.full_like(BATCH.labels, IGNORE))],
     )
     assert (result.loss, result.grad_norm, result.count, result.finite) == (0.0, 0.0, 0, True)
@@ -210,7 +210,7 @@ def trained(name: OptimizerName, steps: int) -> tuple[Decoder, list[torch.optim.
     model = build(EXAMPLE).float()
     optimizers = build_optimizers(model, name, **RATES)
     for _ in range(steps):
-        step(model, optimizers, causal_lm, [BATCH])
+        step(model, optimizers, nll, [BATCH])
     return model, optimizers
 
 
@@ -224,7 +224,7 @@ def test_optimiser_state_round_trip(name: OptimizerName, tmp_path: Path) -> None
     load_state_tensors(again, restored, load_tensors(tmp_path / "state.safetensors")[0])
     for _ in range(2):
         for one, its_optimizers in ((model, optimizers), (again, restored), (forgetful, fresh)):
-            step(one, its_optimizers, causal_lm, [BATCH])
+            step(one, its_optimizers, nll, [BATCH])
     for mine, same, other in zip(model.parameters(), again.parameters(), forgetful.parameters(), strict=True):
         assert torch.equal(mine, same)
         assert not torch.equal(mine, other)
@@ -235,7 +235,7 @@ def test_state_of_nothing_is_nothing(name: OptimizerName) -> None:
     model, optimizers = trained(name, 0)
     assert state_tensors(model, optimizers) == {}
     load_state_tensors(model, optimizers, {})
-    assert step(model, optimizers, causal_lm, [BATCH]).finite
+    assert step(model, optimizers, nll, [BATCH]).finite
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])

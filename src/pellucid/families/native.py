@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pellucid.errors import CheckpointError, SpecError, suggest
 from pellucid.files import sha256, write_file
-from pellucid.nn.models import Decoder
-from pellucid.spec import DecoderSpec
+from pellucid.nn.models import AnyModel, Model, build_model
+from pellucid.spec import load_spec
 from pellucid.values import Value
 
 WEIGHTS, SPEC, TOKENIZER = "model.safetensors", "spec.json", "tokenizer.json"
@@ -100,7 +100,7 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
             weight.copy_(tensors[name])
 
 
-def save_model(model: Decoder, folder: Path) -> None:
+def save_model(model: Model, folder: Path) -> None:
     """Write spec, weights and (when the model has one) tokenizer; each file is whole or as it was before.
 
     The weights carry the hashes of the other two, so that a mixed-up folder is refused when it is loaded. The spec is
@@ -114,7 +114,7 @@ def save_model(model: Decoder, folder: Path) -> None:
     model.spec.save(folder / SPEC)
 
 
-def load_model(folder: Path) -> Decoder:
+def load_model(folder: Path) -> AnyModel:
     """The model of a folder that ``save_model`` wrote, in eval mode, without its tokenizer (``pellucid.load`` adds it).
 
     Raises CheckpointError when the folder is not one, a file is damaged, or weights, spec and tokenizer do not belong
@@ -129,7 +129,7 @@ def load_model(folder: Path) -> Decoder:
         )
         raise CheckpointError(f"{folder} holds no finished model", remedy)
     try:
-        spec = DecoderSpec.load(folder / SPEC)
+        spec = load_spec(folder / SPEC)
     except SpecError as error:
         raise CheckpointError(error.problem, error.remedy) from error
     tensors, metadata = load_tensors(folder / WEIGHTS)
@@ -140,6 +140,6 @@ def load_model(folder: Path) -> Decoder:
         raise CheckpointError(
             f"{folder}: {TOKENIZER} is missing or not the one this model was trained with", "restore it from the run"
         )
-    model = Decoder(spec)
+    model = build_model(spec)
     fill(model, tensors, folder / WEIGHTS)
     return model.eval()

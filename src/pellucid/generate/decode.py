@@ -20,8 +20,9 @@ from pellucid.batch import Tokens
 from pellucid.errors import RunError, UsageError
 from pellucid.generate.sample import Sampling, generator_for
 from pellucid.generate.stop import StopDecoder
-from pellucid.nn.cache import Cache
-from pellucid.nn.models import Decoder
+from pellucid.nn.cache import Cache, Memory
+from pellucid.nn.models import Decoder, EncoderDecoder, Model
+from pellucid.spec import EncoderDecoderSpec
 
 Prompt: TypeAlias = str | Sequence[int]
 FinishReason: TypeAlias = Literal["stop", "eos", "length", "context"]
@@ -71,7 +72,8 @@ class _Row:
     """One prompt on its way: what was written so far, what is yet to be shown, and why it ended."""
 
     prompt: Prompt
-    prompt_ids: list[int]
+    read: list[int]  # what an encoder reads; without one the prompt itself
+    prompt_ids: list[int]  # what the writing side reads before its first token
     room: int  # how many tokens may still follow before ``full``
     full: Literal["length", "context"]
     generator: torch.Generator
@@ -107,11 +109,11 @@ class _Row:
 
     def completion(self) -> Completion:
         assert self.reason is not None
-        return Completion(self.prompt, "".join(self.pieces), self.ids, self.reason, len(self.prompt_ids), self.logprobs)
+        return Completion(self.prompt, "".join(self.pieces), self.ids, self.reason, len(self.read), self.logprobs)
 
 
 def generate(
-    model: Decoder,
+    model: Model,
     prompts: str | Sequence[Prompt],
     *,
     max_new_tokens: int = 256,
@@ -122,6 +124,8 @@ def generate(
     new_cache: NewCache | None = None,
 ) -> list[Completion]:
     """Continue each prompt: a text (encoded behind the begin-of-text token) or token ids; of one or of unequal lengths.
+
+    An encoder–decoder reads the prompts and writes what answers them, from its ``start_id`` on.
 
     The same seed gives the same completion, alone or in any batch (up to the rounding of differently shaped matrix
     products): a row's random numbers depend on the seed, its prompt, and how many equal prompts stand before it.
@@ -134,13 +138,13 @@ def generate(
     rows = _rows(model, [prompts] if isinstance(prompts, str) else prompts, max_new_tokens, stop, seed, ignore_eos)
     if rows:
         with _evaluating(model):
-            for _ in _steps(model, rows, sampling, new_cache or model.new_cache):
+            for _ in _steps(model, rows, sampling, new_cache):
                 pass
     return [row.completion() for row in rows]
 
 
 def stream(
-    model: Decoder,
+    model: Model,
     prompt: Prompt,
     *,
     max_new_tokens: int = 256,
@@ -158,10 +162,10 @@ def stream(
     if model.tokenizer is None:
         raise UsageError("stream shows text, but the model has no tokenizer", "use generate, and read .ids")
     (row,) = _rows(model, [prompt], max_new_tokens, stop, seed, ignore_eos)
-    return _pieces(model, row, _steps(model, [row], sampling, new_cache or model.new_cache))
+    return _pieces(model, row, _steps(model, [row], sampling, new_cache))
 
 
-def _pieces(model: Decoder, row: _Row, steps: Iterator[list[str]]) -> Generator[str, None, Completion]:
+def _pieces(model: Model, row: _Row, steps: Iterator[list[str]]) -> Generator[str, None, Completion]:
     while row.reason is None:
         with _evaluating(model):  # left before every yield: the caller's code must not run in inference mode
             (text,) = next(steps)
@@ -170,21 +174,41 @@ def _pieces(model: Decoder, row: _Row, steps: Iterator[list[str]]) -> Generator[
     return row.completion()
 
 
-def _steps(model: Decoder, rows: list[_Row], sampling: Sampling, new_cache: NewCache) -> Iterator[list[str]]:
+def _writer(model: Model) -> Decoder:
+    """The part that writes. Raises UsageError for a model that has none."""
+    if isinstance(model, EncoderDecoder):
+        return model.decoder
+    if not isinstance(model, Decoder):
+        raise UsageError(
+            "an encoder reads whole texts and cannot write", "call it for its states, or its head's logits"
+        )
+    return model
+
+
+def _memory(model: EncoderDecoder, rows: list[_Row], device: torch.device) -> Memory:
+    """What the encoder makes of all prompts."""
+    ids, valid = _left_padded([row.read for row in rows], device)
+    return model.encode(ids, None if valid is None else Tokens.padded(valid))
+
+
+def _steps(model: Model, rows: list[_Row], sampling: Sampling, new_cache: NewCache | None) -> Iterator[list[str]]:
     """Prefill, then token by token until every row has ended; yields each row's newly certain text.
 
     The prefill stops before the last column and needs no logits: over a whole prompt they cost as much as many layers.
     """
     device = next(model.parameters()).device
-    vocab = model.spec.vocab_size
+    writer, vocab = _writer(model), model.spec.vocab_size
     if model.tokenizer is not None:  # embeddings are often padded to a round number: ids that stand for no text
         vocab = min(vocab, model.tokenizer.vocab_size)
     longest = max(len(row.prompt_ids) for row in rows)
-    cache = new_cache(len(rows), longest + max(row.room for row in rows) - 1)  # the last token is never read
+    # the last token is never read
+    cache = (new_cache or writer.new_cache)(len(rows), longest + max(row.room for row in rows) - 1)
+    if isinstance(model, EncoderDecoder):
+        cache.memory = _memory(model, rows, device)
     ids, valid = _left_padded([row.prompt_ids for row in rows], device)
     if longest > 1:
         before = None if valid is None else Tokens.padded(valid[:, :-1])
-        model.hidden(ids[:, :-1], before, cache)
+        writer.hidden(ids[:, :-1], before, cache)
     ids, tokens = ids[:, -1:], None  # None: every row goes on at its own next position
     seen = None
     if sampling.needs_seen:
@@ -194,7 +218,7 @@ def _steps(model: Decoder, rows: list[_Row], sampling: Sampling, new_cache: NewC
         seen = seen[:, :vocab]
     generators = [row.generator for row in rows]
     while True:
-        logits = model(ids, tokens, cache)[:, 0, :vocab]
+        logits = writer(ids, tokens, cache)[:, 0, :vocab]
         picked = sampling.pick(logits, seen, generators)[:, None]  # (batch, 1)
         logprobs = logits.float().log_softmax(-1).gather(-1, picked)
         arrived = zip(rows, picked[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True)
@@ -244,7 +268,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _rows(
-    model: Decoder,
+    model: Model,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     stop: str | Sequence[str],
@@ -253,6 +277,7 @@ def _rows(
 ) -> list[_Row]:
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {max_new_tokens}", "it must be at least 1")
+    _writer(model)
     tokenizer, context = model.tokenizer, model.spec.context
     stops = [stop] if isinstance(stop, str) else list(stop)
     if stops and tokenizer is None:
@@ -263,12 +288,15 @@ def _rows(
     rows: list[_Row] = []
     copies: Counter[tuple[int, ...]] = Counter()
     for i, prompt in enumerate(prompts):
-        ids = _prompt_ids(model, prompt, f"prompt {i}" if len(prompts) > 1 else "the prompt")
-        key = tuple(ids)
+        read = ids = _prompt_ids(model, prompt, f"prompt {i}" if len(prompts) > 1 else "the prompt")
+        if isinstance(model, EncoderDecoder):
+            ids = [model.spec.start_id]
+        key = tuple(read)
         left = context - len(ids) + 1  # the last token may be predicted from the last position, and is not read
         rows.append(
             _Row(
                 prompt,
+                read,
                 ids,
                 room=min(max_new_tokens, left),
                 full="length" if max_new_tokens <= left else "context",
@@ -282,11 +310,12 @@ def _rows(
     return rows
 
 
-def _prompt_ids(model: Decoder, prompt: Prompt, name: str) -> list[int]:
+def _prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:
     """The prompt's token ids, at least one; raises UsageError where they cannot be read by this model."""
     if isinstance(prompt, int):
         raise UsageError(f"{name} is the number {prompt}", "token ids come as a list for each prompt: [[1, 2, 3]]")
     tokenizer, spec = model.tokenizer, model.spec
+    spec = spec.encoder if isinstance(spec, EncoderDecoderSpec) else spec  # the side that reads
     if isinstance(prompt, str) or not len(prompt):
         if tokenizer is None:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Multi-head attention: project to queries, keys and values, attend, project back.
+"""Multi-head attention: project to queries, keys and values, attend, project back. To each other, or to an encoder.
 
 ::
 
@@ -15,7 +15,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pellucid.nn.cache import LayerCache
+from pellucid.nn.cache import LayerCache, MemoryCache
 from pellucid.nn.kernels import attend
 from pellucid.nn.norms import build_norm
 from pellucid.nn.rope import rotate
@@ -50,16 +50,32 @@ class Attention(Tapped):
         """Cut the last axis into heads."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, t, h·d) -> (b, h, t, d)
 
+    def keys_values(
+        self, x: Float[Tensor, "batch time d_model"], view: View
+    ) -> tuple[Float[Tensor, "batch kv_heads key head_dim"], Float[Tensor, "batch kv_heads key head_dim"]]:
+        """Keys and values of what is attended to: x itself, or an encoder's states."""
+        source = x if view.memory is None else view.memory
+        k, v = self.k_norm(self.heads(self.k(source))), self.heads(self.v(source))
+        return (k if view.rotation is None else rotate(k, view.rotation)), v
+
     def forward(
-        self, x: Float[Tensor, "batch time d_model"], view: View, past: LayerCache | None = None
+        self, x: Float[Tensor, "batch time d_model"], view: View, past: LayerCache | MemoryCache | None = None
     ) -> Float[Tensor, "batch time d_model"]:
-        """``view``: who stands where and sees whom. ``past``: k and v of earlier tokens, to be extended."""
-        q, k, v = self.q_norm(self.heads(self.q(x))), self.k_norm(self.heads(self.k(x))), self.heads(self.v(x))
+        """``view``: who stands where and sees whom. ``past``: k and v of earlier tokens, to be extended, or of an
+        encoder's, kept since the first call."""
+        q = self.q_norm(self.heads(self.q(x)))
         if view.rotation is not None:
-            q, k = rotate(q, view.rotation), rotate(k, view.rotation)
-        q, k, v = self.tap("q", q), self.tap("k", k), self.tap("v", v)
-        if past is not None:
-            k, v = past.extend(k, v)
+            q = rotate(q, view.rotation)
+        q = self.tap("q", q)
+        if isinstance(past, MemoryCache):
+            if past.tensors is None:
+                past.tensors = self.keys_values(x, view)
+            k, v = self.tap("k", past.tensors[0]), self.tap("v", past.tensors[1])
+        else:
+            k, v = self.keys_values(x, view)
+            k, v = self.tap("k", k), self.tap("v", v)
+            if past is not None:
+                k, v = past.extend(k, v)
         listen = self.tap if self.wants("scores") or self.wants("pattern") else None
         z = attend(q, k, v, view.visible, bias=view.bias, scale=self.scale, soft_cap=self.soft_cap, listen=listen)
         return self.o(self.tap("z", z).transpose(1, 2).flatten(-2))  # (b, h, t, d) -> (b, t, h·d)

@@ -1,26 +1,63 @@
-"""One layer: attention, then feed-forward, on the residual stream (or both at once)."""
+"""One layer: a token mixer, then (in a decoder with an encoder) cross-attention, then feed-forward, on the stream."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from pellucid.nn.alignment import Alignment
 from pellucid.nn.attention import Attention
-from pellucid.nn.cache import LayerCache
+from pellucid.nn.cache import LayerCache, MemoryCache, StateCache
 from pellucid.nn.ffn import FeedForward
+from pellucid.nn.linear_attention import LinearAttention
+from pellucid.nn.moe import MixtureOfExperts
+from pellucid.nn.recurrent import AttentiveRecurrent, Recurrent
 from pellucid.nn.residual import Sublayer
+from pellucid.nn.runs import Runs
 from pellucid.nn.view import View
-from pellucid.spec import BlockSpec
+from pellucid.spec import (
+    AlignmentSpec,
+    AttentionSpec,
+    AttentiveRecurrentSpec,
+    BlockSpec,
+    CrossSpec,
+    FeedForwardSpec,
+    LinearAttentionSpec,
+    MixerSpec,
+    MoESpec,
+)
 from pellucid.taps import Tapped
+
+Mixer = Attention | LinearAttention | Recurrent | AttentiveRecurrent
+
+
+def build_mixer(spec: MixerSpec, d_model: int) -> Mixer:
+    """The module that a spec describes."""
+    if isinstance(spec, AttentionSpec):
+        return Attention(spec, d_model)
+    if isinstance(spec, LinearAttentionSpec):
+        return LinearAttention(spec, d_model)
+    return (AttentiveRecurrent if isinstance(spec, AttentiveRecurrentSpec) else Recurrent)(spec, d_model)  # pyright: ignore
+
+
+def build_cross(spec: CrossSpec, d_model: int) -> Attention | Alignment:
+    """Attention to an encoder's states."""
+    return Alignment(spec, d_model) if isinstance(spec, AlignmentSpec) else Attention(spec, d_model)
+
+
+def build_feed_forward(spec: FeedForwardSpec, d_model: int) -> FeedForward | MixtureOfExperts:
+    """One feed-forward layer, or many with a router."""
+    return MixtureOfExperts(spec, d_model) if isinstance(spec, MoESpec) else FeedForward(spec, d_model)
 
 
 class Block(Tapped):
-    """x + attention, then + feed-forward; ``parallel``: x + attention(x) + feed-forward(x).
+    """x + mixer, then + cross-attention, then + feed-forward; ``parallel``: x + mixer(x) + feed-forward(x).
 
-    Points, all (batch, time, d_model): ``resid_pre``, ``attn_out`` and ``ffn_out`` (what each branch adds),
-    ``resid_mid`` (between the two; a parallel block has none), ``resid_post``.
+    The mixer is called ``attn``, or ``rnn`` where it is recurrent. Points, all (batch, time, d_model): ``resid_pre``;
+    what each branch adds: ``attn_out`` (``rnn_out``), ``cross_out``, ``ffn_out``; the stream between two branches:
+    ``resid_mid`` and, after cross-attention, ``resid_cross``; ``resid_post``.
     """
 
     points: ClassVar[tuple[str, ...]] = ("resid_pre", "attn_out", "resid_mid", "ffn_out", "resid_post")
@@ -28,22 +65,63 @@ class Block(Tapped):
     def __init__(self, spec: BlockSpec, d_model: int):
         super().__init__()
         self.parallel = spec.parallel
-        self.attn_norms = Sublayer(spec.norm, spec.placement, d_model)
-        self.attn = Attention(spec.mixer, d_model)
-        self.ffn_norms = Sublayer(spec.norm, spec.placement, d_model)
-        self.ffn = FeedForward(spec.ffn, d_model)
-        if spec.parallel:
-            self.points = tuple(point for point in Block.points if point != "resid_mid")  # type: ignore[misc]
+        self.kind = "attn" if isinstance(spec.mixer, AttentionSpec | LinearAttentionSpec) else "rnn"
+        self.looks_back = isinstance(spec.mixer, AttentiveRecurrentSpec)  # the mixer itself attends to the encoder
+
+        def sublayer() -> Sublayer:
+            return Sublayer(spec.norm, spec.placement, spec.residual, d_model)
+
+        self.add_module(f"{self.kind}_norms", sublayer())
+        self.add_module(self.kind, build_mixer(spec.mixer, d_model))
+        self.cross_norms = sublayer() if spec.cross else None
+        self.cross = build_cross(spec.cross, d_model) if spec.cross else None
+        self.ffn_norms = sublayer() if spec.ffn else None
+        self.ffn = build_feed_forward(spec.ffn, d_model) if spec.ffn else None
+        self.points = self._points()  # type: ignore[misc]
+
+    def _points(self) -> tuple[str, ...]:
+        names = ["resid_pre"]
+        for i, branch in enumerate([self.kind, *(["cross"] if self.cross else []), *(["ffn"] if self.ffn else [])]):
+            if i and not self.parallel:
+                names.append("resid_mid" if i == 1 else "resid_cross")
+            names.append(f"{branch}_out")
+        return (*names, "resid_post")
+
+    @property
+    def mixer(self) -> nn.Module:
+        """What mixes tokens, whatever its name."""
+        return getattr(self, self.kind)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether torch.compile can take it whole."""
+        return all(getattr(module, "compiles", True) for module in self.modules() if module is not self)
 
     def forward(
-        self, x: Float[Tensor, "batch time d_model"], view: View, past: LayerCache | None = None
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        view: View | Runs,
+        past: LayerCache | StateCache | None = None,
+        cross: View | None = None,
+        cross_past: MemoryCache | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """``view`` and ``past`` are attention's: who stands where and sees whom, and k and v of earlier tokens."""
+        """``view`` and ``past`` are the mixer's: where tokens stand, and what is kept of earlier ones; ``cross`` and
+        ``cross_past`` the same for an encoder's."""
+        mixer, norms = getattr(self, self.kind), getattr(self, f"{self.kind}_norms")
+        memory = (cross, cross_past) if self.looks_back else ()
         x = self.tap("resid_pre", x)
-        attn_out = self.tap("attn_out", self.attn_norms.branch(x, lambda h: self.attn(h, view, past)))
+        mixed = self.tap(f"{self.kind}_out", norms.branch(x, lambda h: mixer(h, view, past, *memory)))
         if self.parallel:
             ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self.ffn))
-            return self.tap("resid_post", x + attn_out + ffn_out)
-        x = self.tap("resid_mid", self.attn_norms.join(x, attn_out))
-        ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self.ffn))
-        return self.tap("resid_post", self.ffn_norms.join(x, ffn_out))
+            return self.tap("resid_post", norms.skip(x) + mixed + ffn_out)
+        x = norms.join(x, mixed)
+        if self.cross is not None:
+            x = self.tap("resid_mid", x)
+            attend = self.cross
+            crossed = self.tap("cross_out", self.cross_norms.branch(x, lambda h: attend(h, cross, cross_past)))
+            x = self.cross_norms.join(x, crossed)
+        if self.ffn is not None:
+            x = self.tap("resid_mid" if self.cross is None else "resid_cross", x)
+            ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self.ffn))
+            x = self.ffn_norms.join(x, ffn_out)
+        return self.tap("resid_post", x)

@@ -1,20 +1,23 @@
-"""Keys and values of past tokens: an argument of the model, never its state.
+"""What is kept of past tokens, keys and values or a running state: an argument of the model, never part of it.
 
 A forward with a cache goes: the model takes places for the new tokens (``take``), each layer writes its k and v there
 and reads everything back (``extend``), the model makes it count (``commit``). Positions are kept once a layout.
-Masks need no word about any of this: empty places have position -1.
+Masks need no word about any of this: empty places have position -1. A decoder's cache also holds what its encoder
+read, and each layer's keys and values of that, which never change.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
+from pellucid.nn.runs import Progress
 
 
 class Slots(ABC):
@@ -108,16 +111,54 @@ class LayerCache:
     def __init__(self, slots: Slots, k: Tensor, v: Tensor):
         self.slots, self.k, self.v = slots, k, v
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is kept."""
+        return self.k, self.v
+
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new tokens' k and v; return those of all tokens that ``slots.keys`` lists."""
         return self.slots.write(self.k, k), self.slots.write(self.v, v)
 
 
-class Cache:
-    """All layers' keys and values, and where each row goes on. Made by ``model.new_cache``."""
+class StateCache:
+    """One layer's running state, a mixer's own tensors, batch first; the mixer reads them and sets the new ones."""
 
-    def __init__(self, layers: list[LayerCache], batch: int, capacity: int, device: torch.device | str | None = None):
+    def __init__(self, slots: Progress, tensors: tuple[Tensor, ...]):
+        self.slots, self.tensors = slots, tensors
+
+
+class MemoryCache:
+    """One layer's projections of an encoder's states, made by the first forward that attends to them."""
+
+    def __init__(self) -> None:
+        self.tensors: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an encoder has read: a state for each token, and where the tokens stand."""
+
+    states: Float[Tensor, "batch time d_model"]
+    tokens: Tokens
+
+
+class Cache:
+    """What all layers keep, and where each row goes on. Made by ``model.new_cache``.
+
+    memory: what the encoder has read, for a decoder that attends to it; ``cross`` holds each layer's view of it.
+    """
+
+    def __init__(
+        self,
+        layers: list[LayerCache | StateCache],
+        batch: int,
+        capacity: int,
+        device: torch.device | str | None = None,
+        memory: Memory | None = None,
+    ):
         self.layers, self.batch, self.capacity = layers, batch, capacity
+        self.memory, self.cross = memory, [MemoryCache() for _ in layers]
         self.layouts = list({id(layer.slots): layer.slots for layer in layers}.values())
         self.length = 0
         self._next = torch.zeros(batch, dtype=torch.long, device=device)
@@ -129,7 +170,7 @@ class Cache:
 
     def continuing(self, time: int) -> Tokens:
         """``time`` tokens that go on where each row ends. Raises DataError where a row is several documents."""
-        if any(isinstance(layout, Contiguous) and layout.packed for layout in self.layouts):
+        if any(getattr(layout, "packed", False) for layout in self.layouts):
             raise DataError("packed rows have no one place to go on at", "say where the tokens stand: Tokens(pos, seg)")
         if self._plain:
             return Tokens.plain(self.batch, time, self.length, self._next.device)
@@ -157,8 +198,10 @@ class Cache:
 
     @property
     def n_bytes(self) -> int:
-        """Memory of all keys and values."""
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in (layer.k, layer.v))
+        """Memory of all keys, values and states."""
+        kept = [t for layer in self.layers for t in layer.tensors]
+        kept += [t for layer in self.cross for t in layer.tensors or ()]
+        return sum(t.numel() * t.element_size() for t in kept)
 
     def __repr__(self) -> str:
         kinds = ", ".join(layout.name for layout in self.layouts)

@@ -1,8 +1,9 @@
-"""From the residual stream to logits, and to the loss without ever holding all logits."""
+"""From the residual stream to what a model is for: logits (and their loss without ever holding them all), one vector
+or class a row, one class a token."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,21 +11,25 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pellucid.batch import IGNORE
-from pellucid.spec import LMHeadSpec
+from pellucid.batch import IGNORE, Tokens
+from pellucid.errors import DataError
+from pellucid.nn.ffn import ACTIVATIONS
+from pellucid.nn.norms import build_norm
+from pellucid.spec import ClassifierHeadSpec, LMHeadSpec, MaskedLMHeadSpec, PoolerHeadSpec, TaggerHeadSpec
+from pellucid.taps import Tapped
 
 CHUNK_BYTES = 128 << 20  # of logits at a time: enough for full matrix speed
 
 
 class LMHead(nn.Module):
-    """logits = x · weightᵀ (+ bias), then cap · tanh(logits / cap) with a soft cap.
+    """logits = scale · x · weightᵀ (+ bias), then cap · tanh(logits / cap) with a soft cap.
 
     A tied head has no weight of its own: it is given the embedding's, so there is no second name to keep in step.
     """
 
     def __init__(self, spec: LMHeadSpec, vocab_size: int, d_model: int):
         super().__init__()
-        self.soft_cap = spec.soft_cap
+        self.soft_cap, self.scale = spec.soft_cap, spec.scale
         self.weight = None if spec.tied else nn.Parameter(torch.zeros(vocab_size, d_model))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if spec.bias else None
 
@@ -32,10 +37,14 @@ class LMHead(nn.Module):
         """The matrix that makes logits: its own, or the embedding's when tied."""
         return embedding if self.weight is None else self.weight
 
+    def transform(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
+        """What is multiplied by the table."""
+        return x if self.scale == 1.0 else x * self.scale
+
     def forward(
         self, x: Float[Tensor, "batch time d_model"], embedding: Float[Tensor, "vocab d_model"]
     ) -> Float[Tensor, "batch time vocab"]:
-        logits = F.linear(x, self.table(embedding), self.bias)
+        logits = F.linear(self.transform(x), self.table(embedding), self.bias)
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
     def nll_sum(
@@ -49,7 +58,80 @@ class LMHead(nn.Module):
         scored = targets != IGNORE
         if not bool(scored.all()):
             flat, targets = flat[scored], targets[scored]
-        return _NLLSum.apply(flat, self.table(embedding), self.bias, targets, self.soft_cap)
+        return _NLLSum.apply(self.transform(flat), self.table(embedding), self.bias, targets, self.soft_cap)
+
+
+class MaskedLMHead(LMHead):
+    """logits = norm(act(dense(x))) · weightᵀ + bias (Devlin et al. 2018, in their code)."""
+
+    def __init__(self, spec: MaskedLMHeadSpec, vocab_size: int, d_model: int):
+        super().__init__(LMHeadSpec(spec.tied, spec.bias), vocab_size, d_model)
+        self.dense = nn.Linear(d_model, d_model)
+        self.activation = ACTIVATIONS[spec.activation]
+        self.norm = build_norm(spec.norm, d_model)
+
+    def transform(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
+        return self.norm(self.activation(self.dense(x)))
+
+
+class PoolerHead(Tapped):
+    """One vector a row; padding has no part in it, and a row without a token gives what no token gives: zeros pooled.
+
+    Point: ``pooled`` (batch, d_model).
+    """
+
+    points: ClassVar[tuple[str, ...]] = ("pooled",)
+
+    def __init__(self, spec: PoolerHeadSpec, d_model: int):
+        super().__init__()
+        self.take, self.normalise = spec.take, spec.normalise
+        self.dense = nn.Linear(d_model, d_model) if spec.dense else None
+
+    def pool(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch d_model"]:
+        """The first or last token's state, or the mean or maximum over tokens."""
+        valid = (tokens.pos >= 0)[..., None]  # (batch, time, 1)
+        if self.take == "mean":
+            return (x * valid).sum(1) / valid.sum(1).clamp(min=1)
+        if self.take == "max":
+            return torch.where(valid.any(1), x.masked_fill(~valid, -torch.inf).amax(1), torch.zeros_like(x[:, 0]))
+        places = torch.arange(x.shape[1], device=x.device)[None, :, None].expand_as(valid)
+        far = x.shape[1] if self.take == "first" else -1
+        places = places.masked_fill(~valid, far)
+        chosen = places.amin(1) if self.take == "first" else places.amax(1)  # (batch, 1)
+        none = chosen == far
+        picked = x.gather(1, chosen.masked_fill(none, 0)[..., None].expand(-1, -1, x.shape[-1]))[:, 0]
+        return picked.masked_fill(none, 0.0)
+
+    def forward(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch d_model"]:
+        """Raises DataError for packed rows, which hold several texts."""
+        if tokens.seg is not None:
+            raise DataError("a packed row is several texts, and has no one vector", "give each text a row of its own")
+        y = self.pool(x, tokens)
+        y = y if self.dense is None else torch.tanh(self.dense(y))
+        return self.tap("pooled", F.normalize(y, dim=-1) if self.normalise else y)
+
+
+class ClassifierHead(nn.Module):
+    """Logits of each row's class: W pooled(x) + b."""
+
+    def __init__(self, spec: ClassifierHeadSpec, d_model: int):
+        super().__init__()
+        self.pooler = PoolerHead(spec.pooler, d_model)
+        self.out = nn.Linear(d_model, spec.n_classes)
+
+    def forward(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch 1 classes"]:
+        return self.out(self.pooler(x, tokens))[:, None]
+
+
+class TaggerHead(nn.Module):
+    """Logits of each token's class: W x + b."""
+
+    def __init__(self, spec: TaggerHeadSpec, d_model: int):
+        super().__init__()
+        self.out = nn.Linear(d_model, spec.n_classes)
+
+    def forward(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch time classes"]:
+        return self.out(x)
 
 
 class _NLLSum(torch.autograd.Function):

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pellucid.nn.biases import BucketedBias
-from pellucid.nn.models import Decoder
-from pellucid.nn.norms import LayerNorm, RMSNorm
+from pellucid.nn.models import Model
 from pellucid.spec import InitRule
 
 # what each rule draws, as a standard deviation; width is the fan-in of a matrix, L the number of layers
 #
-# weight                     normal              fan_in                    xavier
-# -------------------------  ------------------  ------------------------  ------------------------------
-# token embedding            0.02                0.02                      1 / sqrt(d_model)
-# learned positions          0.02                0.02                      0.02
-# q k v, up, gate            0.02                1 / sqrt(width)           sqrt(2 / (fan-in + fan-out))
-# o, down (into the stream)  0.02 / sqrt(2 L)    0: a block starts as id   sqrt(2 / (fan-in + fan-out))
-# untied head                0.02                0.02                      1 / sqrt(d_model)
-# biases, score buckets      0                   0                         0
-# norms                      identity            identity                  identity
+# weight                         normal              fan_in                    xavier
+# -----------------------------  ------------------  ------------------------  ------------------------------
+# token embedding                0.02                0.02                      1 / sqrt(d_model)
+# learned positions, types       0.02                0.02                      0.02
+# into a layer: q k v, up, gate  0.02                1 / sqrt(width)           sqrt(2 / (fan-in + fan-out))
+# recurrent, router, experts     as into a layer, each expert a matrix of its own
+# into the stream: o, down       0.02 / sqrt(2 L)    0: a block starts as id   sqrt(2 / (fan-in + fan-out))
+# untied head                    0.02                0.02                      1 / sqrt(d_model)
+# biases, score buckets          0                   0                         0
+# norms, layer scales, and what  as they were built: the module's own docstring says how
+#   else says starts_as_built
 #
 # normal: Radford et al. 2019. fan_in: LeCun et al. 1998 with zero residual branches (Zhang et al. 2019).
 # xavier: Glorot & Bengio 2010, as in Vaswani et al.'s code (embeddings scaled by sqrt(d_model) on use).
 Std = Callable[[str, int, int, int], float]
+
+M = TypeVar("M", bound=Model)
 
 
 def _normal(kind: str, fan_in: int, fan_out: int, n_layers: int) -> float:
@@ -49,30 +53,33 @@ RULES: dict[InitRule, Std] = {"normal": _normal, "fan_in": _fan_in, "xavier": _x
 
 def _kind(name: str) -> str:
     parts = name.split(".")
+    if parts[0] in ("encoder", "decoder"):
+        parts = parts[1:]
     if parts[0] == "embed":
-        return "positions" if "positions" in parts else "embed"
+        return "embed" if "tokens" in parts else "positions"
     if parts[0] == "head":
-        return "head"
-    return "out" if parts[-2] in ("o", "down") else "in"
+        return "in" if "dense" in parts else "head"
+    return "out" if {"o", "down"} & set(parts[-2:]) else "in"
 
 
-def initialise(model: Decoder, rule: InitRule = "normal", seed: int = 0) -> Decoder:
+def initialise(model: M, rule: InitRule = "normal", seed: int = 0) -> M:
     """Draw every weight by the rule's column of the table above, reproducibly; returns the same model.
 
     The same seed gives the same weights, whatever was drawn from torch's global generator before.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     n_layers = model.spec.n_layers
-    norms = {id(p) for m in model.modules() if isinstance(m, LayerNorm | RMSNorm) for p in m.parameters(recurse=False)}
+    built = [m for m in model.modules() if getattr(m, "starts_as_built", False)]
+    keep = {id(p) for m in built for p in m.parameters(recurse=False)}
     buckets = {id(p) for m in model.modules() if isinstance(m, BucketedBias) for p in m.parameters()}
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if id(weight) in norms:
-                continue  # norms are built as the identity
-            if weight.ndim < 2 or id(weight) in buckets:
+            if id(weight) in keep:
+                continue
+            if weight.ndim < 2 or name.endswith(".bias") or id(weight) in buckets:  # experts' biases are a table
                 weight.zero_()
                 continue
-            fan_out, fan_in = weight.shape
+            fan_out, fan_in = weight.shape[-2:]
             std = RULES[rule](_kind(name), fan_in, fan_out, n_layers)
             weight.copy_(_draw(weight, std, generator))
     return model

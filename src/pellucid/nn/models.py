@@ -1,102 +1,49 @@
-"""Whole models. A decoder-only language model: embedding, stack, head."""
+"""Whole models: a decoder, an encoder, and the two together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.batch import IGNORE, Batch, Tokens
-from pellucid.nn.cache import Cache, Contiguous, LayerCache, Ring, Slots
+from pellucid.errors import DataError
+from pellucid.nn.cache import Cache, Contiguous, LayerCache, Memory, Ring, Slots, StateCache
 from pellucid.nn.embed import Embedding
-from pellucid.nn.heads import LMHead
+from pellucid.nn.heads import ClassifierHead, LMHead, MaskedLMHead, PoolerHead, TaggerHead
+from pellucid.nn.runs import Progress
 from pellucid.nn.stack import Stack
-from pellucid.spec import DecoderSpec
-from pellucid.taps import Activations, Edit, name_points, point_names, tapped
+from pellucid.spec import (
+    AttentionSpec,
+    ClassifierHeadSpec,
+    DecoderSpec,
+    EncoderDecoderSpec,
+    EncoderHeadSpec,
+    EncoderSpec,
+    MaskedLMHeadSpec,
+    ModelSpec,
+    PoolerHeadSpec,
+)
+from pellucid.taps import Activations, Edit, Tapped, name_points, point_names, tapped
 
 
-class Decoder(Stack):
-    """A language model that reads from left to right: logits for the next token at every position.
+class Model(Tapped):
+    """What every model can do, whatever it is for. ``tokenizer`` is set by whoever loads both together."""
 
-    Points: ``embed`` (what enters the first block), the blocks' own, ``final_norm`` and ``logits``.
-    """
+    spec: ModelSpec
 
-    points: ClassVar[tuple[str, ...]] = ("embed", "final_norm", "logits")
-
-    def __init__(self, spec: DecoderSpec):
-        super().__init__(spec.stack)
-        self.spec = spec
-        self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model)
-        self.head = LMHead(spec.head, spec.vocab_size, spec.d_model)
-        self.tokenizer: Any = None  # set by whoever loads model and tokenizer together
-        name_points(self)
-
-    def forward(
-        self, ids: Int[Tensor, "batch time"], tokens: Tokens | None = None, cache: Cache | None = None
-    ) -> Float[Tensor, "batch time vocab"]:
-        """Logits. ``tokens`` says where each id stands (default: one document a row, going on where the cache ends).
-
-        Raises DataError for ids outside the vocabulary, positions beyond learned ones, and a full cache.
-        """
-        return self.tap("logits", self.head(self.hidden(ids, tokens, cache), self.embed.tokens.weight))
-
-    def hidden(
-        self, ids: Int[Tensor, "batch time"], tokens: Tokens | None = None, cache: Cache | None = None
-    ) -> Float[Tensor, "batch time d_model"]:
-        """The residual stream after the final norm: what the head reads."""
-        if tokens is None:
-            tokens = Tokens.plain(*ids.shape, device=ids.device) if cache is None else cache.continuing(ids.shape[1])
-        if cache is not None:
-            cache.take(tokens)
-        x = self.tap("embed", self.embed(ids, tokens))
-        x = self.run(x, tokens, cache)
-        if cache is not None:
-            cache.commit(tokens)
-        return self.tap("final_norm", self.final_norm(x))
-
-    def unembed(self, resid: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time vocab"]:
-        """Logits of any residual stream: final norm and head (the logit lens, nostalgebraist 2020)."""
-        return self.head(self.final_norm(resid), self.embed.tokens.weight)
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer: Any = None
 
     def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
-        """Sum of -ln p(label) over the scored positions, in nats, without holding all logits."""
-        hidden = self.hidden(batch.ids, batch.tokens)
-        if self.wants("logits"):
-            logits = self.tap("logits", self.head(hidden, self.embed.tokens.weight)).float()
-            return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE, reduction="sum")
-        return self.head.nll_sum(hidden, batch.labels, self.embed.tokens.weight)
-
-    def nll(self, batch: Batch) -> Float[Tensor, "batch time"]:
-        """-ln p(label) at each position, in nats; 0 where the label is IGNORE."""
-        logits = self(batch.ids, batch.tokens).float()
-        return F.cross_entropy(logits.mT, batch.labels, ignore_index=IGNORE, reduction="none")
-
-    def new_cache(self, batch: int, capacity: int | None = None, *, ring: bool = True) -> Cache:
-        """An empty cache for ``batch`` rows of up to ``capacity`` tokens (default: the model's context).
-
-        With ``ring``, layers whose mask is a window keep only as many tokens as it reaches.
-        """
-        capacity = self.spec.context if capacity is None else capacity
-        weight = self.embed.tokens.weight
-        layouts: dict[int, Slots] = {}
-        layers: list[LayerCache] = []
-        for block in self.spec.stack.blocks:
-            mixer = block.mixer
-            reach = mixer.mask.reach() if ring else None
-            size = capacity if reach is None or reach >= capacity else reach
-            if size not in layouts:
-                kind = Contiguous if size == capacity else Ring
-                layouts[size] = kind(batch, size, weight.device)
-            slots = layouts[size]
-            shape = (batch, mixer.n_kv_heads, slots.pos.shape[1], mixer.head_dim)
-            k, v = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
-            layers.append(LayerCache(slots, k, v))
-        return Cache(layers, batch, capacity, weight.device)
+        """Sum of -ln p(label) over the scored places of a batch, in nats. Raises DataError for a model without any."""
+        raise DataError(f"this {type(self).__name__} predicts nothing", "give its spec a head that does")
 
     def taps(
         self, read: Iterable[str] | str = (), edit: Mapping[str, Edit] | None = None
@@ -113,9 +60,248 @@ class Decoder(Stack):
         return sum(p.numel() for p in self.parameters())
 
     def __rich__(self) -> str:
-        spec, first = self.spec, self.spec.stack.blocks[0]
+        spec = self.spec
         return (
-            f"[bold]Decoder[/] {self.n_parameters / 1e6:.2f} M parameters · {spec.n_layers} layers"
-            f" × {spec.d_model} wide · {first.mixer.n_heads} heads ({first.mixer.n_kv_heads} key/value)"
-            f" · d_ff {first.ffn.d_ff} · vocabulary {spec.vocab_size:,} · context {spec.context:,}"
+            f"[bold]{type(self).__name__}[/] {self.n_parameters / 1e6:.2f} M parameters · {spec.n_layers} layers"
+            f" × {spec.d_model} wide · vocabulary {spec.vocab_size:,} · context {spec.context:,}"
         )
+
+
+class Decoder(Stack, Model):
+    """A language model that reads from left to right: logits for the next token at every position.
+
+    Points: ``embed`` (what enters the first block), the blocks' own, ``final_norm`` and ``logits``. shared: the table
+    of an encoder's embedding, to be used instead of an own one.
+    """
+
+    points: ClassVar[tuple[str, ...]] = ("embed", "final_norm", "logits")
+    spec: DecoderSpec
+
+    def __init__(self, spec: DecoderSpec, shared: nn.Embedding | None = None):
+        super().__init__(spec.stack)
+        self.spec = spec
+        self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model, shared)
+        self.head = LMHead(spec.head, spec.vocab_size, spec.d_model)
+        name_points(self)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch time"],
+        tokens: Tokens | None = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+    ) -> Float[Tensor, "batch time vocab"]:
+        """Logits. ``tokens`` says where each id stands (default: one document a row, going on where the cache ends).
+
+        memory: what an encoder has read, for a decoder that attends to it (default: the cache's). Raises DataError for
+        ids outside the vocabulary, positions beyond learned ones, a full cache, and missing memory.
+        """
+        return self.tap("logits", self.head(self.hidden(ids, tokens, cache, memory), self.embed.tokens.weight))
+
+    def hidden(
+        self,
+        ids: Int[Tensor, "batch time"],
+        tokens: Tokens | None = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+    ) -> Float[Tensor, "batch time d_model"]:
+        """The residual stream after the final norm: what the head reads."""
+        if tokens is None:
+            tokens = Tokens.plain(*ids.shape, device=ids.device) if cache is None else cache.continuing(ids.shape[1])
+        if cache is not None:
+            memory = cache.memory if memory is None else memory
+            cache.take(tokens)
+        x = self.tap("embed", self.embed(ids, tokens))
+        x = self.run(x, tokens, cache, memory)
+        if cache is not None:
+            cache.commit(tokens)
+        return self.tap("final_norm", self.final_norm(x))
+
+    def unembed(self, resid: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time vocab"]:
+        """Logits of any residual stream: final norm and head (the logit lens, nostalgebraist 2020)."""
+        return self.head(self.final_norm(resid), self.embed.tokens.weight)
+
+    def nll_sum(self, batch: Batch, memory: Memory | None = None) -> Float[Tensor, ""]:
+        """Sum of -ln p(label) over the scored positions, in nats, without holding all logits."""
+        hidden = self.hidden(batch.ids, batch.tokens, memory=memory)
+        if self.wants("logits"):
+            return _cross_entropy(self.tap("logits", self.head(hidden, self.embed.tokens.weight)), batch.labels)
+        return self.head.nll_sum(hidden, batch.labels, self.embed.tokens.weight)
+
+    def nll(self, batch: Batch) -> Float[Tensor, "batch time"]:
+        """-ln p(label) at each position, in nats; 0 where the label is IGNORE."""
+        logits = self(batch.ids, batch.tokens).float()
+        return F.cross_entropy(logits.mT, batch.labels, ignore_index=IGNORE, reduction="none")
+
+    def new_cache(
+        self, batch: int, capacity: int | None = None, *, ring: bool = True, memory: Memory | None = None
+    ) -> Cache:
+        """An empty cache for ``batch`` rows of up to ``capacity`` tokens (default: the model's context).
+
+        With ``ring``, layers whose mask is a window keep only as many tokens as it reaches. Layers with a running state
+        keep that alone. memory: what the encoder has read.
+        """
+        capacity = self.spec.context if capacity is None else capacity
+        weight = self.embed.tokens.weight
+        layouts: dict[int, Slots] = {}
+        progress = Progress(batch, weight.device)
+        layers: list[LayerCache | StateCache] = []
+        for spec, block in zip(self.spec.stack.blocks, self.blocks, strict=True):
+            mixer = spec.mixer
+            if not isinstance(mixer, AttentionSpec):
+                layers.append(StateCache(progress, block.mixer.empty_state(batch, weight)))  # type: ignore[operator]
+                continue
+            reach = mixer.mask.reach() if ring else None
+            size = capacity if reach is None or reach >= capacity else reach
+            if size not in layouts:
+                kind = Contiguous if size == capacity else Ring
+                layouts[size] = kind(batch, size, weight.device)
+            slots = layouts[size]
+            shape = (batch, mixer.n_kv_heads, slots.pos.shape[1], mixer.head_dim)
+            k, v = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+            layers.append(LayerCache(slots, k, v))
+        return Cache(layers, batch, capacity, weight.device, memory)
+
+
+def _cross_entropy(logits: Float[Tensor, "batch time vocab"], labels: Int[Tensor, "batch time"]) -> Float[Tensor, ""]:
+    flat = logits.flatten(0, 1)
+    wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    return F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def build_head(spec: EncoderHeadSpec | None, vocab_size: int, d_model: int) -> nn.Module | None:
+    """What stands on an encoder; None: its states are the result."""
+    if spec is None:
+        return None
+    if isinstance(spec, MaskedLMHeadSpec):
+        return MaskedLMHead(spec, vocab_size, d_model)
+    if isinstance(spec, PoolerHeadSpec):
+        return PoolerHead(spec, d_model)
+    return ClassifierHead(spec, d_model) if isinstance(spec, ClassifierHeadSpec) else TaggerHead(spec, d_model)
+
+
+class Encoder(Stack, Model):
+    """A model that reads a whole text at once: a state for each token, and what its head makes of them.
+
+    Points: ``embed``, the blocks' own, ``final_norm``; ``logits`` with a head that predicts, ``head.pooled`` with one
+    that pools.
+    """
+
+    points: ClassVar[tuple[str, ...]] = ("embed", "final_norm", "logits")
+    spec: EncoderSpec
+
+    def __init__(self, spec: EncoderSpec):
+        super().__init__(spec.stack)
+        self.spec = spec
+        self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model)
+        self.head = build_head(spec.head, spec.vocab_size, spec.d_model)
+        if self.head is None or isinstance(self.head, PoolerHead):
+            self.points = ("embed", "final_norm")  # type: ignore[misc]
+        name_points(self)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch time"],
+        tokens: Tokens | None = None,
+        types: Int[Tensor, "batch time"] | None = None,
+    ) -> Float[Tensor, batch *out]:
+        """What the head gives: logits (batch, time, vocab) of a masked-LM head, (batch, time, classes) of a tagger,
+        (batch, 1, classes) of a classifier; vectors (batch, d_model) of a pooler; states without a head.
+
+        tokens: where each id stands (default: one document a row). types: the kind of each. Raises DataError for ids
+        outside the vocabulary and positions beyond learned ones.
+        """
+        tokens = Tokens.plain(*ids.shape, device=ids.device) if tokens is None else tokens
+        x = self.hidden(ids, tokens, types)
+        if self.head is None:
+            return x
+        if isinstance(self.head, PoolerHead):
+            return self.head(x, tokens)
+        return self.tap("logits", self._logits(x, tokens))
+
+    def _logits(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch places classes"]:
+        assert self.head is not None
+        return self.head(x, self.embed.tokens.weight if isinstance(self.head, MaskedLMHead) else tokens)
+
+    def hidden(
+        self,
+        ids: Int[Tensor, "batch time"],
+        tokens: Tokens | None = None,
+        types: Int[Tensor, "batch time"] | None = None,
+    ) -> Float[Tensor, "batch time d_model"]:
+        """The residual stream after the final norm: a state for each token."""
+        tokens = Tokens.plain(*ids.shape, device=ids.device) if tokens is None else tokens
+        x = self.tap("embed", self.embed(ids, tokens, types))
+        return self.tap("final_norm", self.final_norm(self.run(x, tokens)))
+
+    def unembed(self, resid: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time vocab"]:
+        """Logits of any residual stream, by a masked-LM head. Raises DataError for a model with another head."""
+        if not isinstance(self.head, MaskedLMHead):
+            raise DataError("this encoder has no head that predicts tokens", "give its spec a MaskedLMHeadSpec")
+        return self.head(self.final_norm(resid), self.embed.tokens.weight)
+
+    def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
+        """Sum of -ln p(label) over scored places, in nats: tokens, or a classifier's rows."""
+        if self.head is None or isinstance(self.head, PoolerHead):
+            return super().nll_sum(batch)
+        x = self.hidden(batch.ids, batch.tokens, batch.types)
+        if isinstance(self.head, MaskedLMHead) and not self.wants("logits"):
+            return self.head.nll_sum(x, batch.labels, self.embed.tokens.weight)
+        return _cross_entropy(self.tap("logits", self._logits(x, batch.tokens)), batch.labels)
+
+
+class EncoderDecoder(Model):
+    """An encoder that reads and a decoder that writes (Vaswani et al. 2017, figure 1).
+
+    Points are those of ``encoder`` and ``decoder``, with that name in front.
+    """
+
+    spec: EncoderDecoderSpec
+
+    def __init__(self, spec: EncoderDecoderSpec):
+        super().__init__()
+        self.spec = spec
+        self.encoder = Encoder(spec.encoder)
+        self.decoder = Decoder(spec.decoder, self.encoder.embed.tokens if spec.shared_embedding else None)
+        name_points(self)
+
+    def encode(self, ids: Int[Tensor, "batch time"], tokens: Tokens | None = None) -> Memory:
+        """Read the source once; what comes back is what the decoder attends to."""
+        tokens = Tokens.plain(*ids.shape, device=ids.device) if tokens is None else tokens
+        return Memory(self.encoder.hidden(ids, tokens), tokens)
+
+    def forward(
+        self,
+        source: Int[Tensor, "batch source_time"],
+        ids: Int[Tensor, "batch time"],
+        source_tokens: Tokens | None = None,
+        tokens: Tokens | None = None,
+    ) -> Float[Tensor, "batch time vocab"]:
+        """Logits for the token after each of ``ids``, given the source; ``ids`` begin with ``spec.start_id``."""
+        return self.decoder(ids, tokens, memory=self.encode(source, source_tokens))
+
+    def new_cache(
+        self,
+        source: Int[Tensor, "batch source_time"],
+        source_tokens: Tokens | None = None,
+        capacity: int | None = None,
+    ) -> Cache:
+        """Read the source; a cache that ``model.decoder(ids, cache=cache)`` goes on from, up to ``capacity`` tokens."""
+        memory = self.encode(source, source_tokens)
+        return self.decoder.new_cache(source.shape[0], capacity, memory=memory)
+
+    def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
+        """Sum of -ln p(label) over the scored positions of the side that writes, in nats."""
+        if batch.source is None:
+            raise DataError("an encoder–decoder needs something to read", "give the batch a source")
+        return self.decoder.nll_sum(batch, self.encode(batch.source.ids, batch.source.tokens))
+
+
+AnyModel: TypeAlias = Decoder | Encoder | EncoderDecoder
+
+
+def build_model(spec: ModelSpec) -> AnyModel:
+    """The model that a spec describes, its weights not yet drawn (``nn.init``)."""
+    if isinstance(spec, DecoderSpec):
+        return Decoder(spec)
+    return Encoder(spec) if isinstance(spec, EncoderSpec) else EncoderDecoder(spec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from pellucid.spec import LayerNormSpec, NormSpec
 
 class LayerNorm(nn.Module):
     """y = (x - mean) / sqrt(var + eps) · weight (+ bias), over the last axis (Ba et al. 2016, equation 4)."""
+
+    starts_as_built: ClassVar = True  # the identity, under every rule of nn.init
 
     def __init__(self, spec: LayerNormSpec, width: int):
         super().__init__()
@@ -25,6 +29,8 @@ class LayerNorm(nn.Module):
 
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x²) + eps) · (offset + weight), over the last axis (Zhang & Sennrich 2019, equation 4)."""
+
+    starts_as_built: ClassVar = True
 
     def __init__(self, width: int, eps: float, offset: float):
         super().__init__()

@@ -33,14 +33,15 @@ class Sinusoidal(nn.Module):
 
 
 class Learned(nn.Module):
-    """One vector a position, up to ``context``. Raises DataError for a position beyond it."""
+    """One vector a position, up to ``context``, after ``offset`` unused rows. Raises DataError beyond it."""
 
-    def __init__(self, context: int, d_model: int):
+    def __init__(self, context: int, d_model: int, offset: int = 0):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(context, d_model))
+        self.offset = offset
+        self.weight = nn.Parameter(torch.zeros(context + offset, d_model))
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "rows time d_model"]:
-        pos, context = distinct_rows(tokens), self.weight.shape[0]
+        pos, context = distinct_rows(tokens), self.weight.shape[0] - self.offset
         needed = 0 if tokens.start is None else tokens.start + pos.shape[1]
         if tokens.start is None and pos.device.type == "cpu" and pos.numel() and not torch.compiler.is_compiling():
             needed = int(pos.max()) + 1  # elsewhere the check would wait for the device
@@ -49,11 +50,13 @@ class Learned(nn.Module):
                 f"{needed} positions, but the model has learned {context}",
                 "shorten the text, or use a model with a longer context",
             )
-        return nn.functional.embedding(pos.clamp(min=0), self.weight)  # padding looks up row 0; nobody sees it
+        return nn.functional.embedding(
+            pos.clamp(min=0) + self.offset, self.weight
+        )
 
 
 def build_positions(spec: PositionSpec | None, context: int, d_model: int) -> Sinusoidal | Learned | None:
     """The module that a spec describes; None where positions enter elsewhere (rotary, biases) or not at all."""
     if spec is None:
         return None
-    return Learned(context, d_model) if isinstance(spec, LearnedSpec) else Sinusoidal(d_model)
+    return Learned(context, d_model, spec.offset) if isinstance(spec, LearnedSpec) else Sinusoidal(d_model)

@@ -6,15 +6,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pellucid.batch import Tokens
+from pellucid.errors import DataError
 from pellucid.nn.biases import build_bias
 from pellucid.nn.block import Block
-from pellucid.nn.cache import Cache, Slots
+from pellucid.nn.cache import Cache, Memory
 from pellucid.nn.masks import see
 from pellucid.nn.norms import build_norm
 from pellucid.nn.rope import rotation
+from pellucid.nn.runs import Progress, Runs, find_runs
 from pellucid.nn.view import View
-from pellucid.spec import AttentionSpec, StackSpec
+from pellucid.spec import AttentionSpec, Full, LinearAttentionSpec, MixerSpec, StackSpec
 from pellucid.taps import Tapped
+
+
+def _sight(mixer: MixerSpec) -> tuple[object, ...]:
+    """What a mixer's view depends on: mixers with the same share one."""
+    if isinstance(mixer, AttentionSpec):
+        return mixer.mask, mixer.rotary, mixer.head_dim
+    return (mixer.rotary, mixer.head_dim) if isinstance(mixer, LinearAttentionSpec) and mixer.rotary else ()
 
 
 class Stack(Tapped):
@@ -22,31 +31,50 @@ class Stack(Tapped):
 
     def __init__(self, spec: StackSpec):
         super().__init__()
-        self.score_bias = build_bias(spec.bias, spec.blocks[0].mixer.n_heads)
+        heads = [block.mixer.n_heads for block in spec.blocks if isinstance(block.mixer, AttentionSpec)]
+        self.score_bias = build_bias(spec.bias, heads[0]) if spec.bias else None
         self.blocks = nn.ModuleList(Block(block, spec.d_model) for block in spec.blocks)
         self.final_norm = build_norm(spec.final_norm, spec.d_model)
         # blocks that see alike share one view: which one each block takes, and an example of each
-        kinds = [(b.mixer.mask, b.mixer.rotary, b.mixer.head_dim) for b in spec.blocks]
+        kinds = [_sight(block.mixer) for block in spec.blocks]
         firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
         self._examples = [(i, spec.blocks[i].mixer) for i in firsts]
         self._view_of = [firsts.index(kinds.index(kind)) for kind in kinds]
+        self._readers = [i for i, block in enumerate(spec.blocks) if block.reads_memory]
 
-    def _view(self, mixer: AttentionSpec, tokens: Tokens, slots: Slots | None) -> View:
-        keys = tokens if slots is None else slots.keys
-        return View(
-            tokens,
-            see(mixer.mask, tokens, keys),
-            None if mixer.rotary is None else rotation(mixer.rotary, mixer.head_dim, tokens),
-            None if self.score_bias is None else self.score_bias(tokens, keys),
-        )
+    def _view(self, mixer: MixerSpec, tokens: Tokens, slots: object) -> View | Runs:
+        rotary = mixer.rotary if isinstance(mixer, AttentionSpec | LinearAttentionSpec) else None
+        turned = None if rotary is None else rotation(rotary, mixer.head_dim, tokens)  # type: ignore[union-attr]
+        if not isinstance(mixer, AttentionSpec):
+            return find_runs(tokens, slots.before if isinstance(slots, Progress) else None, turned)
+        keys = tokens if slots is None else slots.keys  # type: ignore[attr-defined]
+        bias = None if self.score_bias is None else self.score_bias(tokens, keys)
+        return View(tokens, see(mixer.mask, tokens, keys), turned, bias)
 
     def run(
-        self, x: Float[Tensor, "batch time d_model"], tokens: Tokens, cache: Cache | None = None
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        tokens: Tokens,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """The residual stream after the last block. The cache, when given, has its places for these tokens taken."""
+        """The residual stream after the last block. The cache, when given, has its places for these tokens taken.
+
+        Raises DataError where blocks attend to an encoder, but there is no ``memory``.
+        """
+        if self._readers and memory is None:
+            raise DataError("this decoder attends to an encoder, but there is nothing from one", "pass its memory")
+        layers = [None] * len(self.blocks) if cache is None else cache.layers
         views = [
-            self._view(mixer, tokens, None if cache is None else cache.layers[i].slots) for i, mixer in self._examples
+            self._view(mixer, tokens, None if (layer := layers[i]) is None else layer.slots)
+            for i, mixer in self._examples
         ]
+        cross = None
+        if memory is not None:
+            cross = View(tokens, see(Full(), tokens, memory.tokens), None, None, memory.states)
         for i, block in enumerate(self.blocks):
-            x = block(x, views[self._view_of[i]], None if cache is None else cache.layers[i])
+            if i in self._readers:
+                x = block(x, views[self._view_of[i]], layers[i], cross, None if cache is None else cache.cross[i])
+            else:
+                x = block(x, views[self._view_of[i]], layers[i])
         return x

@@ -23,9 +23,11 @@ def compiler_here() -> bool:
 
 
 def compile_blocks(model: Decoder) -> None:
-    """Compile every block; equal blocks share one compilation. Weights keep their names."""
+    """Compile every block that can be (torch's recurrent kernels cannot); equal blocks share one compilation. Weights
+    keep their names."""
     for block in model.blocks:
-        block.compile(fullgraph=True, dynamic=False)
+        if block.compiles:
+            block.compile(fullgraph=True, dynamic=False)
 
 
 def uncompile(model: Decoder) -> None:

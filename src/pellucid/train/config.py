@@ -26,7 +26,7 @@ _LEGAL: dict[str, _Legal] = {
     **dict.fromkeys(("steps", "depth", "d_model", "head_dim", "vocab_size", "batch_size", "micro_batches"), _COUNT),
     **dict.fromkeys(("validate_every", "checkpoint_every", "keep_checkpoints", "threads"), _COUNT),
     **dict.fromkeys(("minutes", "learning_rate", "matrix_learning_rate", "clip"), _POSITIVE),
-    **dict.fromkeys(("weight_decay", "warmup", "sample_every"), _NOT_NEGATIVE),
+    **dict.fromkeys(("weight_decay", "warmup", "sample_every", "load_balance", "router_z"), _NOT_NEGATIVE),
     **dict.fromkeys(("validation", "dropout"), _SHARE),
     "context": (lambda x: x >= 8, "at least 8 tokens"),
     "seed": (lambda x: 0 <= x < 2**32, "from 0 to 4294967295"),
@@ -84,7 +84,11 @@ class TrainOptions(Value):
     clip: float | None = 1.0
     """Largest gradient norm."""
     dropout: float = 0.0
-    """On each sublayer's output."""
+    """On each sublayer's output, and on the embeddings."""
+    load_balance: float = 0.01
+    """Weight of the loss that keeps all experts in use (designs with experts only)."""
+    router_z: float = 0.001
+    """Weight of the loss that keeps the router's logits small (designs with experts only)."""
     precision: PrecisionName | None = None
     """fp32 or bf16 (float32 master weights); default: the faster here."""
     compile: bool = False
@@ -163,6 +167,8 @@ class Run(Value):
     threads: int
     torch: str
     reasons: tuple[Reason, ...] = ()
+    load_balance: float = 0.01
+    router_z: float = 0.001
 
     def __post_init__(self) -> None:
         _refuse_illegal(self)

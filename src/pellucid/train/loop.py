@@ -21,6 +21,7 @@ from pellucid.data.packing import Packed, evaluation
 from pellucid.data.store import TokenStore
 from pellucid.errors import RunError
 from pellucid.families.native import save_model, save_tensors
+from pellucid.nn.embed import Embedding
 from pellucid.nn.flops import training_flops
 from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder
@@ -29,7 +30,7 @@ from pellucid.train import checkpoint
 from pellucid.train.compiling import compile_blocks, eagerly, one_form, uncompile
 from pellucid.train.config import Run
 from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder
-from pellucid.train.objectives import causal_lm
+from pellucid.train.objectives import objective_for
 from pellucid.train.optim import build_optimizers, set_rate
 from pellucid.train.precision import autocast, measure_peak
 from pellucid.train.report import Progress, Reporter
@@ -86,7 +87,7 @@ def build_model(run: Run) -> Decoder:
     """The model as it is before the first step: weights by (rule, seed), dropout set, blocks compiled if asked."""
     model = initialise(Decoder(run.spec), run.init, run.seed)
     for module in model.modules():
-        if isinstance(module, Sublayer):
+        if isinstance(module, Sublayer | Embedding):
             module.dropout = run.dropout
     if run.compile:
         compile_blocks(model)
@@ -108,6 +109,7 @@ class Trainer:
             matrix_learning_rate=run.matrix_learning_rate,
             weight_decay=run.weight_decay,
         )
+        self.objective = objective_for(self.model, run.load_balance, run.router_z)
         self.autocast = autocast(run.precision)
         self.done = self.saved = 0
         found = checkpoint.newest(folder, run, reporter.message)
@@ -128,7 +130,7 @@ class Trainer:
             batches = [one_form(batch) for batch in batches]
         if index == 0:
             batches[0].refuse_unshifted()
-        result = step(self.model, self.optimizers, causal_lm, batches, clip=run.clip, autocast=self.autocast)
+        result = step(self.model, self.optimizers, self.objective, batches, clip=run.clip, autocast=self.autocast)
         self.done += 1
         if not result.finite:
             self._save_for_replay(index, batches)

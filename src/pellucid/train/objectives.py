@@ -2,35 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from pellucid.batch import IGNORE, Batch
-from pellucid.nn.models import Decoder
+from pellucid.errors import DataError
+from pellucid.nn.models import Model
+from pellucid.nn.moe import MixtureOfExperts, load_balance, router_z
 
 
 @runtime_checkable  # the shape checks of the tests look
 class Objective(Protocol):
     """(model, batch) -> summed loss in nats; ``count``: how many terms a batch has, known before any forward."""
 
-    def __call__(self, model: Decoder, batch: Batch) -> Float[Tensor, ""]: ...
+    def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]: ...
 
-    @staticmethod
-    def count(batch: Batch) -> int: ...
+    def count(self, batch: Batch) -> int: ...
 
 
-class CausalLM:
-    """Next-token prediction: the sum of -ln p(label) over scored positions (Radford et al. 2018, equation 1)."""
+class NegativeLogLikelihood:
+    """The sum of -ln p(label) over scored places, whatever the model predicts: the next token (Radford et al. 2018,
+    equation 1), a translation, hidden tokens (Devlin et al. 2018, section 3.1), a class."""
 
-    def __call__(self, model: Decoder, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]:
         return model.nll_sum(batch)
 
-    @staticmethod
-    def count(batch: Batch) -> int:
-        """Scored positions."""
+    def count(self, batch: Batch) -> int:
+        """Scored places."""
         return int((batch.labels != IGNORE).sum())
 
 
-causal_lm = CausalLM()
+nll = NegativeLogLikelihood()
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Another objective, and for each term of it what keeps the experts of every layer in use, and their router calm.
+
+    balance, z: weights of ``nn.moe``'s ``load_balance`` and ``router_z``. They are means over a micro-batch's tokens,
+    and not linear in it: the one loss that another split into micro-batches changes.
+    """
+
+    balance: float = 0.01  # Fedus et al. 2021, section 2.2
+    z: float = 0.001  # Zoph et al. 2022, section 3
+    base: Objective = nll
+
+    def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]:
+        routers = [(name, m) for name, m in model.named_modules() if isinstance(m, MixtureOfExperts)]
+        with model.taps(read=[m.path + "router_logits" for _, m in routers]) as acts:
+            loss = self.base(model, batch)
+        for name, router in routers:
+            tokens = batch.tokens
+            if name.startswith("encoder."):
+                if batch.source is None:
+                    raise DataError("an encoder–decoder needs something to read", "give the batch a source")
+                tokens = batch.source.tokens
+            logits, valid = acts[router.path + "router_logits"], tokens.pos >= 0
+            extra = self.balance * load_balance(logits, router.top_k, valid) + self.z * router_z(logits, valid)
+            loss = loss + self.count(batch) * extra
+        return loss
+
+    def count(self, batch: Batch) -> int:
+        """As many terms as the other objective."""
+        return self.base.count(batch)
+
+
+def objective_for(model: Model, balance: float, z: float) -> Objective:
+    """What ``model`` is trained on: its own predictions, and with experts their balance too."""
+    routed = any(isinstance(module, MixtureOfExperts) for module in model.modules())
+    return Routed(balance, z) if routed else nll

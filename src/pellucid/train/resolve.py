@@ -18,7 +18,7 @@ from pellucid.spec import DecoderSpec
 from pellucid.train.compiling import compiler_here, one_form
 from pellucid.train.config import PrecisionName, Reason, Run, TrainOptions
 from pellucid.train.loop import build_model
-from pellucid.train.objectives import causal_lm
+from pellucid.train.objectives import objective_for
 from pellucid.train.optim import build_optimizers
 from pellucid.train.precision import autocast, measure_peak
 from pellucid.train.prepare import Prepared
@@ -92,6 +92,8 @@ def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared) -
         on_nonfinite=options.on_nonfinite,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
+        load_balance=options.load_balance,
+        router_z=options.router_z,
     )
     seconds = _seconds_per_step(run, prepared)
     wanted = 1 if minutes is None else max(10, round(minutes * 60 / seconds))
@@ -137,8 +139,9 @@ def _size(
     depth = settle("depth", options.depth, depth, why)
     spec = _spec(options, vocab_size, context, depth)
     settle("d_model", options.d_model, spec.d_model, "64 for each layer above two")
-    head_dim = spec.stack.blocks[0].mixer.head_dim
-    settle("head_dim", options.head_dim, head_dim, "greatest common divisor of the width and 64")
+    head_dim = getattr(spec.stack.blocks[0].mixer, "head_dim", None)  # a recurrence has none
+    if head_dim is not None:
+        settle("head_dim", options.head_dim, head_dim, "greatest common divisor of the width and 64")
     parameters = count_parameters(spec)
     settle("parameters", None, parameters.total, f"{parameters.attention + parameters.ffn:,} of them in the blocks")
     tokens = min(tokens, budget * context / training_flops(spec, context))
@@ -189,11 +192,12 @@ def _seconds_per_step(run: Run, prepared: Prepared, repeats: int = 4) -> float:
         matrix_learning_rate=run.matrix_learning_rate,
         weight_decay=run.weight_decay,
     )
+    objective = objective_for(model, run.load_balance, run.router_z)
     data = Packed(prepared.training, run.spec.context, run.seed)
     times: list[float] = []
     for i in range(repeats + 1):
         start = time.perf_counter()
         batches = [one_form(batch) for batch in data.batches(i, run.batch_size, run.micro_batches)]
-        step(model, optimizers, causal_lm, batches, clip=run.clip, autocast=autocast(run.precision))
+        step(model, optimizers, objective, batches, clip=run.clip, autocast=autocast(run.precision))
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.batch import Batch
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import Model
 from pellucid.train.objectives import Objective
 
 
@@ -25,7 +25,7 @@ class StepResult:
 
 
 def accumulate(
-    model: Decoder,
+    model: Model,
     objective: Objective,
     batches: Sequence[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -54,7 +54,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def step(
-    model: Decoder,
+    model: Model,
     optimizers: Sequence[torch.optim.Optimizer],
     objective: Objective,
     batches: Sequence[Batch],

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from pellucid.batch import Batch
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import Model
 
 
 def bits_per_byte(
-    model: Decoder,
+    model: Model,
     batches: Iterable[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> float:

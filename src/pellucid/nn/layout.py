@@ -1,0 +1,190 @@
+"""Which blocks of a mask hold anything, found without looking at n² pairs: what sparse kernels walk along.
+
+::
+
+    a window of 96 over blocks of 64      ◣ partial: its pattern says who sees whom
+    ◣ . . . .                             ■ full: no pattern is read
+    ◣ ◣ . . .                             . empty: never touched, costs nothing
+    ◣ ◣ ◣ . .
+    . ◣ ◣ ◣ .      queries down, keys across; equal patterns are kept once, here three:
+    . . ◣ ◣ ◣      the diagonal and the two edges
+
+The mask's own ``bounds`` decide what is empty and what is full; only blocks between the two are evaluated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from pellucid.batch import Tokens
+from pellucid.predicates import Mask, SameSegment, Span
+
+BLOCK = 64
+FULL, NOBODY = 0, 1  # the patterns that every layout has
+_FAR = 2**31 - 1  # a position beyond all others
+_PIECE = 256  # blocks that are evaluated at once
+_WORTH = 16  # a group of its own costs as much as this many blocks of padding
+Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks to compute, as query blocks in groups that each see equally many key blocks.
+
+    groups: one line a group: its row (-1: every row), its first query block in ``order``, how many it has, how many key
+    blocks each of them sees, and where in ``pairs`` those begin. order: numbers of query blocks. pairs: for each query
+    block the numbers of its key blocks, and of their patterns. These three stay on the CPU, where loops run.
+    patterns: True where visible; number 0 (FULL) is all, number 1 (NOBODY) none: it fills up short lists.
+    blind: queries that see nothing; None where there is none.
+    live, total: how many blocks hold a visible pair, of how many.
+    """
+
+    block: int
+    n_blocks: tuple[int, int]
+    groups: Int[Tensor, "groups 5"]
+    order: Int[Tensor, order]
+    pairs: Int[Tensor, "2 pairs"]
+    patterns: Bool[Tensor, "patterns block block"]
+    blind: Bool[Tensor, "rows 1 query 1"] | None
+    live: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        """The part of all blocks that is computed."""
+        return self.live / max(1, self.total)
+
+
+# --- what the bounds say ----------------------------------------------------------------------------------------------
+
+
+def _cut(x: Int[Tensor, "rows time"], block: int, fill: int) -> Int[Tensor, "rows blocks block"]:
+    return F.pad(x, (0, -x.shape[1] % block), value=fill).unflatten(1, (-1, block))
+
+
+def _spans(tokens: Tokens, block: int) -> tuple[Span, Tensor, Tensor]:
+    """Of each block: the span of its tokens, whether it has any, and whether every place has one."""
+    pos = _cut(tokens.pos, block, -1)
+    seg = pos.new_zeros(pos.shape) if tokens.seg is None else _cut(tokens.seg, block, 0)
+    token = pos >= 0
+    low, high = (lambda x: x.where(token, _FAR).amin(-1)), (lambda x: x.where(token, -1).amax(-1))
+    return Span(low(pos), high(pos), low(seg), high(seg)), token.any(-1), token.all(-1)
+
+
+def classify(mask: Mask, queries: Tokens, keys: Tokens, block: int) -> tuple[Tensor, Tensor]:
+    """(some, every), each (rows, query blocks, key blocks): what is not proved empty, and what is proved full."""
+    if queries.seg is not None or keys.seg is not None:
+        mask = mask & SameSegment()
+    (q, q_any, q_all), (k, k_any, k_all) = _spans(queries, block), _spans(keys, block)
+    down = Span(*(x[:, :, None] for x in (q.lo, q.hi, q.seg_lo, q.seg_hi)))
+    across = Span(*(x[:, None, :] for x in (k.lo, k.hi, k.seg_lo, k.seg_hi)))
+    some, every = mask.bounds(down, across)
+    some = some & q_any[:, :, None] & k_any[:, None, :]
+    return some, some & every & q_all[:, :, None] & k_all[:, None, :]
+
+
+def _look(
+    mask: Mask, queries: Tokens, keys: Tokens, block: int, at: Int[Tensor, "3 blocks"]
+) -> Bool[Tensor, "blocks block block"]:
+    """The predicate itself, in the blocks at (row, query block, key block)."""
+    packed = queries.seg is not None or keys.seg is not None
+    row, down, across = at
+    q_pos, k_pos = _cut(queries.pos, block, -1)[row, down][:, :, None], _cut(keys.pos, block, -1)[row, across][:, None]
+    q_seg, k_seg = (
+        (_cut(queries.segments, block, 0)[row, down][:, :, None], _cut(keys.segments, block, 0)[row, across][:, None])
+        if packed
+        else (torch.zeros_like(q_pos), torch.zeros_like(k_pos))
+    )
+    allowed = mask.allow(q_pos, k_pos, q_seg, k_seg) & (q_pos >= 0) & (k_pos >= 0)
+    return allowed & (q_seg == k_seg) if packed else allowed
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def _patterns(
+    mask: Mask, queries: Tokens, keys: Tokens, block: int, at: Tensor
+) -> tuple[Array, npt.NDArray[np.uint8]]:
+    """The number of each block's pattern, and the patterns, bits packed, equal ones once."""
+    every = np.packbits(np.ones(block * block, dtype=bool))
+    numbers = {every.tobytes(): FULL, (~every).tobytes(): NOBODY}
+    found: list[int] = []
+    for piece in at.split(_PIECE, dim=1):
+        bits = np.packbits(_look(mask, queries, keys, block, piece).flatten(1).cpu().numpy(), axis=1)
+        found += [numbers.setdefault(line.tobytes(), len(numbers)) for line in bits]
+    return np.array(found, dtype=np.int64), np.stack([np.frombuffer(key, np.uint8) for key in numbers])
+
+
+def _groups(widths: Array) -> list[tuple[Array, int]]:
+    """Query blocks with how many key blocks they get: wide ones first; a few narrow ones join a wider group."""
+    made: list[tuple[list[Array], int]] = []
+    for width in np.unique(widths[widths > 0])[::-1].tolist():
+        members = np.flatnonzero(widths == width)
+        if made and (made[-1][1] - width) * len(members) <= _WORTH:
+            made[-1][0].append(members)
+        else:
+            made.append(([members], width))
+    return [(np.sort(np.concatenate(parts)), width) for parts, width in made]
+
+
+def make_layout(mask: Mask, queries: Tokens, keys: Tokens, block: int = BLOCK) -> Layout:
+    """The layout for these places: of every row by itself, or of all together where both have one row."""
+    rows, (n_q, n_k) = queries.pos.shape[0], (queries.pos.shape[1], keys.pos.shape[1])
+    some, every = classify(mask, queries, keys, block)
+    n_down, n_across = some.shape[1:]
+    at = (some & ~every).nonzero().T
+    numbers, bits = _patterns(mask, queries, keys, block, at)
+    kinds = np.where(every.cpu().numpy(), FULL, -1).astype(np.int64)
+    kinds[tuple(at.cpu().numpy())] = np.where(numbers == NOBODY, -1, numbers)
+    patterns = np.unpackbits(bits, axis=1).astype(bool).reshape(-1, block, block)
+
+    anyone = patterns.any(-1)
+    groups: list[tuple[int, ...]] = []
+    orders, pairs = [np.zeros(0, np.int64)], [np.zeros((2, 0), np.int64)]
+    sees = np.zeros((rows, n_down, block), dtype=bool)
+    for row in range(rows):
+        down, across = np.nonzero(kinds[row] >= 0)
+        widths = np.bincount(down, minlength=n_down)
+        begins = np.cumsum(widths) - widths
+        rank, busy = np.arange(len(down)) - begins[down], np.flatnonzero(widths)
+        if len(busy):
+            sees[row, busy] = np.logical_or.reduceat(anyone[kinds[row][down, across]], begins[busy])
+        for members, width in _groups(widths):
+            place = np.full(n_down, -1)
+            place[members] = np.arange(len(members))
+            mine = place[down] >= 0
+            table = np.stack((np.zeros((len(members), width), np.int64), np.full((len(members), width), NOBODY)))
+            table[:, place[down[mine]], rank[mine]] = across[mine], kinds[row][down[mine], across[mine]]
+            number = -1 if rows == 1 else row
+            groups.append((number, sum(map(len, orders)), len(members), width, sum(p.shape[1] for p in pairs)))
+            orders.append(members)
+            pairs.append(table.reshape(2, -1))
+    blind = ~torch.from_numpy(sees).flatten(1)[:, None, :n_q, None]
+    return Layout(
+        block,
+        (n_down, n_across),
+        torch.tensor(groups, dtype=torch.long).reshape(-1, 5),
+        torch.from_numpy(np.concatenate(orders)),
+        torch.from_numpy(np.concatenate(pairs, axis=1)),
+        torch.from_numpy(patterns).to(queries.pos.device),
+        blind.to(queries.pos.device) if blind.any() else None,
+        int((kinds >= 0).sum()),
+        kinds.size,
+    )
+
+
+@lru_cache(maxsize=64)
+def plain_layout(
+    mask: Mask, n_q: int, q_start: int, n_k: int, k_start: int, device: torch.device, block: int = BLOCK
+) -> Layout:
+    """``make_layout`` for rows without gaps, all alike: a pure function of these numbers, so it is made once."""
+    queries, keys = Tokens.plain(1, n_q, q_start, device), Tokens.plain(1, n_k, k_start, device)
+    return make_layout(mask, queries, keys, block)

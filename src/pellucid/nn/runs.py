@@ -1,0 +1,72 @@
+"""Which tokens share a running state: what a recurrent or linearised mixer must know about documents and padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from pellucid.batch import Tokens
+from pellucid.nn.rope import Rotation
+
+NOTHING_READ = -2  # the document of a state that has read no token: equal to no segment, and to no padding's
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Documents along each row, as a state sees them.
+
+    valid: False where there is no token: the state passes by unchanged, the output is zero. None: all are tokens.
+    doc: the document of each token, counted along the row: 0 goes on from the state that was handed in; 1, 2, ... begin
+        with an empty state; padding counts with the token before it. None: all are 0.
+    rotation: rotary angles, for mixers that turn q and k.
+    """
+
+    valid: Bool[Tensor, "batch time"] | None
+    doc: Int[Tensor, "batch time"] | None
+    rotation: Rotation | None = None
+
+
+def _segments(tokens: Tokens, before: Int[Tensor, " batch"]) -> Int[Tensor, "batch time"]:
+    """The segment of each token; padding takes that of the token before it, and at first what came ``before``."""
+    time = torch.arange(tokens.pos.shape[1], device=tokens.pos.device)
+    last = torch.where(tokens.pos >= 0, time, -1).cummax(-1).values  # (batch, time): the newest token so far
+    return torch.where(last >= 0, tokens.segments.gather(-1, last.clamp(min=0)), before[:, None])
+
+
+def find_runs(tokens: Tokens, before: Int[Tensor, " batch"] | None = None, rotation: Rotation | None = None) -> Runs:
+    """The runs of a call. ``before``: the document that each row's state is in, where rows may be several documents."""
+    valid = None if tokens.start is not None else tokens.pos >= 0
+    if tokens.seg is None and before is None:
+        return Runs(valid, None, rotation)
+    if before is None:
+        before = torch.full_like(tokens.pos[:, 0], NOTHING_READ)
+    seg = _segments(tokens, before)
+    begins = seg != torch.cat((before[:, None], seg[:, :-1]), 1)
+    return Runs(valid, begins.cumsum(-1), rotation)
+
+
+class Progress:
+    """How far the states of a cache have read: the document that each row is in."""
+
+    name = "state"
+
+    def __init__(self, batch: int, device: torch.device | str | None = None):
+        self.seg = torch.full((batch,), NOTHING_READ, dtype=torch.long, device=device)
+        self.packed = False  # so far each row is one document, and needs no word about it
+
+    @property
+    def before(self) -> Int[Tensor, " batch"] | None:
+        """What ``find_runs`` wants to know."""
+        return self.seg if self.packed else None
+
+    def take(self, tokens: Tokens) -> None:
+        """Whether these tokens make the rows packed."""
+        self.packed = self.packed or tokens.seg is not None
+
+    def commit(self, tokens: Tokens) -> None:
+        """Remember the document of each row's newest token."""
+        if tokens.pos.shape[1]:
+            self.seg = _segments(tokens, self.seg)[:, -1]

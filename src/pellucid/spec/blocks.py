@@ -1,0 +1,172 @@
+"""Feed-forward layers, the residual formula, one block, and blocks one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pellucid.predicates import And, Causal, Mask, Or, Prefix
+from pellucid.spec.mixers import (
+    AlignmentSpec,
+    AttentionSpec,
+    AttentiveRecurrentSpec,
+    CrossSpec,
+    LinearAttentionSpec,
+    MixerSpec,
+    RecurrentSpec,
+)
+from pellucid.spec.parts import BiasSpec, NormSpec, require
+from pellucid.values import Value
+
+Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
+
+
+@dataclass(frozen=True)
+class FFNSpec(Value):
+    """down(activation(up(x))), Vaswani et al. 2017, equation 2."""
+
+    d_ff: int
+    activation: Activation = "gelu"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.d_ff >= 1, self, f"d_ff = {self.d_ff} must be >= 1")
+
+
+@dataclass(frozen=True)
+class GatedFFNSpec(Value):
+    """down(activation(gate(x)) · up(x)), Shazeer 2020: SwiGLU with silu, GeGLU with gelu."""
+
+    d_ff: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.d_ff >= 1, self, f"d_ff = {self.d_ff} must be >= 1")
+
+
+@dataclass(frozen=True)
+class MoESpec(Value):
+    """``n_experts`` feed-forward layers, of which a router gives each token its ``top_k`` (Shazeer et al. 2017).
+
+    None is ever full: no token is dropped. renormalise: the chosen experts' weights sum to one.
+    """
+
+    expert: FFNSpec | GatedFFNSpec
+    n_experts: int
+    top_k: int
+    renormalise: bool = True
+
+    def __post_init__(self) -> None:
+        ok = 1 <= self.top_k <= self.n_experts
+        require(ok, self, f"top_k = {self.top_k} of n_experts = {self.n_experts}", "1 <= top_k <= n_experts")
+
+
+FeedForwardSpec: TypeAlias = FFNSpec | GatedFFNSpec | MoESpec
+
+
+@dataclass(frozen=True)
+class Placement(Value):
+    """Which of the three places of ``out(x + post(f(pre(x))))`` hold a norm."""
+
+    pre: bool = True
+    post: bool = False
+    out: bool = False
+
+
+PRE_NORM = Placement(pre=True)
+POST_NORM = Placement(pre=False, out=True)  # the 2017 model
+SANDWICH_NORM = Placement(pre=True, post=True)
+REORDERED_NORM = Placement(pre=False, post=True)
+NO_NORM = Placement(pre=False)
+
+
+@dataclass(frozen=True)
+class ResidualSpec(Value):
+    """How a branch joins the stream: skip · x + branch · (gain · f(x)).
+
+    skip: 0 leaves the connection out, as before He et al. 2015; above 1 with post-norm: Wang et al. 2022. branch: one
+    factor for all. layer_scale: a learned gain a channel that starts at this value (Touvron et al. 2021).
+    """
+
+    skip: float = 1.0
+    branch: float = 1.0
+    layer_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class BlockSpec(Value):
+    """One layer: a token mixer, then perhaps attention to an encoder (``cross``), then perhaps a feed-forward layer.
+
+    Each is a sublayer on the residual stream. parallel: mixer and feed-forward read the same input and are added
+    together (Wang & Komatsuzaki 2021) instead of one after the other.
+    """
+
+    mixer: MixerSpec
+    ffn: FeedForwardSpec | None
+    norm: NormSpec
+    placement: Placement = PRE_NORM
+    parallel: bool = False
+    residual: ResidualSpec = ResidualSpec()
+    cross: CrossSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel:
+            require(not self.placement.out, self, "a parallel block has no norm after each sublayer")
+            require(self.ffn is not None, self, "a parallel block has a feed-forward layer beside its mixer")
+            require(self.cross is None, self, "a parallel block has no place for cross-attention", "parallel=False")
+        if isinstance(self.cross, AttentionSpec):
+            problem = "cross-attention has no rotary positions: its two sides count their own"
+            require(self.cross.rotary is None, self, problem, "cross=replace(cross, rotary=None)")
+        if isinstance(self.mixer, AttentiveRecurrentSpec):
+            require(self.cross is None, self, "an attentive recurrence already reads the encoder", "cross=None")
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether something in it attends to an encoder's states."""
+        return self.cross is not None or isinstance(self.mixer, AttentiveRecurrentSpec)
+
+    @property
+    def sees_future(self) -> bool:
+        """Whether its mixer lets a token see later ones (those of a fixed prefix excepted)."""
+        mixer = self.mixer
+        if isinstance(mixer, AttentionSpec):
+            return not _looks_back(mixer.mask)
+        if isinstance(mixer, LinearAttentionSpec):
+            return not getattr(mixer.rule, "causal", True)
+        return isinstance(mixer, RecurrentSpec) and mixer.both_directions
+
+
+def _looks_back(mask: Mask) -> bool:
+    """Certainly nothing later is seen, but for a fixed prefix."""
+    if isinstance(mask, And):
+        return _looks_back(mask.a) or _looks_back(mask.b)
+    if isinstance(mask, Or):
+        return _looks_back(mask.a) and _looks_back(mask.b)
+    return isinstance(mask, Causal | Prefix)
+
+
+@dataclass(frozen=True)
+class StackSpec(Value):
+    """Blocks on one residual stream of width ``d_model``. ``bias`` is a score term that all attention blocks share."""
+
+    d_model: int
+    blocks: tuple[BlockSpec, ...]
+    final_norm: NormSpec | None
+    bias: BiasSpec | None = None
+
+    def __post_init__(self) -> None:
+        require(self.d_model >= 1, self, f"d_model = {self.d_model} must be >= 1")
+        require(len(self.blocks) >= 1, self, "blocks is empty", "a stack has at least one block")
+        heads = sorted({block.mixer.n_heads for block in self.blocks if isinstance(block.mixer, AttentionSpec)})
+        require(self.bias is None or len(heads) == 1, self, f"a shared bias needs one n_heads, not {heads}")
+        for i, block in enumerate(self.blocks):
+            mixer = block.mixer
+            if isinstance(mixer, RecurrentSpec) and not mixer.project:
+                problem = f"blocks[{i}] gives {mixer.d_out} values a token to a stream of {self.d_model}"
+                require(mixer.d_out == self.d_model, self, problem, "RecurrentSpec(project=True), or fit d_hidden")
+            alignment = mixer.alignment if isinstance(mixer, AttentiveRecurrentSpec) else block.cross
+            if isinstance(mixer, AttentiveRecurrentSpec) and isinstance(alignment, AlignmentSpec):
+                ok = alignment.score != "dot" or mixer.d_hidden == self.d_model
+                problem = f"blocks[{i}]: dot scores compare d_hidden = {mixer.d_hidden} with d_model = {self.d_model}"
+                require(ok, self, problem, "use general or additive scores, or make them equal")

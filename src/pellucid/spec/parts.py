@@ -1,0 +1,132 @@
+"""What layers are made of: norms and positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pellucid.errors import SpecError
+from pellucid.values import Value
+
+
+def require(ok: bool, spec: Value, problem: str, remedy: str = "") -> None:
+    """Raise SpecError naming the spec's type, unless ``ok``."""
+    if not ok:
+        raise SpecError(f"{type(spec).__name__}: {problem}", remedy)
+
+
+# --- normalisation ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerNormSpec(Value):
+    """Ba et al. 2016: subtract the mean, divide by the standard deviation, then scale (and shift, with ``bias``)."""
+
+    eps: float = 1e-5
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class RMSNormSpec(Value):
+    """Zhang & Sennrich 2019: divide by the root mean square, multiply by ``offset + weight``."""
+
+    eps: float = 1e-6
+    offset: float = 0.0
+
+
+NormSpec: TypeAlias = LayerNormSpec | RMSNormSpec
+
+# --- positions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SinusoidalSpec(Value):
+    """Vaswani et al. 2017, section 3.5: fixed sines and cosines added to the embedding."""
+
+
+@dataclass(frozen=True)
+class LearnedSpec(Value):
+    """A learned vector for each position, added to the embedding; the table's first ``offset`` rows are never used."""
+
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class LinearScaling(Value):
+    """Chen et al. 2023: positions divided by ``factor``."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class NTKScaling(Value):
+    """NTK-aware: the base grows so that the slowest frequency slows by ``factor``, the fastest not at all."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class YaRNScaling(Value):
+    """Peng et al. 2023: interpolate frequency by frequency, and sharpen attention by ``0.1 ln(factor) + 1``."""
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+
+@dataclass(frozen=True)
+class ByPartsScaling(Value):
+    """The Llama 3 rule: long wavelengths divided by ``factor``, short ones kept, a linear blend between."""
+
+    factor: float
+    original_context: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        require(self.low_freq_factor < self.high_freq_factor, self, "low_freq_factor must be below high_freq_factor")
+
+
+RotaryScaling: TypeAlias = LinearScaling | NTKScaling | YaRNScaling | ByPartsScaling
+
+
+@dataclass(frozen=True)
+class RotarySpec(Value):
+    """Su et al. 2021: rotate ``fraction`` of each head of q and k by angles proportional to position (half layout)."""
+
+    base: float = 10_000.0
+    fraction: float = 1.0
+    scaling: RotaryScaling | None = None
+
+    def __post_init__(self) -> None:
+        require(self.base > 1, self, f"base = {self.base} must be above 1")
+        factor = 1.0 if self.scaling is None else self.scaling.factor
+        require(factor >= 1, self, f"factor = {factor} must be at least 1: a context grows")
+
+    def dims(self, head_dim: int) -> int:
+        """How many of a head's dimensions are rotated."""
+        return int(head_dim * self.fraction)
+
+
+@dataclass(frozen=True)
+class ALiBiSpec(Value):
+    """Press et al. 2021: scores fall linearly with distance, at a fixed slope a head."""
+
+
+@dataclass(frozen=True)
+class BucketedBiasSpec(Value):
+    """Raffel et al. 2019: a learned score for each head and (logarithmic) bucket of relative distance."""
+
+    n_buckets: int = 32
+    max_distance: int = 128
+    both_directions: bool = False
+
+    def __post_init__(self) -> None:
+        exact = self.n_buckets // (4 if self.both_directions else 2)  # half of a side's buckets hold one distance each
+        ok = 1 <= exact < self.max_distance
+        require(ok, self, f"n_buckets = {self.n_buckets} do not divide up to max_distance = {self.max_distance}")
+
+
+PositionSpec: TypeAlias = SinusoidalSpec | LearnedSpec
+BiasSpec: TypeAlias = ALiBiSpec | BucketedBiasSpec
