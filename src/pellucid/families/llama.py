@@ -81,9 +81,12 @@ def _scaling(read: Config, context: int) -> RotaryScaling | None:
     return YaRNScaling(factor, original, read.take("beta_fast", float, 32.0), read.take("beta_slow", float, 1.0))
 
 
-def rotary(read: Config, context: int) -> RotarySpec:
-    """Base and scaling from ``rope_parameters``, or in older files from ``rope_theta`` and ``rope_scaling``."""
-    theta = read.take("rope_theta", float, 10_000.0)
+def rotary(read: Config, context: int, base: float = 10_000.0) -> RotarySpec:
+    """Base and scaling from ``rope_parameters``, or in older files from ``rope_theta`` and ``rope_scaling``.
+
+    base: where no attribute says it.
+    """
+    theta = read.take("rope_theta", float, base)
     new, old = read.nested("rope_parameters"), read.nested("rope_scaling")
     if new and old and new != old:
         raise read.refuse("rope_scaling", f"contradicts rope_parameters = {new!r}", "keep one of them")

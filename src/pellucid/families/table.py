@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Size, Tensor, nn
@@ -41,7 +41,9 @@ STACKED = Transform(  # several of ours are the rows of one of theirs, as in a f
 class Row:
     """``theirs`` is ``ours`` after the transform; ``#`` stands for the number of a layer.
 
-    A row counts only where the model has the weight: a table lists biases even if some models of the family have none.
+    ``*`` in ``theirs`` stands for the number of an expert: they have a tensor for each, and each is a slice of ours along
+    its first axis. A row counts only where the model has the weight: a table lists biases even if some models of the
+    family have none.
     """
 
     theirs: str
@@ -59,12 +61,14 @@ class Table:
 
     rows: all that a model can have. ignored: names that may occur and hold nothing learned. copies: (name, original),
     what a tied checkpoint may repeat, and must then equal bit for bit. base: a prefix that bare models leave out.
+    versions: the same weights as other releases of their library name them; read where they fit better, never written.
     """
 
     rows: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
     base: str = ""
+    versions: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,23 @@ class _Link:
     theirs: str
     ours: tuple[str, ...]
     transform: Transform
+    part: int | None = None  # which slice of ours, where they have one tensor a slice
 
 
-def _links(table: Table, ours: Collection[str]) -> list[_Link]:
-    """The rows that count for a model with weights of these names, layer by layer. Raises where one has no row."""
+def _links(table: Table, ours: Mapping[str, Size]) -> list[_Link]:
+    """The rows that count for a model with weights of these shapes, layer by layer. Raises where one has no row."""
     layers = [int(number[1]) for name in ours if (number := re.search(r"\.(\d+)\.", name))]
     links: list[_Link] = []
     for row in table.rows:
         for layer in range(max(layers, default=-1) + 1) if "#" in row.theirs else [0]:
             targets = tuple(name.replace("#", str(layer)) for name in row.targets)
-            if any(name in ours for name in targets):
-                links.append(_Link(row.theirs.replace("#", str(layer)), targets, row.transform))
+            held = [ours[name] for name in targets if name in ours]
+            theirs = row.theirs.replace("#", str(layer))
+            if held and "*" in theirs:
+                parts = range(held[0][0])
+                links += [_Link(theirs.replace("*", str(part)), targets, row.transform, part) for part in parts]
+            elif held:
+                links.append(_Link(theirs, targets, row.transform))
     linked = {name for link in links for name in link.ours}
     if linked != set(ours):
         raise CheckpointError(
@@ -90,6 +100,21 @@ def _links(table: Table, ours: Collection[str]) -> list[_Link]:
             "build the model from the spec that the family's to_spec makes of the checkpoint's config",
         )
     return links
+
+
+def _bare(theirs: Iterable[str], table: Table) -> str:
+    """The prefix that this checkpoint leaves out."""
+    return "" if any(name.startswith(table.base) for name in theirs) else table.base
+
+
+def _version(theirs: Collection[str], ours: Mapping[str, Size], table: Table) -> Table:
+    """Of the table and its other versions the one that knows most of these names; the table where none knows more."""
+
+    def known(version: Table) -> int:
+        bare = _bare(theirs, version)
+        return sum(link.theirs.removeprefix(bare) in theirs for link in _links(version, ours))
+
+    return max((table, *table.versions), key=known)
 
 
 def _few(names: Iterable[str]) -> str:
@@ -130,12 +155,13 @@ def to_ours(theirs: Mapping[str, Tensor], shapes: Mapping[str, Size], table: Tab
 
     Raises CheckpointError naming each weight that is unmapped, missing, of another shape, or not of floating point.
     """
-    bare = "" if any(name.startswith(table.base) for name in theirs) else table.base
-    links = [_Link(link.theirs.removeprefix(bare), link.ours, link.transform) for link in _links(table, shapes)]
+    table = _version(theirs, shapes, table)
+    bare = _bare(theirs, table)
+    links = [replace(link, theirs=link.theirs.removeprefix(bare)) for link in _links(table, shapes)]
     _refuse_leftovers(theirs, links, table, bare)
-    taken: dict[str, Tensor] = {}
+    taken: dict[str, list[Tensor]] = {}
     for link in links:
-        tensor, wanted = theirs[link.theirs], [shapes[name] for name in link.ours]
+        tensor, wanted = theirs[link.theirs], [shapes[name][0 if link.part is None else 1 :] for name in link.ours]
         shape = link.transform.give([torch.empty(size, device="meta") for size in wanted]).shape
         if tensor.shape != shape:
             raise CheckpointError(
@@ -146,15 +172,20 @@ def to_ours(theirs: Mapping[str, Tensor], shapes: Mapping[str, Size], table: Tab
             raise CheckpointError(
                 f"{link.theirs} is {tensor.dtype}, not floating point", "load an unquantised checkpoint"
             )
-        taken.update(zip(link.ours, link.transform.take(tensor, wanted), strict=True))
-    return taken
+        for name, ours in zip(link.ours, link.transform.take(tensor, wanted), strict=True):
+            taken.setdefault(name, []).append(ours)
+    sliced = {name for link in links if link.part is not None for name in link.ours}
+    return {name: torch.stack(parts) if name in sliced else parts[0] for name, parts in taken.items()}
 
 
 def to_theirs(ours: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     """The way back, for weights or what else has one tensor a weight, such as gradients. Copies are not repeated."""
+    links = _links(table, {name: tensor.shape for name, tensor in ours.items()})
     return {
-        link.theirs: link.transform.give([ours[name] for name in link.ours]).contiguous()
-        for link in _links(table, ours)
+        link.theirs: link.transform.give(
+            [ours[name] if link.part is None else ours[name][link.part] for name in link.ours]
+        ).contiguous()
+        for link in links
     }
 
 

@@ -1,4 +1,5 @@
 """Placeholder until its author has written it: overwrite me."""
+
 from pellucid.taps import Tapped
 
 

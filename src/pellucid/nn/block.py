@@ -39,7 +39,9 @@ def build_mixer(spec: MixerSpec, d_model: int) -> Mixer:
         return Attention(spec, d_model)
     if isinstance(spec, LinearAttentionSpec):
         return LinearAttention(spec, d_model)
-    return (AttentiveRecurrent if isinstance(spec, AttentiveRecurrentSpec) else Recurrent)(spec, d_model)  # pyright: ignore
+    if isinstance(spec, AttentiveRecurrentSpec):
+        return AttentiveRecurrent(spec, d_model)
+    return Recurrent(spec, d_model)
 
 
 def build_cross(spec: CrossSpec, d_model: int) -> Attention | Alignment:
@@ -93,6 +95,11 @@ class Block(Tapped):
         return getattr(self, self.kind)
 
     @property
+    def mixer_norms(self) -> Sublayer:
+        """The mixer's place on the stream."""
+        return getattr(self, f"{self.kind}_norms")
+
+    @property
     def compiles(self) -> bool:
         """Whether torch.compile can take it whole."""
         return all(getattr(module, "compiles", True) for module in self.modules() if module is not self)
@@ -107,21 +114,21 @@ class Block(Tapped):
     ) -> Float[Tensor, "batch time d_model"]:
         """``view`` and ``past`` are the mixer's: where tokens stand, and what is kept of earlier ones; ``cross`` and
         ``cross_past`` the same for an encoder's."""
-        mixer, norms = getattr(self, self.kind), getattr(self, f"{self.kind}_norms")
+        mixer, norms = self.mixer, self.mixer_norms
         memory = (cross, cross_past) if self.looks_back else ()
         x = self.tap("resid_pre", x)
         mixed = self.tap(f"{self.kind}_out", norms.branch(x, lambda h: mixer(h, view, past, *memory)))
         if self.parallel:
+            assert self.ffn is not None and self.ffn_norms is not None
             ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self.ffn))
             return self.tap("resid_post", norms.skip(x) + mixed + ffn_out)
-        x = norms.join(x, mixed)
-        if self.cross is not None:
-            x = self.tap("resid_mid", x)
-            attend = self.cross
+        x, between = norms.join(x, mixed), "resid_mid"
+        if self.cross is not None and self.cross_norms is not None:
+            x, between, attend = self.tap(between, x), "resid_cross", self.cross
             crossed = self.tap("cross_out", self.cross_norms.branch(x, lambda h: attend(h, cross, cross_past)))
             x = self.cross_norms.join(x, crossed)
-        if self.ffn is not None:
-            x = self.tap("resid_mid" if self.cross is None else "resid_cross", x)
+        if self.ffn is not None and self.ffn_norms is not None:
+            x = self.tap(between, x)
             ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self.ffn))
             x = self.ffn_norms.join(x, ffn_out)
         return self.tap("resid_post", x)

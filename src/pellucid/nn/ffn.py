@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.spec import Activation, FeedForwardSpec, GatedFFNSpec
+from pellucid.spec import Activation, FFNSpec, GatedFFNSpec
 from pellucid.taps import Tapped
 
 
@@ -37,7 +37,7 @@ class FeedForward(Tapped):
 
     points: ClassVar[tuple[str, ...]] = ("ffn_pre", "ffn_act")
 
-    def __init__(self, spec: FeedForwardSpec, d_model: int):
+    def __init__(self, spec: FFNSpec | GatedFFNSpec, d_model: int):
         super().__init__()
         self.activation = ACTIVATIONS[spec.activation]
         self.up = nn.Linear(d_model, spec.d_ff, bias=spec.bias)

@@ -31,6 +31,7 @@ BLOCK = 64
 FULL, NOBODY = 0, 1  # the patterns that every layout has
 _FAR = 2**31 - 1  # a position beyond all others
 _PIECE = 256  # blocks that are evaluated at once
+_LEAST, _DENSE, _MANY = 128, 0.6, 2**24
 _WORTH = 16  # a group of its own costs as much as this many blocks of padding
 Array = npt.NDArray[np.int64]
 
@@ -110,9 +111,7 @@ def _look(
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 
-def _patterns(
-    mask: Mask, queries: Tokens, keys: Tokens, block: int, at: Tensor
-) -> tuple[Array, npt.NDArray[np.uint8]]:
+def _patterns(mask: Mask, queries: Tokens, keys: Tokens, block: int, at: Tensor) -> tuple[Array, npt.NDArray[np.uint8]]:
     """The number of each block's pattern, and the patterns, bits packed, equal ones once."""
     every = np.packbits(np.ones(block * block, dtype=bool))
     numbers = {every.tobytes(): FULL, (~every).tobytes(): NOBODY}
@@ -188,3 +187,19 @@ def plain_layout(
     """``make_layout`` for rows without gaps, all alike: a pure function of these numbers, so it is made once."""
     queries, keys = Tokens.plain(1, n_q, q_start, device), Tokens.plain(1, n_k, k_start, device)
     return make_layout(mask, queries, keys, block)
+
+
+def find_layout(mask: Mask, queries: Tokens, keys: Tokens) -> Layout | None:
+    """The layout, where it is worth having: rows are long, and enough of their blocks are empty."""
+    n_q, n_k = queries.pos.shape[1], keys.pos.shape[1]
+    if n_q < _LEAST or n_k < _LEAST:
+        return None
+    if queries.start is not None and keys.start is not None:
+        layout = plain_layout(mask, n_q, queries.start, n_k, keys.start, queries.pos.device)
+        return layout if _pays(layout.density, n_q * n_k) else None
+    some, _ = classify(mask, queries, keys, BLOCK)
+    return make_layout(mask, queries, keys) if _pays(float(some.float().mean()), n_q * n_k) else None
+
+
+def _pays(density: float, pairs: int) -> bool:
+    return density <= _DENSE or pairs >= _MANY

@@ -15,23 +15,8 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.errors import SpecError
-from pellucid.spec import And, Causal, Full, Mask, Not, Or, Prefix, SameSegment, Window
-
-__all__ = [
-    "And",
-    "Causal",
-    "Dense",
-    "Full",
-    "Mask",
-    "Not",
-    "Or",
-    "Prefix",
-    "SameSegment",
-    "Visible",
-    "Window",
-    "dense",
-    "see",
-]
+from pellucid.nn.layout import Layout, find_layout
+from pellucid.predicates import And, Causal, Mask, Span
 
 Proof = Literal["causal", "full"]
 
@@ -45,17 +30,25 @@ class Dense:
 
 @dataclass(frozen=True)
 class Visible:
-    """Who sees whom in one call, for kernels to take what they can express.
+    """Who sees whom in one call, for kernels to take what they can express. One of three:
 
     proof: "full" (nothing is hidden) or "causal" (query i sees keys 0..i, as many queries as keys) where it is certain
-    without reading memory; then ``allowed`` is None and a kernel may use its fast path.
-    allowed: else, True where visible. blind: queries that see nothing, or None where there cannot be one; kernels let
-    them look anywhere (so that no softmax divides by zero, forward or backward) and then write zeros for them.
+    without reading memory, so that a kernel may use its fast path;
+    layout: which blocks hold anything, for long rows that a mask leaves sparse; ``source`` is what it was made of;
+    allowed: else, True where visible.
+    blind: queries that see nothing, or None where there cannot be one; kernels let them look anywhere (so that no
+    softmax divides by zero, forward or backward) and then write zeros for them.
     """
 
     proof: Proof | None
-    allowed: Bool[Tensor, "batch 1 query key"] | None = None
-    blind: Bool[Tensor, "batch 1 query 1"] | None = None
+    allowed: Bool[Tensor, "rows 1 query key"] | None = None
+    blind: Bool[Tensor, "rows 1 query 1"] | None = None
+    layout: Layout | None = None
+    source: tuple[Mask, Tokens, Tokens] | None = None
+
+    def dense(self) -> Bool[Tensor, "rows 1 query key"] | None:
+        """``allowed``, made now where there is only a layout: for a kernel that must hold all scores anyway."""
+        return self.allowed if self.source is None else dense(*self.source)
 
 
 def dense(mask: Mask, queries: Tokens, keys: Tokens) -> Bool[Tensor, "batch 1 query key"]:
@@ -73,31 +66,22 @@ def prove(mask: Mask, queries: Tokens, keys: Tokens) -> Proof | None:
     if queries.start is None or keys.start is None:
         return None
     n_q, n_k = queries.pos.shape[1], keys.pos.shape[1]
-    if isinstance(mask, And):  # a window that reaches over all there is hides nothing
-        parts = [p for p in (mask.a, mask.b) if not _hides_nothing(p, queries, keys)]
-        return prove(parts[0], queries, keys) if len(parts) == 1 else ("full" if not parts else None)
-    if _hides_nothing(mask, queries, keys):
+    q, k = Span(queries.start, queries.start + n_q - 1), Span(keys.start, keys.start + n_k - 1)
+    if mask.bounds(q, k)[1]:
         return "full"
+    if isinstance(mask, And):  # a window that reaches over all there is hides nothing
+        parts = [part for part in (mask.a, mask.b) if not part.bounds(q, k)[1]]
+        return prove(parts[0], queries, keys) if len(parts) == 1 else None
     if isinstance(mask, Causal) and queries.start == keys.start and n_q == n_k:
         return "causal"  # equal lengths only: kernels align a rectangular causal mask to the wrong corner
     return None
 
 
-def _hides_nothing(mask: Mask, queries: Tokens, keys: Tokens) -> bool:
-    assert queries.start is not None and keys.start is not None
-    q_first, q_last = queries.start, queries.start + queries.pos.shape[1] - 1
-    k_first, k_last = keys.start, keys.start + keys.pos.shape[1] - 1
-    if isinstance(mask, Causal):
-        return k_last <= q_first
-    if isinstance(mask, Window):
-        return max(q_last - k_first, k_last - q_first) < mask.size
-    return isinstance(mask, Full | SameSegment)
-
-
-def see(mask: Mask | Dense, queries: Tokens, keys: Tokens) -> Visible:
+def see(mask: Mask | Dense, queries: Tokens, keys: Tokens, *, sparse: bool = True) -> Visible:
     """Lower a mask for these queries and keys.
 
-    Raises SpecError where a Dense mask has another shape than the call.
+    ``sparse=False``: never to a layout, because a bias, say, will need every pair anyway. Raises SpecError where a
+    Dense mask has another shape than the call.
     """
     if isinstance(mask, Dense):
         want, got = (queries.pos.shape[1], keys.pos.shape[1]), tuple(mask.allowed.shape[-2:])
@@ -108,15 +92,17 @@ def see(mask: Mask | Dense, queries: Tokens, keys: Tokens) -> Visible:
         proof = prove(mask, queries, keys)
         if proof is not None:
             return Visible(proof)
+        layout = find_layout(mask, queries, keys) if sparse and not torch.compiler.is_compiling() else None
+        if layout is not None:
+            return Visible(None, None, layout.blind, layout, (mask, queries, keys))
         allowed = dense(mask, queries, keys)
     return Visible(None, allowed, ~allowed.any(-1, keepdim=True))
 
 
-def looking(visible: Visible) -> Bool[Tensor, "batch 1 query key"] | None:
-    """``allowed``, blind queries looking everywhere: what a softmax can take. None where there is a proof."""
-    if visible.allowed is None or visible.blind is None:
-        return visible.allowed
-    return visible.allowed | visible.blind
+def looking(visible: Visible) -> Bool[Tensor, "rows 1 query key"] | None:
+    """What is allowed, blind queries looking everywhere: what a softmax can take. None where there is a proof."""
+    allowed = visible.dense()
+    return allowed if allowed is None or visible.blind is None else allowed | visible.blind
 
 
 def zero_blind(z: Tensor, visible: Visible) -> Tensor:

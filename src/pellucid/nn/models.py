@@ -35,7 +35,7 @@ from pellucid.taps import Activations, Edit, Tapped, name_points, point_names, t
 class Model(Tapped):
     """What every model can do, whatever it is for. ``tokenizer`` is set by whoever loads both together."""
 
-    spec: ModelSpec
+    spec: Any  # a ModelSpec; each kind of model says which
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class Encoder(Stack, Model):
         ids: Int[Tensor, "batch time"],
         tokens: Tokens | None = None,
         types: Int[Tensor, "batch time"] | None = None,
-    ) -> Float[Tensor, batch *out]:
+    ) -> Float[Tensor, "batch ..."]:
         """What the head gives: logits (batch, time, vocab) of a masked-LM head, (batch, time, classes) of a tagger,
         (batch, 1, classes) of a classifier; vectors (batch, d_model) of a pooler; states without a head.
 

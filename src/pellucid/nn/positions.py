@@ -50,9 +50,7 @@ class Learned(nn.Module):
                 f"{needed} positions, but the model has learned {context}",
                 "shorten the text, or use a model with a longer context",
             )
-        return nn.functional.embedding(
-            pos.clamp(min=0) + self.offset, self.weight
-        )
+        return nn.functional.embedding(pos.clamp(min=0) + self.offset, self.weight)
 
 
 def build_positions(spec: PositionSpec | None, context: int, d_model: int) -> Sinusoidal | Learned | None:

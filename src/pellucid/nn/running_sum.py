@@ -127,16 +127,12 @@ def _sum(q: Tensor, k: Tensor, v: Tensor, fade: Tensor | None, state: Tensor) ->
     return scores @ v + read @ before, state
 
 
-def _delta(
-    q: Tensor, k: Tensor, v: Tensor, fade: Tensor | None, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def _delta(q: Tensor, k: Tensor, v: Tensor, fade: Tensor | None, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Each token's u depends on those before it, linearly: one triangular system a chunk gives U − W S for any S."""
     within, since, until, total = _fade_alike(q.shape[-2], fade, q)
     found = beta * (k @ k.mT) * within  # by k_t of what u_s wrote; the solver takes s < t, and ones where s = t
     knowns = beta * torch.cat((v, _times(k, since)), -1)
-    u, w = torch.linalg.solve_triangular(found, knowns, upper=False, unitriangular=True).tensor_split(
-        [v.shape[-1]], -1
-    )
+    u, w = torch.linalg.solve_triangular(found, knowns, upper=False, unitriangular=True).tensor_split([v.shape[-1]], -1)
     write = _times(k, until).mT
     stays = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
     before, state = _carry(write @ u, _times(stays, None if total is None else total[..., None]) - write @ w, state)

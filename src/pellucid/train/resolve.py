@@ -143,7 +143,7 @@ def _size(
     if head_dim is not None:
         settle("head_dim", options.head_dim, head_dim, "greatest common divisor of the width and 64")
     parameters = count_parameters(spec)
-    settle("parameters", None, parameters.total, f"{parameters.attention + parameters.ffn:,} of them in the blocks")
+    settle("parameters", None, parameters.total, f"{parameters.mixers + parameters.ffn:,} of them in the blocks")
     tokens = min(tokens, budget * context / training_flops(spec, context))
     fitting = max(1, 2 ** round(math.log2(math.sqrt(tokens) * 1.25)) // context)
     fitting = max(options.micro_batches, rows if options.steps else fitting)
@@ -176,7 +176,7 @@ def _depth(options: TrainOptions, vocab_size: int, context: int, budget: float, 
         spec = _spec(options, vocab_size, context, depth)
         parameters = count_parameters(spec)
         affordable = min(tokens, budget * context / training_flops(spec, context))
-        if affordable < TOKENS_PER_PARAMETER * (parameters.attention + parameters.ffn):
+        if affordable < TOKENS_PER_PARAMETER * (parameters.mixers + parameters.ffn):
             break
         best = depth
     return best

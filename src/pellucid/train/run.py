@@ -13,6 +13,7 @@ import torch
 from pellucid.errors import CheckpointError, RunError, SpecError, UsageError, suggest
 from pellucid.families.native import SPEC, TOKENIZER, WEIGHTS, load_model
 from pellucid.files import locked, sweep
+from pellucid.nn.models import Decoder
 from pellucid.train.checkpoint import FOLDER
 from pellucid.train.config import Run, TrainOptions, changed
 from pellucid.train.loop import Result, Sampler, fit
@@ -139,6 +140,7 @@ def _finished(folder: Path, run: Run) -> Result:
     except CheckpointError as error:
         remedy = f"remove {folder / SPEC} and run the same command again: it is written anew from the newest checkpoint"
         raise CheckpointError(error.problem, remedy) from error
+    assert isinstance(model, Decoder)  # as every run's
     model.tokenizer = Tokenizer.load(folder / TOKENIZER)
     finals = [line[FINAL] for line in read_metrics(folder / METRICS) if FINAL in line]
     return Result(model, finals[-1] if finals else nan, run.steps, 0.0)

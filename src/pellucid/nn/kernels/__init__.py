@@ -12,11 +12,12 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from pellucid.nn.kernels.blocked import blocked
 from pellucid.nn.kernels.reference import Listen, reference
 from pellucid.nn.kernels.sdpa import sdpa
 from pellucid.nn.masks import Visible
 
-__all__ = ["Choice", "attend", "choose", "reference", "sdpa"]
+__all__ = ["Choice", "attend", "blocked", "choose", "reference", "sdpa"]
 
 
 @runtime_checkable
@@ -44,10 +45,12 @@ class Choice:
     why: str
 
 
-def choose(*, soft_cap: float | None, listening: bool) -> Choice:
+def choose(visible: Visible, *, biased: bool, soft_cap: float | None, listening: bool) -> Choice:
     """The kernel for a call: the fused one, unless the scores themselves are needed."""
     if listening:
         return Choice(reference, "someone listens to scores or pattern, which a fused kernel never holds")
+    if visible.layout is not None and not biased:
+        return Choice(blocked, "")
     if soft_cap is not None:
         return Choice(reference, "a soft cap bends the scores between product and softmax; the fused kernel cannot")
     return Choice(sdpa, "fused scaled_dot_product_attention expresses this mask and bias exactly")
@@ -71,5 +74,5 @@ def attend(
     """
     if listen is not None:
         return reference(q, k, v, visible, bias=bias, scale=scale, soft_cap=soft_cap, listen=listen)
-    kernel = choose(soft_cap=soft_cap, listening=False).kernel
+    kernel = choose(visible, biased=bias is not None, soft_cap=soft_cap, listening=False).kernel
     return kernel(q, k, v, visible, bias=bias, scale=scale, soft_cap=soft_cap)

@@ -51,9 +51,10 @@ def _whole(x: Tensor, block: int) -> Tensor:
 class _Chunk:
     """Where its blocks are taken from and put back to, for any row and head. Scores: (blocks, group · block, keys)."""
 
-    def __init__(self, rows: range, queries: Tensor, keys: Tensor, hide: Tensor | None, block: int):
+    def __init__(
+        self, rows: range, queries: Tensor, keys: Tensor, hide: Tensor | None, block: int, device: torch.device
+    ):
         self.rows, self.hide, self.block, self.shape = rows, hide, block, keys.shape
-        device = None if hide is None else hide.device
         self.queries, self.keys = queries.to(device), keys.flatten().to(device)
         self.stretch = slice(int(queries[0]), int(queries[0]) + len(queries)) if _in_order(queries) else None
         slides = _in_order(keys[0]) and torch.equal(keys, keys[:1] + torch.arange(len(keys))[:, None])
@@ -105,12 +106,12 @@ def _chunks(q: Tensor, groups: Tensor, order: Tensor, pairs: Tensor, patterns: T
         step = max(1, room // (q.shape[2] * block * width * block))
         for at in range(0, count, step):
             queries, part = order[first + at : first + min(at + step, count)], slice(at, at + step)
-            yield _Chunk(rows, queries, keys[part], _hide(patterns, kinds[part], q), block)
+            yield _Chunk(rows, queries, keys[part], _hide(patterns, kinds[part], q), block, q.device)
 
 
 def _hide(patterns: Tensor, kinds: Tensor, q: Tensor) -> Tensor | None:
     """What to add to the scores: 0 or ``_HIDDEN``, once for all query blocks that are alike; None for nothing."""
-    if bool((kinds == FULL).all()) and q.device.type == "cpu":
+    if bool((kinds == FULL).all()):
         return None
     if bool((kinds == kinds[:1]).all()):
         kinds = kinds[:1]

@@ -23,8 +23,9 @@ def hidden(visible: Visible, scores: Tensor) -> Tensor | None:
         return None
     if visible.proof == "causal":
         return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    assert visible.allowed is not None
-    return ~visible.allowed
+    allowed = visible.dense()
+    assert allowed is not None
+    return ~allowed
 
 
 def reference(
