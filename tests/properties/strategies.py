@@ -15,6 +15,7 @@ from torch import Tensor
 from pellucid.batch import Tokens
 from pellucid.nn.models import build_model
 from pellucid.spec import (
+    NO_NORM,
     POST_NORM,
     PRE_NORM,
     REORDERED_NORM,
@@ -26,20 +27,28 @@ from pellucid.spec import (
     BucketedBiasSpec,
     ByPartsScaling,
     Causal,
+    DecayRule,
     DecoderSpec,
+    DeltaRule,
     EmbedSpec,
     EncoderSpec,
     FFNSpec,
     Full,
+    GatedDecayRule,
     GatedFFNSpec,
+    KernelRule,
     LayerNormSpec,
     LearnedSpec,
+    LinearAttentionSpec,
     LinearScaling,
     LMHeadSpec,
     Mask,
     MaskedLMHeadSpec,
+    MoESpec,
     NTKScaling,
     Prefix,
+    RecurrentSpec,
+    ResidualSpec,
     RMSNormSpec,
     RotarySpec,
     SameSegment,
@@ -92,14 +101,21 @@ rotaries = st.builds(
 biases = st.sampled_from([None, ALiBiSpec(), BucketedBiasSpec(8, 6), BucketedBiasSpec(8, 6, both_directions=True)])
 head_counts = st.sampled_from([(1, 1), (2, 2), (3, 3), (4, 2), (2, 1), (4, 1)])  # MHA, GQA, MQA
 caps = st.sampled_from([None, None, 1.5])
+heads = st.builds(LMHeadSpec, st.booleans(), st.booleans(), caps, st.sampled_from([1.0, 0.5]))
 ffns = st.sampled_from([FFNSpec, GatedFFNSpec]).flatmap(
     lambda kind: st.builds(kind, d_ff=st.just(12), activation=st.sampled_from(get_args(Activation)), bias=st.booleans())
 )
 
 
+residuals = st.sampled_from(
+    [ResidualSpec(), ResidualSpec(), ResidualSpec(skip=0.0), ResidualSpec(1.5, 0.7), ResidualSpec(layer_scale=0.3)]
+)
+experts = st.builds(MoESpec, ffns, n_experts=st.integers(2, 4), top_k=st.integers(1, 2), renormalise=st.booleans())
+
+
 @st.composite
-def blocks(draw: st.DrawFn, mask: st.SearchStrategy[Mask], n_heads: tuple[int, int], rotary: bool) -> BlockSpec:
-    attention = AttentionSpec(
+def attentions(draw: st.DrawFn, mask: st.SearchStrategy[Mask], n_heads: tuple[int, int], rotary: bool) -> AttentionSpec:
+    return AttentionSpec(
         *n_heads,
         head_dim=4,
         mask=draw(mask),
@@ -110,34 +126,75 @@ def blocks(draw: st.DrawFn, mask: st.SearchStrategy[Mask], n_heads: tuple[int, i
         scale=draw(st.sampled_from([None, 1.0])),
         soft_cap=draw(caps),
     )
-    placement = draw(st.sampled_from([PRE_NORM, POST_NORM, SANDWICH_NORM, REORDERED_NORM]))
-    parallel = draw(st.booleans()) and not placement.out
-    return BlockSpec(attention, draw(ffns), draw(norms), placement, parallel)
+
+
+@st.composite
+def linear_attentions(draw: st.DrawFn, rotary: bool, causal: bool = True) -> LinearAttentionSpec:
+    rules = [KernelRule(), DecayRule(), GatedDecayRule(2, 4.0), DeltaRule()]
+    rule = draw(st.sampled_from(rules)) if causal else KernelRule(causal=False)
+    return LinearAttentionSpec(
+        draw(st.integers(1, 3)),
+        head_dim=4,
+        rule=rule,
+        rotary=draw(rotaries) if rotary and not isinstance(rule, KernelRule) else None,
+        out_norm=draw(st.none() | norms),
+        out_gate=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        out_bias=draw(st.booleans()),
+    )
+
+
+def recurrences(causal: bool = True) -> st.SearchStrategy[RecurrentSpec]:
+    cells = st.sampled_from(["lstm", "gru"])
+    narrow = st.builds(RecurrentSpec, cells, st.integers(3, 6), st.just(False) if causal else st.booleans())
+    return narrow | st.builds(RecurrentSpec, cells, st.just(8), project=st.just(False))
+
+
+@st.composite
+def blocks(
+    draw: st.DrawFn, mask: st.SearchStrategy[Mask], n_heads: tuple[int, int], rotary: bool, causal: bool = True
+) -> BlockSpec:
+    attention = attentions(mask, n_heads, rotary)
+    mixer = draw(st.one_of(attention, attention, linear_attentions(rotary, causal), recurrences(causal)))
+    placement = draw(st.sampled_from([PRE_NORM, POST_NORM, SANDWICH_NORM, REORDERED_NORM, NO_NORM]))
+    ffn = draw(st.one_of(ffns, ffns, experts, st.none()))
+    parallel = draw(st.booleans()) and not placement.out and ffn is not None
+    return BlockSpec(mixer, ffn, draw(norms), placement, parallel, draw(residuals))
 
 
 @st.composite
 def specs(draw: st.DrawFn, mask: st.SearchStrategy[Mask] = causal_masks) -> DecoderSpec:
-    """A legal decoder of one to three layers, equal or each its own."""
+    """A legal decoder of one to three layers, equal or each its own: any mixer, any feed-forward layer."""
+    embed, stack = draw(stacks(mask))
+    with steady():
+        return DecoderSpec(VOCAB, CONTEXT, embed, stack, draw(heads))
+
+
+@st.composite
+def encoder_specs(draw: st.DrawFn, mask: st.SearchStrategy[Mask]) -> EncoderSpec:
+    """A legal encoder with a head that predicts at every place."""
+    embed, stack = draw(stacks(mask, causal=False))
+    with steady():
+        return EncoderSpec(VOCAB, CONTEXT, embed, stack, MaskedLMHeadSpec())
+
+
+@st.composite
+def stacks(draw: st.DrawFn, mask: st.SearchStrategy[Mask], causal: bool = True) -> tuple[EmbedSpec, StackSpec]:
+    """Embedding and layers of a legal model."""
     positions = draw(st.sampled_from(["none", "rotary", "bias", "learned", "sinusoidal", "rotary and bias"]))
     n_heads = draw(head_counts)
-    one = blocks(mask, n_heads, "rotary" in positions)
+    one = blocks(mask, n_heads, "rotary" in positions, causal)
     layers = draw(st.one_of(st.lists(one, min_size=1, max_size=3), one.map(lambda b: [b] * 3)))
     added = {"learned": LearnedSpec(), "sinusoidal": SinusoidalSpec()}.get(positions)
     embed = EmbedSpec(added, draw(st.sampled_from([1.0, 8**0.5])), draw(st.none() | norms))
-    final_norm, bias = draw(norms), draw(biases) if "bias" in positions else None
-    head = LMHeadSpec(draw(st.booleans()), draw(st.booleans()), draw(caps))
+    scored = "bias" in positions and any(isinstance(block.mixer, AttentionSpec) for block in layers)
     with steady():
-        return DecoderSpec(VOCAB, CONTEXT, embed, StackSpec(8, tuple(layers), final_norm, bias), head)
+        return embed, StackSpec(8, tuple(layers), draw(norms), draw(biases) if scored else None)
 
 
 def as_encoder(spec: DecoderSpec) -> EncoderSpec:
     """The same stack, free to look ahead, with a head that predicts at every place."""
     return EncoderSpec(spec.vocab_size, spec.context, spec.embed, spec.stack, MaskedLMHeadSpec())
-
-
-def encoder_specs(mask: st.SearchStrategy[Mask]) -> st.SearchStrategy[EncoderSpec]:
-    """A legal encoder, for what needs no causal mask."""
-    return st.builds(with_mask, specs().map(as_encoder), mask) | specs().map(as_encoder)
 
 
 @steady()
@@ -168,7 +225,10 @@ EXAMPLE = DecoderSpec(
 @steady()
 def with_mask(spec: S, mask: Mask) -> S:
     """The same model with this mask in every block."""
-    changed = tuple(replace(b, mixer=replace(b.mixer, mask=mask)) for b in spec.stack.blocks)
+    changed = tuple(
+        replace(b, mixer=replace(b.mixer, mask=mask)) if isinstance(b.mixer, AttentionSpec) else b
+        for b in spec.stack.blocks
+    )
     return replace(spec, stack=replace(spec.stack, blocks=changed))
 
 

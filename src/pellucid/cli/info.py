@@ -1,10 +1,10 @@
-"""``pellucid info``"""
+"""``pellucid info``: what a model is made of and what it costs, from its spec alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -12,151 +12,183 @@ from pellucid.cli.parse import parse
 from pellucid.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
-    from pellucid.spec import DecoderSpec
+    from pellucid.spec import ModelSpec
 
 EXAMPLES = """
+info
 info runs/book
 info modern --depth 12
-info classic --depth 12 --vocab-size 50257 --context 1024
-info runs/book/spec.json
+info hybrid --depth 8 --context 4096 --svg hybrid.svg
+info attention_is_all_you_need
+info runs/book/spec.json --tokens 8192
 """
+DEPTH, VOCAB_SIZE, CONTEXT = 12, 32768, 1024  # of a design, where nothing else is asked for
 
 
 def info(
-    subject: tyro.conf.Positional[str],
-    depth: int = 12,
+    subject: tyro.conf.Positional[str | None] = None,
+    depth: int | None = None,
     d_model: int | None = None,
-    vocab_size: int = 32768,
-    context: int = 1024,
+    vocab_size: int | None = None,
+    context: int | None = None,
+    tokens: int | None = None,
+    svg: Path | None = None,
+    list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Say what a model is made of and what it must cost, from its spec alone: no weight is made.
 
     Args:
-        subject: A model folder, a spec.json, or the name of a design (modern, classic).
-        depth: Layers of a design.
+        subject: A model folder, a spec.json, a design or a published model; nothing: list those there are.
+        depth: Layers of a design [default: 12].
         d_model: Width of a design [default: 64 for each layer above two].
-        vocab_size: Vocabulary of a design.
-        context: Context of a design.
+        vocab_size: Vocabulary of a design [default: 32768].
+        context: Context of a design [default: 1024].
+        tokens: Length at which costs are counted [default: the model's context].
+        svg: Draw the model into this file.
+        list_: List all designs and published models.
     """
     from rich.console import Console
 
     sizes = {"depth": depth, "d_model": d_model, "vocab_size": vocab_size, "context": context}
-    for name, value in sizes.items():
+    asked = {name: value for name, value in sizes.items() if value is not None}
+    for name, value in [*asked.items(), ("tokens", tokens)]:
         if value is not None and value < 1:
-            raise UsageError(f"{name} = {value} cannot be used", f"--{name.replace('_', '-')} must be at least 1")
-    spec = read_spec(subject, depth, d_model, vocab_size, context)
+            raise UsageError(f"{name} = {value} cannot be used", f"{_flag(name)} must be at least 1")
     console = Console()
-    console.print(structure(spec))
-    console.print(costs(spec))
+    if subject is None or list_:
+        extra = [_flag(name) for name in asked] + ["--tokens"] * bool(tokens) + ["--svg"] * bool(svg)
+        if extra or subject is not None:
+            wrong = subject if subject is not None else extra[0]
+            raise UsageError(f"{wrong} does not go with a list of all designs", "name one, without --list")
+        show_list(console)
+        return
+    spec = read_spec(subject, asked)
+    if svg is not None:
+        from pellucid.cli.diagram import draw
+        from pellucid.files import write_text
+
+        write_text(svg, draw(spec, subject))
+    explain(console, subject, spec, tokens or spec.context)
+    if svg is not None:
+        console.print(f"\ndrawn in [bold]{svg}[/]", highlight=False, soft_wrap=True)
 
 
-def read_spec(subject: str, depth: int, d_model: int | None, vocab_size: int, context: int) -> DecoderSpec:
-    """The spec in a folder or file, or that of a design by name. Raises SpecError where there is none."""
-    import math
-
-    from pellucid.designs import design, width
-    from pellucid.errors import SpecError
-    from pellucid.spec import DecoderSpec
-
-    path = Path(subject)
-    if path.is_dir():
-        for name in ("spec.json", "run.json"):
-            if (path / name).exists():
-                return DecoderSpec.load(path / name) if name == "spec.json" else _spec_of_run(path / name)
-        raise SpecError(f"{path} holds no spec.json", "give a folder that `pellucid train` wrote")
-    if path.is_file():
-        return DecoderSpec.load(path)
-    if path.suffix or len(path.parts) > 1:
-        raise SpecError(f"{path} does not exist", "give a model folder, a spec.json, or a design's name")
-    d_model = d_model or width(depth)
-    return design(subject)(vocab_size, context, depth, d_model, math.gcd(d_model, 64))
-
-
-def _spec_of_run(path: Path) -> DecoderSpec:
-    from pellucid.train.config import Run
-
-    return Run.load(path).spec
-
-
-def structure(spec: DecoderSpec) -> str:
-    """The model as a drawing, from the input at the top to the logits; equal neighbouring blocks are drawn once."""
-    from itertools import groupby
-
-    lines = [f"token ids → embedding {spec.vocab_size:,} × {spec.d_model}" + _plus(spec.embed.positions)]
-    at = 0
-    for block, group in groupby(spec.stack.blocks):
-        n, a, f = len(list(group)), block.mixer, block.ffn
-        place = block.placement
-        norm = type(block.norm).__name__.removesuffix("Spec")
-        where = ", ".join(name for name in ("pre", "post", "out") if getattr(place, name))
-        gated = "gated " if type(f).__name__.startswith("Gated") else ""
-        heads = f"{a.n_heads} heads of {a.head_dim}" + (
-            f", {a.n_kv_heads} key/value" if a.n_kv_heads != a.n_heads else ""
-        )
-        extras = [
-            name
-            for name, on in (("rotary", a.rotary), ("q and k normalised", a.qk_norm), ("soft cap", a.soft_cap))
-            if on
-        ]
-        name = f"blocks {at}–{at + n - 1}" if n > 1 else f"block {at}"
-        lines += [
-            "   │",
-            f"   ├─ {name}{', parallel' if block.parallel else ''}  ({norm}: {where})",
-            f"   │    ├─ attention  {heads}, {describe(a.mask)}{''.join(', ' + e for e in extras)}",
-            f"   │    └─ feed-forward  {gated}{f.activation}, {spec.d_model} → {f.d_ff} → {spec.d_model}",
-        ]
-        at += n
-    final = type(spec.stack.final_norm).__name__.removesuffix("Spec") if spec.stack.final_norm else "no norm"
-    head = "the embedding's own vectors" if spec.head.tied else f"{spec.d_model} × {spec.vocab_size:,}"
-    return "\n".join([*lines, "   │", f"   └─ {final} → logits by {head}"])
-
-
-def _plus(positions: object) -> str:
-    return "" if positions is None else f" + {type(positions).__name__.removesuffix('Spec').lower()} positions"
-
-
-def describe(mask: object) -> str:
-    """A mask as it is written: Causal() & Window(256)."""
-    from pellucid.spec import And, Causal, Full, Not, Or
-
-    if isinstance(mask, And | Or):
-        sign = "&" if isinstance(mask, And) else "|"
-        return f"{describe(mask.a)} {sign} {describe(mask.b)}"
-    if isinstance(mask, Not):
-        return f"~({describe(mask.a)})"
-    if isinstance(mask, Causal | Full):
-        return type(mask).__name__.lower()
-    return repr(mask).lower()
-
-
-def costs(spec: DecoderSpec) -> Table:
-    """Parameters by part, FLOPs, cache and activations."""
-    from rich.table import Table
-
-    from pellucid.nn.flops import activation_bytes, cache_bytes, count_parameters, forward_flops, training_flops
-
-    p, time = count_parameters(spec), spec.context
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    table.add_row(
-        "parameters", f"{p.total:,}", f"{p.total * 4 / 1e6:,.1f} MB in fp32, {p.total * 2 / 1e6:,.1f} MB in bf16"
-    )
-    for name in ("embedding", "attention", "ffn", "norms", "head"):
-        table.add_row(f"  {name}", f"{getattr(p, name):,}", f"{getattr(p, name) / p.total:.1%}")
-    table.add_row(
-        "forward", f"{forward_flops(spec, time) / time / 1e6:,.2f} MFLOP", f"a token, mean over {time:,} of context"
-    )
-    table.add_row("training", f"{training_flops(spec, time) / time / 1e6:,.2f} MFLOP", "a token, forward and backward")
-    table.add_row("cache", f"{cache_bytes(spec, time) / 1e6:,.2f} MB", f"fp32, one row of {time:,} tokens")
-    table.add_row(
-        "activations", f"{activation_bytes(spec, 1, time) / 1e6:,.1f} MB", f"fp32, one row of {time:,} tokens, training"
-    )
-    return table
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def main(arguments: Sequence[str]) -> None:
     parse(info, arguments, EXAMPLES)
+
+
+# --- which model -----------------------------------------------------------------------------------------------------
+
+
+def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
+    """The spec in a folder or file, of a published model, or of a design in these sizes.
+
+    Raises SpecError where there is none, UsageError for sizes of what has its own.
+    """
+    import math
+
+    from pellucid.designs import DESIGNS, PUBLISHED, width
+    from pellucid.errors import SpecError, suggest
+
+    path = Path(subject)
+    if subject in DESIGNS and not path.exists():
+        depth = sizes.get("depth", DEPTH)
+        d_model = sizes.get("d_model", width(depth))
+        vocab_size, context = sizes.get("vocab_size", VOCAB_SIZE), sizes.get("context", CONTEXT)
+        return DESIGNS[subject](vocab_size, context, depth, d_model, math.gcd(d_model, 64))
+    if sizes and (path.exists() or subject in PUBLISHED):
+        raise UsageError(f"{_flag(next(iter(sizes)))} is for a design, and {subject} has its own", "leave it out")
+    if path.exists():
+        return _saved(path)
+    if subject in PUBLISHED:
+        return PUBLISHED[subject]()
+    if path.suffix or len(path.parts) > 1:
+        raise SpecError(f"{path} does not exist", "give a model folder, a spec.json, or a design's name")
+    raise SpecError(f"there is no design {subject!r}", suggest(subject, [*DESIGNS, *PUBLISHED]))
+
+
+def _saved(path: Path) -> ModelSpec:
+    from pellucid.errors import SpecError
+    from pellucid.spec import load_spec
+
+    if path.is_file():
+        return load_spec(path)
+    if (path / "spec.json").exists():
+        return load_spec(path / "spec.json")
+    if (path / "run.json").exists():
+        from pellucid.train.config import Run
+
+        return Run.load(path / "run.json").spec
+    raise SpecError(f"{path} holds no spec.json", "give a folder that `pellucid train` wrote")
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def show_list(console: Console) -> None:
+    """All designs and published models, one a line."""
+    from rich.table import Table
+
+    from pellucid.designs import DESIGNS, PUBLISHED, summary
+
+    for title, names in (
+        ("designs, of any size: pellucid train --design NAME", DESIGNS),
+        ("published models, in their own sizes", PUBLISHED),
+    ):
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, title=title, title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column()
+        for name in names:
+            table.add_row(name, summary(name))
+        console.print(table)
+        console.print()
+
+
+def explain(console: Console, name: str, spec: ModelSpec, time: int) -> None:
+    """The drawing of a model and its costs over ``time`` tokens."""
+    from rich.table import Table
+
+    from pellucid.cli.costs import kernels, parts_table, totals_table
+    from pellucid.cli.outline import outline
+    from pellucid.designs import DESIGNS, PUBLISHED, summary
+
+    if name in DESIGNS or name in PUBLISHED:
+        console.print(summary(name), style="bold", highlight=False, markup=False)
+        console.print()
+    console.print(outline(spec, min(console.width, 100)), highlight=False, markup=False)
+    console.print()
+    console.print(parts_table(spec, time))
+    console.print()
+    console.print(totals_table(spec, time))
+    console.print()
+    chosen = Table("computed by", "", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for what, why in kernels(spec, time).items():
+        chosen.add_row(what, why)
+    console.print(chosen)
+    if name.startswith("attention_is_all_you_need") and name in PUBLISHED:
+        _beside_the_paper(console)
+
+
+def _beside_the_paper(console: Console) -> None:
+    from rich.table import Table
+
+    from pellucid.recipes.attention_is_all_you_need import NOTES, RECIPES, compare
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("beside the paper", "parameters", "paper", "training FLOPs", "paper", "used of 9.5 TFLOP/s"):
+        table.add_column(heading, justify="left" if heading == "beside the paper" else "right")
+    for size, recipe in RECIPES.items():
+        c = compare(recipe)
+        said = f"{c.said_parameters / 1e6:.0f} M", f"{c.said_flops:.1e}"
+        table.add_row(size, f"{c.parameters / 1e6:.1f} M", said[0], f"{c.flops:.1e}", said[1], f"{c.used:.0%}")
+    console.print()
+    console.print(table)
+    for note in NOTES:
+        console.print()
+        console.print(note, style="dim", highlight=False, markup=False)

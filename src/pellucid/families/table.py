@@ -41,9 +41,9 @@ STACKED = Transform(  # several of ours are the rows of one of theirs, as in a f
 class Row:
     """``theirs`` is ``ours`` after the transform; ``#`` stands for the number of a layer.
 
-    ``*`` in ``theirs`` stands for the number of an expert: they have a tensor for each, and each is a slice of ours along
-    its first axis. A row counts only where the model has the weight: a table lists biases even if some models of the
-    family have none.
+    ``*`` in ``theirs`` stands for the number of an expert: they have a tensor for each, a slice of ours along its first
+    axis. A row counts only where the model has the weight: a table lists biases even if some models of the family have
+    none.
     """
 
     theirs: str

@@ -7,6 +7,7 @@ d_model     width of the residual stream
 heads       query heads; ``kv_heads``: key/value heads, each shared by heads / kv_heads query heads
 head_dim    width of one head's q, k and v
 d_ff        width of the feed-forward layer's inner activation
+experts     feed-forward layers to choose from; ``top_k`` of them for a token; ``pairs``: (token, choice), flat
 vocab       entries of the vocabulary
 slots       places of a cache, each with the position of the token it holds (-1: empty)
 =========== ==========================================================================================

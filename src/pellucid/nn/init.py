@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.nn.biases import BucketedBias
 from pellucid.nn.models import Model
+from pellucid.nn.recurrent import remember_at_first
 from pellucid.spec import InitRule
 
 # what each rule draws, as a standard deviation; width is the fan-in of a matrix, L the number of layers
@@ -24,6 +25,7 @@ from pellucid.spec import InitRule
 # into the stream: o, down       0.02 / sqrt(2 L)    0: a block starts as id   sqrt(2 / (fan-in + fan-out))
 # untied head                    0.02                0.02                      1 / sqrt(d_model)
 # biases, score buckets          0                   0                         0
+# an LSTM's forget gates: bias   1                   1                         1
 # norms, layer scales, and what  as they were built: the module's own docstring says how
 #   else says starts_as_built
 #
@@ -82,6 +84,9 @@ def initialise(model: M, rule: InitRule = "normal", seed: int = 0) -> M:
             fan_out, fan_in = weight.shape[-2:]
             std = RULES[rule](_kind(name), fan_in, fan_out, n_layers)
             weight.copy_(_draw(weight, std, generator))
+    for module in model.modules():
+        if isinstance(module, nn.LSTM | nn.LSTMCell):
+            remember_at_first(module)
     return model
 
 

@@ -14,6 +14,8 @@ The mask's own ``bounds`` decide what is empty and what is full; only blocks bet
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,12 +33,12 @@ BLOCK = 64
 FULL, NOBODY = 0, 1  # the patterns that every layout has
 _FAR = 2**31 - 1  # a position beyond all others
 _PIECE = 256  # blocks that are evaluated at once
-_LEAST, _DENSE, _MANY = 128, 0.6, 2**24
+_LEAST, _DENSE, _MANY = 512, 0.4, 2**24
 _WORTH = 16  # a group of its own costs as much as this many blocks of padding
 Array = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """The blocks to compute, as query blocks in groups that each see equally many key blocks.
 
@@ -60,8 +62,18 @@ class Layout:
 
     @property
     def density(self) -> float:
-        """The part of all blocks that is computed."""
+        """The part of all blocks that hold a visible pair."""
         return self.live / max(1, self.total)
+
+    def grid(self, which: Callable[[Tensor], Tensor]) -> Bool[Tensor, "rows down across"]:
+        """The blocks of which ``which``, asked for the numbers of their patterns, is true."""
+        rows = self.total // max(1, self.n_blocks[0] * self.n_blocks[1])
+        found = torch.zeros(rows, *self.n_blocks, dtype=torch.bool)
+        for row, first, count, width, begin in self.groups.tolist():
+            down = self.order[first : first + count].repeat_interleave(width)
+            across, kinds = self.pairs[:, begin : begin + count * width]
+            found[max(row, 0), down[which(kinds)], across[which(kinds)]] = True
+        return found
 
 
 # --- what the bounds say ----------------------------------------------------------------------------------------------
@@ -76,8 +88,9 @@ def _spans(tokens: Tokens, block: int) -> tuple[Span, Tensor, Tensor]:
     pos = _cut(tokens.pos, block, -1)
     seg = pos.new_zeros(pos.shape) if tokens.seg is None else _cut(tokens.seg, block, 0)
     token = pos >= 0
-    low, high = (lambda x: x.where(token, _FAR).amin(-1)), (lambda x: x.where(token, -1).amax(-1))
-    return Span(low(pos), high(pos), low(seg), high(seg)), token.any(-1), token.all(-1)
+    low, high = ((pos.where(token, _FAR), seg.where(token, _FAR)), (pos.where(token, -1), seg.where(token, -1)))
+    (lo, seg_lo), (hi, seg_hi) = (x.amin(-1) for x in low), (x.amax(-1) for x in high)
+    return Span(lo, hi, seg_lo, seg_hi), token.any(-1), token.all(-1)
 
 
 def classify(mask: Mask, queries: Tokens, keys: Tokens, block: int) -> tuple[Tensor, Tensor]:
@@ -136,7 +149,7 @@ def _groups(widths: Array) -> list[tuple[Array, int]]:
 
 def make_layout(mask: Mask, queries: Tokens, keys: Tokens, block: int = BLOCK) -> Layout:
     """The layout for these places: of every row by itself, or of all together where both have one row."""
-    rows, (n_q, n_k) = queries.pos.shape[0], (queries.pos.shape[1], keys.pos.shape[1])
+    rows, n_q = queries.pos.shape
     some, every = classify(mask, queries, keys, block)
     n_down, n_across = some.shape[1:]
     at = (some & ~every).nonzero().T
@@ -145,7 +158,7 @@ def make_layout(mask: Mask, queries: Tokens, keys: Tokens, block: int = BLOCK) -
     kinds[tuple(at.cpu().numpy())] = np.where(numbers == NOBODY, -1, numbers)
     patterns = np.unpackbits(bits, axis=1).astype(bool).reshape(-1, block, block)
 
-    anyone = patterns.any(-1)
+    anyone: npt.NDArray[np.bool_] = np.any(patterns, axis=-1)
     groups: list[tuple[int, ...]] = []
     orders, pairs = [np.zeros(0, np.int64)], [np.zeros((2, 0), np.int64)]
     sees = np.zeros((rows, n_down, block), dtype=bool)
@@ -166,18 +179,25 @@ def make_layout(mask: Mask, queries: Tokens, keys: Tokens, block: int = BLOCK) -
             groups.append((number, sum(map(len, orders)), len(members), width, sum(p.shape[1] for p in pairs)))
             orders.append(members)
             pairs.append(table.reshape(2, -1))
-    blind = ~torch.from_numpy(sees).flatten(1)[:, None, :n_q, None]
+    device, blind = queries.pos.device, ~torch.from_numpy(sees).flatten(1)[:, None, :n_q, None]
     return Layout(
         block,
         (n_down, n_across),
-        torch.tensor(groups, dtype=torch.long).reshape(-1, 5),
-        torch.from_numpy(np.concatenate(orders)),
-        torch.from_numpy(np.concatenate(pairs, axis=1)),
-        torch.from_numpy(patterns).to(queries.pos.device),
-        blind.to(queries.pos.device) if blind.any() else None,
+        _any_length(torch.tensor(groups, dtype=torch.long).reshape(-1, 5)),
+        _any_length(torch.from_numpy(np.concatenate(orders))),
+        _any_length(torch.from_numpy(np.concatenate(pairs, axis=1)), 1),
+        _any_length(torch.from_numpy(patterns).to(device)),
+        blind.to(device) if blind.any() else None,
         int((kinds >= 0).sum()),
         kinds.size,
     )
+
+
+def _any_length(x: Tensor, axis: int = 0) -> Tensor:
+    """Its length is of this batch: a compiled block must not be compiled again for the next one."""
+    if "torch._dynamo" in sys.modules:  # who compiles has loaded it
+        sys.modules["torch._dynamo"].maybe_mark_dynamic(x, axis)
+    return x
 
 
 @lru_cache(maxsize=64)

@@ -36,9 +36,10 @@ class ExpertLinear(nn.Module):
 class MixtureOfExperts(Tapped):
     """Σ p_e · expert_e(x) over the top_k experts e of each token, p = softmax(router(x)) (Shazeer et al. 2017, eq. 1).
 
-    With ``renormalise`` the chosen p_e are divided by their sum: the same as a softmax over the chosen logits (Jiang et
-    al. 2024, section 2.1); a single choice then has weight 1, and only the losses below teach the router. Grouped: all (token, expert) pairs are sorted by expert, and a matrix product is one call
-    for all experts. Dropless: an expert takes what comes, be it nothing or everything.
+    With ``renormalise`` the chosen p_e are divided by their sum, the same as a softmax over the chosen logits (Jiang et
+    al. 2024, section 2.1); a single choice then weighs 1, and only the losses below teach the router. Grouped: all
+    (token, expert) pairs are sorted by expert, and a matrix product is one call for all experts. Dropless: an expert
+    takes what comes, be it nothing or everything.
 
     Points: ``router_logits`` (batch, time, n_experts); ``expert_ids`` (batch, time, top_k), who is chosen, best first;
     ``expert_weights`` (batch, time, top_k), their p_e; ``expert_out`` (batch, time, top_k, d_model), what each says.

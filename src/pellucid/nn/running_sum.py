@@ -22,7 +22,7 @@ CHUNK = 64  # a power of two. Measured: 32 and 64 cost alike, and 32 keeps twice
 Heads = Float[Tensor, "batch heads time head_dim"]
 Written = Float[Tensor, "batch heads time width"]  # what is stored under the keys; head_dim wide, or wider
 State = Float[Tensor, "batch heads head_dim width"]
-Decay = Float[Tensor, "rows some_heads steps channels"]  # α; each axis may be 1, and then holds for all of it
+Decay = Float[Tensor, "#batch #heads #time #head_dim"]  # α; an axis of 1 holds for all of it
 
 
 def by_steps(
@@ -52,9 +52,9 @@ def by_chunks(
 ) -> tuple[Written, State]:
     """z of each token and the last state, by matrix products; time and memory are linear in the number of tokens.
 
-    decay: α, one a head (channels = 1) or, for a sum, one a channel of the keys; None: 1. beta: the delta rule's β;
+    decay: α, one a head or, for a sum, one a channel of the keys; None: 1. beta: the delta rule's β;
     None: a sum. state: S before the first token. chunk: how many tokens meet in one product, a power of two.
-    Chunks: Hua et al. 2022, section 3.3. The delta rule's: Yang et al. 2024b, section 3.2.
+    Sums in chunks: Sun et al. 2023, equation 7. The delta rule's: Yang et al. 2024b, section 3.2.
     """
     time = q.shape[2]
     chunk = min(chunk, 1 << (time - 1).bit_length())

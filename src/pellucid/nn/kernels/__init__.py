@@ -7,17 +7,23 @@ chosen; nothing is approximated and nothing silently dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, overload, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pellucid.batch import Tokens
 from pellucid.nn.kernels.blocked import blocked
+from pellucid.nn.kernels.flex import flex
+from pellucid.nn.kernels.flex import runs as flex_runs
 from pellucid.nn.kernels.reference import Listen, reference
 from pellucid.nn.kernels.sdpa import sdpa
-from pellucid.nn.masks import Visible
+from pellucid.nn.layout import Layout
+from pellucid.nn.masks import Visible, see
+from pellucid.spec import AttentionSpec
 
-__all__ = ["Choice", "attend", "blocked", "choose", "reference", "sdpa"]
+__all__ = ["Choice", "attend", "blocked", "choose", "flex", "kernel_for", "reference", "sdpa"]
 
 
 @runtime_checkable
@@ -39,23 +45,97 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """Which kernel runs, and why."""
+    """Which kernel runs, and ``why``; ``str()`` says both.
+
+    ``layout`` is there where blocks decided. Its numbers are put into words only for who asks: in a compiled block each
+    number that is read would be one more thing to compile again for.
+    """
 
     kernel: Kernel
-    why: str
+    reason: str
+    layout: Layout | None = None
+
+    @property
+    def name(self) -> str:
+        return getattr(self.kernel, "__name__", type(self.kernel).__name__)
+
+    @property
+    def why(self) -> str:
+        if self.layout is None:
+            return self.reason
+        live, total, size = self.layout.live, self.layout.total, f"{self.layout.block} × {self.layout.block}"
+        return f"{self.reason}: {live:,} of {total:,} blocks of {size} tokens hold a visible pair ({live / total:.1%})"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.why}"
 
 
-def choose(visible: Visible, *, biased: bool, soft_cap: float | None, listening: bool) -> Choice:
-    """The kernel for a call: the fused one, unless the scores themselves are needed."""
+def choose(
+    q: Tensor, visible: Visible, *, biased: bool = False, soft_cap: float | None = None, listening: bool = False
+) -> Choice:
+    """The kernel for a call, from what is asked and what the mask is; no value of a tensor is read."""
     if listening:
-        return Choice(reference, "someone listens to scores or pattern, which a fused kernel never holds")
+        return Choice(reference, "someone listens to scores or pattern, which no other kernel ever holds")
     if visible.layout is not None and not biased:
-        return Choice(blocked, "")
+        if flex_runs(q):
+            return Choice(flex, "FlexAttention writes a kernel for this mask and its blocks", visible.layout)
+        return Choice(blocked, "only blocks that the mask allows are computed", visible.layout)
     if soft_cap is not None:
         return Choice(reference, "a soft cap bends the scores between product and softmax; the fused kernel cannot")
-    return Choice(sdpa, "fused scaled_dot_product_attention expresses this mask and bias exactly")
+    if biased:
+        return Choice(sdpa, "fused; a bias is added to the scores, and carries the mask")
+    if visible.proof is not None:
+        known = (
+            "nothing is hidden, so there is no mask" if visible.proof == "full" else "the mask is proved to be causal"
+        )
+        return Choice(sdpa, f"fused; {known}")
+    return Choice(sdpa, "fused, with the mask as a tensor: rows are short, or too few blocks of the mask are empty")
 
 
+def kernel_for(
+    attention: AttentionSpec,
+    time: int,
+    *,
+    biased: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Choice:
+    """The kernel for one row of ``time`` tokens that attend to each other by this spec, and why.
+
+    ``biased``: whether the stack adds a term to the scores. Makes no tensor as long as the row.
+    """
+    tokens = Tokens.plain(1, time, device=device)
+    q = torch.empty((), dtype=dtype, device=device).expand(1, attention.n_heads, time, attention.head_dim)
+    visible = see(attention.mask, tokens, tokens, sparse=not biased)
+    return choose(q, visible, biased=biased, soft_cap=attention.soft_cap)
+
+
+@overload
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Visible,
+    *,
+    bias: Tensor | None = None,
+    scale: float,
+    soft_cap: float | None = None,
+    listen: Listen | None = None,
+    explain: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Visible,
+    *,
+    bias: Tensor | None = None,
+    scale: float,
+    soft_cap: float | None = None,
+    listen: Listen | None = None,
+    explain: Literal[True],
+) -> tuple[Tensor, Choice]: ...
 def attend(
     q: Float[Tensor, "batch heads query head_dim"],
     k: Float[Tensor, "batch kv_heads key head_dim"],
@@ -66,13 +146,17 @@ def attend(
     scale: float,
     soft_cap: float | None = None,
     listen: Listen | None = None,
-) -> Float[Tensor, "batch heads query head_dim"]:
+    explain: bool = False,
+) -> Float[Tensor, "batch heads query head_dim"] | tuple[Float[Tensor, "batch heads query head_dim"], Choice]:
     """z = softmax(soft_cap(q·kᵀ · scale) + bias, over visible keys) · v (Vaswani et al. 2017, equation 1).
 
     A query that sees nothing gives zeros. ``listen``, when given, is called with ("scores", x) and ("pattern", x), both
-    (batch, heads, query, key), and may replace them.
+    (batch, heads, query, key), and may replace them. With ``explain``, (z, Choice): ``print(choice)`` says which kernel
+    ran and why.
     """
+    choice = choose(q, visible, biased=bias is not None, soft_cap=soft_cap, listening=listen is not None)
     if listen is not None:
-        return reference(q, k, v, visible, bias=bias, scale=scale, soft_cap=soft_cap, listen=listen)
-    kernel = choose(visible, biased=bias is not None, soft_cap=soft_cap, listening=False).kernel
-    return kernel(q, k, v, visible, bias=bias, scale=scale, soft_cap=soft_cap)
+        z = reference(q, k, v, visible, bias=bias, scale=scale, soft_cap=soft_cap, listen=listen)
+    else:
+        z = choice.kernel(q, k, v, visible, bias=bias, scale=scale, soft_cap=soft_cap)
+    return (z, choice) if explain else z

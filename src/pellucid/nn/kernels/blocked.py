@@ -165,7 +165,7 @@ def backward(
             keys, values = chunk.take_keys(k[at]), chunk.take_keys(v[at])
             pattern, bent = _pattern(queries, keys, chunk.hide, scale, soft_cap)
             chunk.add_keys(dv[at], pattern.mT @ d_out)
-            d_scores = torch._softmax_backward_data(d_out @ values.mT, pattern, -1, pattern.dtype)
+            d_scores = torch.ops.aten._softmax_backward_data(d_out @ values.mT, pattern, -1, pattern.dtype)
             if bent is not None:
                 d_scores *= 1 - bent * bent
             chunk.put_queries(dq[at], (d_scores @ keys).mul_(scale))
@@ -175,26 +175,20 @@ def backward(
 
 # --- as operators -----------------------------------------------------------------------------------------------------
 
+_library = torch.library.Library("pellucid", "FRAGMENT")  # torch.library.custom_op would load the compiler: a second
 _PLAN = "Tensor groups, Tensor order, Tensor pairs, Tensor patterns, float scale, float? soft_cap"
-_forward = torch.library.custom_op(
-    "pellucid::blocked", forward, mutates_args=(), schema=f"(Tensor q, Tensor k, Tensor v, {_PLAN}) -> Tensor"
-)
-_backward = torch.library.custom_op(
-    "pellucid::blocked_backward",
-    backward,
-    mutates_args=(),
-    schema=f"(Tensor dz, Tensor q, Tensor k, Tensor v, {_PLAN}) -> (Tensor, Tensor, Tensor)",
-)
+_library.define(f"blocked(Tensor q, Tensor k, Tensor v, {_PLAN}) -> Tensor")
+_library.define(f"blocked_backward(Tensor dz, Tensor q, Tensor k, Tensor v, {_PLAN}) -> (Tensor, Tensor, Tensor)")
+_library.impl("blocked", forward, "CompositeExplicitAutograd")
+_library.impl("blocked_backward", backward, "CompositeExplicitAutograd")
 
 
-@_forward.register_fake
-def _(q: Tensor, *_: Any) -> Tensor:
+def _fake_forward(q: Tensor, *_: Any) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
-@_backward.register_fake
-def _(dz: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+def _fake_backward(dz: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_forward(q), _fake_forward(k), _fake_forward(v)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -207,4 +201,6 @@ def _differentiate(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
     return (*gradients, None, None, None, None, None, None)
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+torch.library.register_fake("pellucid::blocked", _fake_forward, lib=_library)
+torch.library.register_fake("pellucid::blocked_backward", _fake_backward, lib=_library)
+torch.library.register_autograd("pellucid::blocked", _differentiate, setup_context=_keep, lib=_library)

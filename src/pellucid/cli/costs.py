@@ -1,0 +1,191 @@
+"""What a model costs, as tables: every part with its matrices, parameters, FLOPs and memory; totals; kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pellucid.cli.words import Part, bias_words, block_parts, cross_part, describe, fold, mixer_part
+from pellucid.spec import (
+    AttentionSpec,
+    AttentiveRecurrentSpec,
+    BlockSpec,
+    DecoderSpec,
+    EncoderDecoderSpec,
+    EncoderSpec,
+    LinearAttentionSpec,
+    ModelSpec,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pellucid.nn.flops import Layer
+
+LONGEST_CHOICE = 4096  # tokens up to which a kernel is chosen here: beside a bias, masks are looked at pair by pair
+
+
+@dataclass(frozen=True)
+class Row:
+    """All of one part of a model: its parameters, FLOPs of one forward, and bytes kept of what was read."""
+
+    name: str
+    matrices: str = ""
+    parameters: int = 0
+    flops: int = 0
+    kept: int = 0
+    side: str = ""
+
+
+def rows(spec: ModelSpec, time: int) -> list[Row]:
+    """Every part of a model reading ``time`` tokens (on both sides); the sums are its parameters, FLOPs and cache."""
+    if not isinstance(spec, EncoderDecoderSpec):
+        return _side(spec, time)
+    encoder = [replace(row, side="encoder") for row in _side(spec.encoder, time)]
+    states = Row("its states", f"{time:,} × {spec.d_model}", kept=4 * spec.d_model * time, side="encoder")
+    first, *others = (replace(row, side="decoder") for row in _side(spec.decoder, time))
+    if spec.shared_embedding:
+        own = first.parameters - spec.vocab_size * spec.d_model
+        first = replace(first, matrices="the encoder's", parameters=own)
+    return [*encoder, states, first, *others]
+
+
+def _side(spec: DecoderSpec | EncoderSpec, time: int) -> list[Row]:
+    from pellucid.nn.flops import count_parameters, forward_flops, layers
+
+    found: dict[tuple[Part, Layer], tuple[int, int]] = {}  # how many of it, and bytes that each keeps
+    for group in fold(spec.stack.blocks):
+        for n, block in group.runs:
+            parts = block_parts(block, spec.d_model, spec.stack.bias)
+            for part, layer, kept in zip(parts, layers(block, spec.d_model), _kept(spec, block, time), strict=True):
+                found[part, layer] = found.get((part, layer), (0, 0))[0] + n * group.times, kept
+    inner = [_row(part, layer, n, kept, spec, time) for (part, layer), (n, kept) in found.items()]
+    counted = count_parameters(spec)
+    shared = counted.mixers + counted.ffn - sum(row.parameters for row in inner)
+    bias = [Row(" ".join(bias_words(spec.stack.bias)), "one table for all layers", shared)] if shared else []
+    tables = Row("embedding", f"{spec.vocab_size:,} × {spec.d_model}", counted.embedding)
+    norms = [Row("norms", parameters=counted.norms)] if counted.norms else []
+    flops = forward_flops(spec, time) - sum(row.flops for row in inner)
+    head = [] if spec.head is None else [Row("head", "" if counted.head else "the embedding's", counted.head, flops)]
+    return [tables, *bias, *inner, *norms, *head]
+
+
+def _kept(spec: DecoderSpec | EncoderSpec, block: BlockSpec, time: int) -> list[int]:
+    """Bytes that each sublayer of a block keeps of ``time`` tokens."""
+    from pellucid.nn.flops import cache_bytes
+
+    def alone(block: BlockSpec) -> int:
+        return cache_bytes(replace(spec, stack=replace(spec.stack, blocks=(block,), bias=None)), time)
+
+    mixer = alone(replace(block, cross=None))
+    cross = [alone(block) - mixer] if block.cross else []
+    return [mixer, *cross, *([0] if block.ffn else [])]
+
+
+def _row(part: Part, layer: Layer, n: int, kept: int, spec: DecoderSpec | EncoderSpec, time: int) -> Row:
+    from pellucid.nn.flops import visible_pairs
+
+    own = part.mask is not None and not part.reads_encoder
+    pairs = visible_pairs(part.mask, time) if own and part.mask else time * time
+    name = part.title if n == 1 else f"{n} × {part.title}"
+    return Row(name, "\n".join(part.matrices), n * layer.parameters, n * layer.flops(time, pairs, time), n * kept)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def parts_table(spec: ModelSpec, time: int) -> Table:
+    """Every part of the model, one a row."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", header_style="dim")
+    table.add_column("part")
+    table.add_column("matrices", style="dim")
+    for name in ("parameters", "MFLOP a token", "kept, KB"):
+        table.add_column(name, justify="right")
+    side = ""
+    for row in rows(spec, time):
+        if row.side != side:
+            side = row.side
+            table.add_row(f"[bold]{side}[/]")
+        cells = (f"{row.parameters:,}", f"{row.flops / time / 1e6:,.2f}", f"{row.kept / 1e3:,.1f}")
+        empty = (not row.parameters, not row.flops, not row.kept)
+        shown = ("" if none else cell for cell, none in zip(cells, empty, strict=True))
+        table.add_row(row.name, row.matrices, *shown)
+    return table
+
+
+def totals_table(spec: ModelSpec, time: int) -> Table:
+    """Parameters, FLOPs, cache and activations of the whole."""
+    from rich.table import Table
+
+    from pellucid.nn.flops import activation_bytes, cache_bytes, count_parameters, forward_flops, training_flops
+
+    p, both = count_parameters(spec), " and as many read" if isinstance(spec, EncoderDecoderSpec) else ""
+    reads = f"{time:,} tokens{both}"
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row(
+        "parameters", f"{p.total:,}", f"{p.total * 4 / 1e6:,.1f} MB in fp32, {p.total * 2 / 1e6:,.1f} in bf16"
+    )
+    for name in ("embedding", "mixers", "ffn", "norms", "head"):
+        if part := getattr(p, name):
+            table.add_row(f"  {name}", f"{part:,}", f"{part / p.total:.1%}")
+    table.add_row("forward", f"{forward_flops(spec, time) / time / 1e6:,.2f} MFLOP", f"a token, mean over {reads}")
+    table.add_row("training", f"{training_flops(spec, time) / time / 1e6:,.2f} MFLOP", "a token, forward and backward")
+    kept = cache_bytes(spec, time)
+    grows = "" if kept != cache_bytes(spec, 2 * time) else "; it grows no more"
+    if kept:
+        table.add_row("cache", f"{kept / 1e6:,.2f} MB", f"fp32, one row of {reads}{grows}")
+    table.add_row("activations", f"{activation_bytes(spec, 1, time) / 1e6:,.1f} MB", "fp32, the same row in training")
+    return table
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def kernels(spec: ModelSpec, time: int) -> dict[str, str]:
+    """What computes each kind of mixer over ``time`` tokens without a cache, and why: name -> kernel and reason."""
+    sides = (spec.encoder, spec.decoder) if isinstance(spec, EncoderDecoderSpec) else (spec,)
+    found: dict[str, str] = {}
+    for side in sides:
+        for block in side.stack.blocks:
+            for name, words in _of_block(block, side, time):
+                found.setdefault(name, words)
+    return found
+
+
+def _of_block(block: BlockSpec, spec: DecoderSpec | EncoderSpec, time: int) -> list[tuple[str, str]]:
+    mixer, cross, d = block.mixer, block.cross, spec.d_model
+    title = mixer_part(mixer, d).title
+    found: list[tuple[str, str]] = []
+    if isinstance(mixer, AttentionSpec):
+        named = ", ".join([f"attention, {describe(mixer.mask)}", *bias_words(spec.stack.bias)])
+        found.append((named, _attention(mixer, time, biased=spec.stack.bias is not None)))
+    elif isinstance(mixer, LinearAttentionSpec):
+        found.append((title, "in chunks, which are products of matrices; one token after another when it writes"))
+    elif isinstance(mixer, AttentiveRecurrentSpec):
+        found.append((title, "a loop over tokens: each step needs the one before, and looks back before it"))
+    else:
+        found.append((title, "torch's own, which cannot compute a token before the one that it follows"))
+    if isinstance(cross, AttentionSpec):
+        found.append(("cross-attention", _attention(cross, time, biased=False)))
+    elif cross is not None:
+        found.append((cross_part(cross, d).title, "one product over all that was read"))
+    return found
+
+
+def _attention(spec: AttentionSpec, time: int, *, biased: bool) -> str:
+    from pellucid.batch import Tokens
+    from pellucid.nn.kernels import choose
+    from pellucid.nn.masks import see
+
+    time = min(time, LONGEST_CHOICE)
+    tokens = Tokens.plain(1, time)
+    visible = see(spec.mask, tokens, tokens)
+    choice = choose(visible, biased=biased, soft_cap=spec.soft_cap, listening=False)
+    computed = f"{visible.layout.density:.0%} of all blocks hold a visible pair" if visible.layout else ""
+    why = ", ".join(words for words in (choice.why, computed) if words)
+    return f"{choice.kernel.__name__} at {time:,} tokens: {why}"  # type: ignore[attr-defined]

@@ -1,0 +1,270 @@
+"""The parts of a spec in words: what the table, the drawing in a terminal and the diagram say alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from pellucid.spec import (
+    ALiBiSpec,
+    AlignmentSpec,
+    And,
+    AttentionSpec,
+    AttentiveRecurrentSpec,
+    BiasSpec,
+    BlockSpec,
+    Causal,
+    ClassifierHeadSpec,
+    CrossSpec,
+    DecayRule,
+    DecoderSpec,
+    DeltaRule,
+    EmbedSpec,
+    EncoderSpec,
+    FeedForwardSpec,
+    FFNSpec,
+    Full,
+    GatedDecayRule,
+    GatedFFNSpec,
+    KernelRule,
+    LinearAttentionSpec,
+    LMHeadSpec,
+    Mask,
+    MaskedLMHeadSpec,
+    MixerSpec,
+    MoESpec,
+    NormSpec,
+    Not,
+    Or,
+    PoolerHeadSpec,
+    RMSNormSpec,
+    RotarySpec,
+    SinusoidalSpec,
+)
+
+PLAIN = {"relu": "ReLU", "relu2": "ReLU²", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "silu": "SiLU"}
+GATED = {"relu": "ReGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU (tanh)", "silu": "SwiGLU"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sublayer: what it is, what is particular about it, its matrices; who sees whom, where it attends."""
+
+    title: str
+    details: tuple[str, ...]
+    matrices: tuple[str, ...]
+    mask: Mask | None = None
+    reads_encoder: bool = False
+
+
+def norm_name(spec: NormSpec | None) -> str:
+    if spec is None:
+        return "no norm"
+    return "RMSNorm" if isinstance(spec, RMSNormSpec) else "LayerNorm"
+
+
+def describe(mask: Mask) -> str:
+    """A mask as it is written: causal & window(size=256)."""
+    if isinstance(mask, And | Or):
+        a, b = (f"({describe(side)})" if isinstance(side, And | Or) else describe(side) for side in (mask.a, mask.b))
+        return f"{a} {'&' if isinstance(mask, And) else '|'} {b}"
+    if isinstance(mask, Not):
+        return f"~({describe(mask.a)})"
+    if isinstance(mask, Causal):
+        return "causal"
+    return "sees all" if isinstance(mask, Full) else repr(mask).lower()
+
+
+def times(x: float) -> str:
+    """A factor; a square root where it is one of a whole number."""
+    whole = round(x * x)
+    if abs(x) > 1 and x != round(x) and abs(x * x - whole) < 1e-9 * whole:
+        return f"√{whole}"
+    inverse = round(1 / (x * x)) if x else 0
+    return f"1/√{inverse}" if 0 < x < 1 and inverse and abs(x * x * inverse - 1) < 1e-9 else f"{x:g}"
+
+
+def _rotary(spec: RotarySpec | None) -> list[str]:
+    if spec is None:
+        return []
+    more = [f"base {spec.base:,.0f}"] if spec.base != 10_000 else []
+    more += [f"{spec.fraction:.0%} of a head"] if spec.fraction != 1 else []
+    more += [f"stretched {spec.scaling.factor:g} times"] if spec.scaling else []
+    return [f"rotary ({', '.join(more)})" if more else "rotary"]
+
+
+def bias_words(bias: BiasSpec | None) -> list[str]:
+    """A score term in words; nothing for none."""
+    if bias is None:
+        return []
+    return ["ALiBi" if isinstance(bias, ALiBiSpec) else f"{bias.n_buckets} distance buckets"]
+
+
+# --- mixers ----------------------------------------------------------------------------------------------------------
+
+
+def _attention(a: AttentionSpec, d: int, bias: BiasSpec | None = None, *, cross: bool = False) -> Part:
+    width, kv = a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim
+    details = [f"{a.n_heads} head{'s' * (a.n_heads > 1)} of {a.head_dim}"]
+    if a.n_kv_heads != a.n_heads:
+        details.append(f"{a.n_kv_heads} for keys and values")
+    details += [describe(a.mask), *_rotary(a.rotary), *bias_words(bias)]
+    details += ["q and k normalised"] if a.qk_norm else []
+    if a.scale is not None and abs(a.scale - a.head_dim**-0.5) > 1e-12:
+        details.append("scores not scaled" if a.scale == 1 else f"scores × {times(a.scale)}")
+    details += [f"scores capped at {a.soft_cap:g}"] if a.soft_cap else []
+    matrices = [f"q {d}→{width}", f"k, v {d}→{kv}"] if kv != width else [f"q, k, v {d}→{width}"]
+    title = "cross-attention" if cross else "attention"
+    return Part(title, tuple(details), (*matrices, f"o {width}→{d}"), a.mask, cross)
+
+
+def _linear(a: LinearAttentionSpec, d: int) -> Part:
+    width, rule, more = a.n_heads * a.head_dim, a.rule, list[str]()
+    if isinstance(rule, KernelRule):
+        name = "kernel elu + 1" if rule.causal else "kernel elu + 1, sees all"
+    elif isinstance(rule, DecayRule):
+        name = "fixed decay a head"
+    elif isinstance(rule, GatedDecayRule):
+        name, more = "gated decay", [f"α {d}→{rule.rank}→{width}"]
+    else:
+        assert isinstance(rule, DeltaRule)
+        name, more = "delta rule", [f"β {d}→{a.n_heads}"]
+    more += [f"gate {d}→{width}"] if a.out_gate else []
+    state = f"state {a.n_heads} × {a.head_dim} × {a.head_dim}"
+    details = [name, state, *_rotary(a.rotary)]
+    details += [f"{norm_name(a.out_norm)} a head"] if a.out_norm else []
+    details += ["output gate"] if a.out_gate else []
+    return Part("linear attention", tuple(details), (f"q, k, v {d}→{width}", *more, f"o {width}→{d}"))
+
+
+def _scores(a: AlignmentSpec) -> str:
+    return f"additive scores of {a.d_align}" if a.score == "additive" else f"{a.score} scores"
+
+
+def mixer_part(spec: MixerSpec, d: int, bias: BiasSpec | None = None) -> Part:
+    """What mixes tokens in a block."""
+    if isinstance(spec, AttentionSpec):
+        return _attention(spec, d, bias)
+    if isinstance(spec, LinearAttentionSpec):
+        return _linear(spec, d)
+    gates, name = 4 if spec.cell == "lstm" else 3, spec.cell.upper()
+    if isinstance(spec, AttentiveRecurrentSpec):
+        look, h = spec.alignment, spec.d_hidden
+        matrices = (f"[x; c] {2 * d}→{gates}·{h}", f"h {h}→{gates}·{h}", *_score_matrices(look, h, d), f"o {h}→{d}")
+        return Part(
+            f"attentive {name}", (f"state of {h}", "looks before each step", _scores(look)), matrices, None, True
+        )
+    h = spec.d_hidden
+    ways = ("both directions",) if spec.both_directions else ()
+    copies = "2 × " if spec.both_directions else ""
+    matrices = (f"{copies}x {d}→{gates}·{h}", f"{copies}h {h}→{gates}·{h}")
+    return Part(name, (f"state of {h}", *ways), (*matrices, *((f"o {spec.d_out}→{d}",) if spec.project else ())))
+
+
+def _score_matrices(a: AlignmentSpec, query: int, memory: int) -> tuple[str, ...]:
+    if a.score == "additive":
+        return f"W {query}→{a.d_align}", f"U {memory}→{a.d_align}", f"v {a.d_align}→1"
+    return (f"W {query}→{memory}",) if a.score == "general" else ()
+
+
+def cross_part(spec: CrossSpec, d: int) -> Part:
+    """What attends to an encoder's states."""
+    if isinstance(spec, AttentionSpec):
+        return _attention(spec, d, cross=True)
+    return Part(
+        "alignment", (_scores(spec), "tanh of context and state"), (*_score_matrices(spec, d, d), f"o {2 * d}→{d}")
+    )
+
+
+# --- feed-forward ----------------------------------------------------------------------------------------------------
+
+
+def _layer(spec: FFNSpec | GatedFFNSpec, d: int) -> tuple[str, tuple[str, ...]]:
+    if isinstance(spec, GatedFFNSpec):
+        name = GATED.get(spec.activation, f"gated {PLAIN[spec.activation]}")
+        return name, (f"up, gate {d}→{spec.d_ff}", f"down {spec.d_ff}→{d}")
+    return PLAIN[spec.activation], (f"up {d}→{spec.d_ff}", f"down {spec.d_ff}→{d}")
+
+
+def ffn_part(spec: FeedForwardSpec, d: int) -> Part:
+    """A feed-forward layer, or several with a router."""
+    if isinstance(spec, MoESpec):
+        name, matrices = _layer(spec.expert, d)
+        details = (f"{spec.n_experts} experts, {spec.top_k} a token", f"{name} of {spec.expert.d_ff}")
+        return Part("mixture of experts", details, (f"router {d}→{spec.n_experts}", f"{spec.n_experts} ×", *matrices))
+    name, matrices = _layer(spec, d)
+    return Part("feed-forward", (f"{name} of {spec.d_ff}",), matrices)
+
+
+def block_parts(block: BlockSpec, d: int, bias: BiasSpec | None = None) -> list[Part]:
+    """The sublayers of a block in their order, the same as that of ``nn.flops.layers``."""
+    parts = [mixer_part(block.mixer, d, bias)]
+    parts += [cross_part(block.cross, d)] if block.cross else []
+    return [*parts, ffn_part(block.ffn, d)] if block.ffn else parts
+
+
+# --- before and after the stack --------------------------------------------------------------------------------------
+
+
+def embed_words(spec: EmbedSpec) -> list[str]:
+    """What happens to token vectors before the first block."""
+    words = [f"× {times(spec.scale)}"] if spec.scale != 1 else []
+    if spec.positions is not None:
+        words.append("+ sines of positions" if isinstance(spec.positions, SinusoidalSpec) else "+ learned positions")
+    words += [f"+ {spec.n_types} token types"] if spec.n_types else []
+    return words + ([norm_name(spec.norm)] if spec.norm else [])
+
+
+def head_words(spec: DecoderSpec | EncoderSpec) -> tuple[str, list[str]]:
+    """What a model gives, and how."""
+    head = spec.head
+    if head is None:
+        return "states", ["one vector a token"]
+    if isinstance(head, LMHeadSpec | MaskedLMHeadSpec):
+        own = f"{spec.d_model} × {spec.vocab_size:,}"
+        how = ["by the embedding's vectors" if head.tied else f"by a matrix of its own, {own}"]
+        if isinstance(head, MaskedLMHeadSpec):
+            return "logits", [f"dense, {PLAIN[head.activation]}, {norm_name(head.norm)}", *how]
+        how += [f"× {times(head.scale)}"] if head.scale != 1 else []
+        return "logits", how + ([f"capped at {head.soft_cap:g}"] if head.soft_cap else [])
+    if isinstance(head, PoolerHeadSpec | ClassifierHeadSpec):
+        pooler = head if isinstance(head, PoolerHeadSpec) else head.pooler
+        taken = {"first": "first token", "last": "last token", "mean": "mean of all", "max": "maximum of all"}
+        how = [taken[pooler.take], *(["dense, tanh"] if pooler.dense else []), *(["length 1"] * pooler.normalise)]
+        if isinstance(head, PoolerHeadSpec):
+            return "one vector a row", how
+        return f"{head.n_classes} classes a row", how
+    return f"{head.n_classes} classes a token", ["a matrix and a bias"]
+
+
+# --- equal blocks ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """``runs`` of equal blocks (how many, which), and how many times all of them come; ``at``: number of the first."""
+
+    at: int
+    times: int
+    runs: tuple[tuple[int, BlockSpec], ...]
+
+
+def fold(blocks: Sequence[BlockSpec]) -> list[Group]:
+    """Blocks as what repeats: twelve equal ones as 12 × one, a pattern of four as 3 × (3 × one, another)."""
+    runs = [(len(list(same)), block) for block, same in groupby(blocks)]
+    groups: list[Group] = []
+    i = at = 0
+    while i < len(runs):
+        period, best = 1, 1
+        for p in range(2, (len(runs) - i) // 2 + 1):
+            k = 1
+            while runs[i + k * p : i + (k + 1) * p] == runs[i : i + p]:
+                k += 1
+            if k > 1 and k * p > period * best:
+                period, best = p, k
+        found = tuple(runs[i : i + period])
+        groups.append(Group(at, best, found))
+        at += best * sum(n for n, _ in found)
+        i += best * period
+    return groups

@@ -1,0 +1,41 @@
+"""Model designs: a choice of parts. ``DESIGNS`` take sizes and can be trained by name; ``PUBLISHED`` have their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pellucid.designs import language_models, published
+from pellucid.designs.language_models import HEAD_DIM as HEAD_DIM
+from pellucid.designs.language_models import classic as classic
+from pellucid.designs.language_models import modern as modern
+from pellucid.designs.language_models import width as width
+from pellucid.designs.published import attention_is_all_you_need as attention_is_all_you_need
+from pellucid.errors import SpecError, suggest
+from pellucid.spec import DecoderSpec, ModelSpec
+
+_MODELS = (
+    *(language_models.modern, language_models.classic, language_models.parallel, language_models.moe),
+    *(language_models.nope, language_models.alibi, language_models.t5_bias),
+    *(language_models.window, language_models.sparse),
+    *(language_models.linear, language_models.retention, language_models.gated, language_models.delta),
+    *(language_models.hybrid, language_models.lstm, language_models.gru, language_models.lstm_attention),
+)
+DESIGNS: dict[str, Callable[[int, int, int, int, int], DecoderSpec]] = {each.__name__: each for each in _MODELS}
+_SIZED = (
+    *(published.seq2seq, published.seq2seq_luong),
+    *(published.attention_is_all_you_need, published.attention_is_all_you_need_big),
+    *(published.bert_base, published.gpt2, published.t5_base, published.llama3_8b),
+)
+PUBLISHED: dict[str, Callable[[], ModelSpec]] = {each.__name__: each for each in _SIZED}
+
+
+def design(name: str) -> Callable[[int, int, int, int, int], DecoderSpec]:
+    """(vocab_size, context, n_layers, d_model, head_dim) -> spec, by name. Raises SpecError with a suggestion."""
+    if name not in DESIGNS:
+        raise SpecError(f"there is no design {name!r}", suggest(name, DESIGNS))
+    return DESIGNS[name]
+
+
+def summary(name: str) -> str:
+    """What a design or a published model is, in one sentence: the first of its docstring."""
+    return ((DESIGNS | PUBLISHED)[name].__doc__ or "").strip().splitlines()[0]
