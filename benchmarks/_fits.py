@@ -26,6 +26,10 @@ class Interval:
             return format(self.middle, form)
         return f"{self.middle:{form}} ({self.low:{form}}–{self.high:{form}})"
 
+    def record(self) -> dict[str, float | None]:
+        """For JSON, which knows no nan."""
+        return {name: None if math.isnan(value) else value for name, value in vars(self).items()}
+
 
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
 

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from pellucid.batch import Tokens
 from pellucid.nn.block import build_mixer
+from pellucid.nn.cache import LayerCache
 from pellucid.nn.kernels import attend
-from pellucid.nn.layout import classify, plain_layout
+from pellucid.nn.layout import classify
 from pellucid.nn.masks import see
 from pellucid.nn.models import Decoder
 from pellucid.nn.runs import find_runs
@@ -51,18 +52,27 @@ ROOM = 512  # tokens that a cache takes beyond those it is filled with: the most
 
 Group = Literal["kernel", "mixer", "decode"]
 Kind = Literal["full", "window", "blocks", "linear", "delta", "lstm"]
+Mode = Literal["forward", "both"]
+MODES: dict[Mode, str] = {"forward": "forward", "both": "forward and backward"}
 
 
 @dataclass(frozen=True)
 class Case:
     """prepare makes what the work needs beforehand: a mask, whose memory counts and whose time does not. call: one go.
 
-    leaves: what gets a gradient.
+    leaves: what gets a gradient; the first has the shape of the result.
     """
 
     prepare: Callable[[], Any]
     call: Callable[[Any], Tensor]
     leaves: tuple[Tensor, ...] = ()
+
+    def work(self, mode: Mode) -> Callable[[Any], object]:
+        """One go in this mode, as a function of what ``prepare`` has made."""
+        if mode == "forward":
+            return torch.no_grad()(self.call)
+        gradient = torch.randn_like(self.leaves[0])
+        return lambda made: torch.autograd.grad(self.call(made), self.leaves, gradient, allow_unused=True)
 
 
 @dataclass(frozen=True)
@@ -119,11 +129,7 @@ def _ours(q: Tensor, k: Tensor, v: Tensor, visible: Any) -> Tensor:
 
 
 def _seen(mask: Mask) -> Callable[[int], Any]:
-    def prepare(n: int) -> Any:
-        plain_layout.cache_clear()  # made anew each time, so that its memory is seen
-        return see(mask, one_row(n), one_row(n))
-
-    return prepare
+    return lambda n: see(mask, one_row(n), one_row(n))  # a layout is made once a length, then found again
 
 
 def _window_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -135,7 +141,7 @@ def _flex_blocks(n: int) -> Any:
     some, every = classify(CAUSAL & Window(WINDOW), one_row(n), one_row(n), FLEX_BLOCK)
 
     def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-        order = blocks.int().argsort(-1, descending=True, stable=True)
+        order = blocks.int().argsort(dim=-1, descending=True, stable=True)
         return blocks.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
 
     flex = import_module("torch.nn.attention.flex_attention")
@@ -173,9 +179,7 @@ def mixer(make: Callable[[], nn.Module], *view: Callable[[int], Any]) -> Callabl
         torch.manual_seed(0)
         module = make()
         x = torch.randn(1, n, D_MODEL, requires_grad=True)
-        return Case(
-            lambda: tuple(each(n) for each in view), lambda views: module(x, *views), (x, *module.parameters())
-        )
+        return Case(lambda: tuple(each(n) for each in view), lambda views: module(x, *views), (x, *module.parameters()))
 
     return build
 
@@ -236,7 +240,7 @@ def filled(model: Decoder, n: int) -> Any:
     tokens = one_row(n)
     cache.take(tokens)
     for layer in cache.layers:
-        if hasattr(layer, "extend"):
+        if isinstance(layer, LayerCache):
             layer.extend(torch.randn(1, HEADS, n, HEAD_DIM), torch.randn(1, HEADS, n, HEAD_DIM))
     cache.commit(tokens)
     return cache
@@ -272,7 +276,7 @@ def contestants() -> Iterator[Contestant]:
     yield Contestant("linear", "mixer", "linear", _built(LINEAR), "LinearAttention, elu + 1")
     for blind in (1, 64):
         note = f"SelfAttention(causal=True, blindspot_size={blind})"
-        note += f": nobody sees the last {blind - 1} tokens or itself in its own bucket" if blind > 1 else ""
+        note += f": a token sees nothing of its own {blind}, itself included" if blind > 1 else ""
         name = f"linear: LAT, blind {blind}" if blind > 1 else "linear: LAT"
         made = mixer(_linear_transformer(blind))
         yield Contestant(name, "mixer", "linear", made, note, peer="linear-attention-transformer")

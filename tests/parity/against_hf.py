@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.batch import IGNORE, Batch, Tokens
-from pellucid.families.table import load_weights, to_theirs
-from pellucid.nn.models import Decoder
-from pellucid.spec import AttentionSpec, BlockSpec, DecoderSpec
+from pellucid.families.table import Table, load_weights, to_theirs
+from pellucid.nn.models import Decoder, build_model
+from pellucid.spec import AttentionSpec, BlockSpec, ModelSpec
 
 TOLERANCE = 1e-5  # fp32; the closest trap, exact for tanh GELU, is larger
 VISIBLE = 1e-3  # what a wrong model must differ by
@@ -24,8 +24,9 @@ BATCH, TIME, VOCAB = 3, 24, 61
 def noisy(model: nn.Module, seed: int = 0) -> Any:
     """Every parameter moved away from where it was initialised: no bias is 0, no gain is 1, no two layers agree."""
     generator = torch.Generator().manual_seed(seed)
+    extra = [buffer for name, buffer in model.named_buffers() if name.endswith("bias")]  # one library keeps a bias so
     with torch.no_grad():
-        for weight in model.parameters():
+        for weight in (*model.parameters(), *extra):
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
     return model.eval()
 
@@ -35,10 +36,14 @@ def config_json(model: Any) -> dict[str, Any]:
     return json.loads(model.config.to_json_string(use_diff=False))
 
 
-def ours(family: ModuleType, theirs: Any) -> Decoder:
+def table_of(family: ModuleType, spec: ModelSpec) -> Table:
+    return family.table(spec) if hasattr(family, "table") else family.TABLE
+
+
+def ours(family: ModuleType, theirs: Any) -> Any:
     """Our model, by the family's own translation."""
-    model = Decoder(family.to_spec(config_json(theirs)))
-    load_weights(model, theirs.state_dict(), family.TABLE)
+    model = build_model(family.to_spec(config_json(theirs)))
+    load_weights(model, theirs.state_dict(), table_of(family, model.spec))
     return model.eval()
 
 
@@ -111,35 +116,53 @@ def gradient_gap(family: ModuleType, model: Decoder, theirs: Any) -> float:
     """Largest |difference| / |gradient| over weights, of the gradient of the mean loss, by the family's own table."""
     ids = random_ids()
     labels = torch.cat((ids[:, 1:], torch.full((BATCH, 1), IGNORE)), 1)
+    batch = Batch(ids, Tokens.plain(BATCH, TIME), labels)
+    return loss_gradient_gap(family, model, theirs, batch, theirs(ids, labels=ids).loss)
+
+
+def loss_gradient_gap(family: ModuleType, model: Any, theirs: Any, batch: Batch, their_loss: Tensor) -> float:
+    """The same, for any batch, and the loss that theirs makes of it."""
     model.zero_grad()
     theirs.zero_grad()
-    loss = model.nll_sum(Batch(ids, Tokens.plain(BATCH, TIME), labels)) / (labels != IGNORE).sum()
-    their_loss = theirs(ids, labels=ids).loss
+    loss = model.nll_sum(batch) / (batch.labels != IGNORE).sum()
     assert gap(loss.detach(), their_loss.detach()) <= TOLERANCE
     loss.backward()
     their_loss.backward()
     named = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    grads, expected = to_theirs(named, family.TABLE), {name: p.grad for name, p in theirs.named_parameters()}
-    assert grads.keys() == expected.keys()
-    return max(float((grads[name] - want).norm() / want.norm()) for name, want in expected.items())
+    grads = to_theirs(named, table_of(family, model.spec))
+    expected = {name: p.grad for name, p in theirs.named_parameters()}
+    assert grads.keys() - {name for name, _ in theirs.named_buffers()} == expected.keys()
+    return max(relative(grads[name], want) for name, want in expected.items())
 
 
-def every_block(spec: DecoderSpec, mixer: dict[str, Any] | None = None, **changes: Any) -> DecoderSpec:
-    """The spec with these fields of every block (``mixer``: of its attention) replaced."""
+def relative(grad: Tensor, want: Tensor) -> float:
+    """|difference| / |gradient|; where the gradient is none but for rounding (keys have no bias to learn), of 1e-2."""
+    return float((grad - want).norm() / max(float(want.norm()), 1e-2))
+
+
+def every_block(spec: Any, mixer: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """The spec, of a decoder or an encoder, with these fields of every block (``mixer``: of its attention) replaced."""
 
     def changed(block: BlockSpec) -> BlockSpec:
         attention: AttentionSpec = replace(block.mixer, **(mixer or {}))
         return replace(block, mixer=attention, **changes)
 
-    blocks = tuple(changed(block) for block in spec.stack.blocks)
-    return replace(spec, stack=replace(spec.stack, blocks=blocks))
+    return replace(spec, stack=replace(spec.stack, blocks=tuple(map(changed, spec.stack.blocks))))
 
 
-def forced(spec: DecoderSpec, weights_of: nn.Module) -> Decoder:
+def forced(spec: ModelSpec, weights_of: nn.Module) -> Any:
     """A model of another spec, made to take the same weights in the same order: what a silent mistake amounts to."""
-    model = Decoder(spec)
+    model = build_model(spec)
     with torch.no_grad():
         for mine, theirs in zip(model.parameters(), weights_of.parameters(), strict=True):
             assert mine.shape == theirs.shape
             mine.copy_(theirs)
+    return model.eval()
+
+
+def without(spec: ModelSpec, weights_of: nn.Module) -> Any:
+    """A model of a spec that has fewer weights, with those that it has: something was left out."""
+    model, weights = build_model(spec), weights_of.state_dict()
+    assert len(model.state_dict()) < len(weights)
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval()

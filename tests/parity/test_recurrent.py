@@ -117,10 +117,10 @@ def test_ragged_rows_are_a_packed_sequence(cell: Any, both: bool) -> None:
 @pytest.mark.parametrize("ragged", [False, True])
 def test_the_state_that_is_kept(cell: Any, ragged: bool) -> None:
     ours, theirs = one_layer(cell)
-    lengths, x = torch.tensor([5, 5] if not ragged else [2, 5]), randn(2, 5, WIDTH)
-    start = tuple(randn(2, WIDTH, seed=i) for i, _ in enumerate(ours.empty_state(2, x)))
-    past = StateCache(Progress(2), start)
-    tokens = Tokens.padded(torch.arange(5) < lengths[:, None]) if ragged else Tokens.plain(2, 5)
+    lengths, x = torch.tensor([2, 5, 1, 4, 2] if ragged else [5] * 5), randn(5, 5, WIDTH)
+    start = tuple(randn(5, WIDTH, seed=i) for i, _ in enumerate(ours.empty_state(5, x)))
+    past = StateCache(Progress(5), start)
+    tokens = Tokens.padded(torch.arange(5) < lengths[:, None]) if ragged else Tokens.plain(5, 5)
     ours(x, find_runs(tokens), past)
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     given = tuple(s[None] for s in start)
@@ -128,6 +128,15 @@ def test_the_state_that_is_kept(cell: Any, ragged: bool) -> None:
     for got, expected in zip(past.tensors, last if cell == "lstm" else (last,), strict=True):
         assert difference(got, expected[0]) < 1e-12
     assert difference(past.tensors[0], start[0]) > 1e-2
+
+
+def test_as_many_documents_as_tokens() -> None:
+    """The last document of one row is not the first of the next."""
+    ours, theirs = one_layer("gru")
+    x, doc = randn(2, 3, WIDTH), torch.tensor([[1, 2, 3], [0, 0, 0]])
+    got = ours(x, Runs(None, doc))
+    assert difference(got[0], theirs(x[0][:, None])[0][:, 0]) < 1e-12
+    assert difference(got[1], theirs(x[1:])[0][0]) < 1e-12
 
 
 def test_control_gates_in_another_order() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.nn.models import build_model
+from pellucid.predicates import GlobalTokens, NearBlocks, RandomBlocks, Strided, Summary
 from pellucid.spec import (
     NO_NORM,
     POST_NORM,
@@ -75,7 +76,16 @@ def steady() -> Iterator[None]:
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 windows = st.integers(1, 6).map(Window)
-leaves = st.one_of(st.just(Causal()), st.just(Full()), windows, st.just(SameSegment()), st.integers(0, 4).map(Prefix))
+few_blocks, any_seed = st.integers(1, 3), st.integers(0, 9)
+sparse = st.one_of(
+    st.integers(1, 5).map(Strided),
+    st.builds(lambda a, b: Summary(a + b, a), st.integers(1, 2), st.integers(0, 3)),
+    st.integers(0, 3).map(GlobalTokens),
+    st.builds(NearBlocks, few_blocks, st.integers(0, 1)),
+    st.builds(RandomBlocks, few_blocks, st.integers(1, 2), any_seed, st.none() | st.integers(1, 4)),
+)
+plain = st.one_of(st.just(Causal()), st.just(Full()), windows, st.just(SameSegment()), st.integers(0, 4).map(Prefix))
+leaves: st.SearchStrategy[Mask] = plain | sparse
 masks: st.SearchStrategy[Mask] = st.recursive(
     leaves,
     lambda m: st.one_of(

@@ -13,12 +13,13 @@ from strategies import head_counts, masks, places
 from torch import Tensor
 
 from pellucid.batch import Tokens
-from pellucid.nn.kernels import Kernel, attend, choose, reference, sdpa
+from pellucid.nn.kernels import Kernel, attend, blocked, choose, reference, sdpa
 from pellucid.nn.kernels import __all__ as exported
+from pellucid.nn.layout import make_layout
 from pellucid.nn.masks import Visible, dense, see
 from pellucid.spec import Causal, Full, Mask, Window
 
-KERNELS = {"reference": reference, "sdpa": sdpa, "attend": attend}
+KERNELS = {"reference": reference, "sdpa": sdpa, "blocked": blocked, "attend": attend}
 few = settings(max_examples=25)
 kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
@@ -37,8 +38,10 @@ class Call:
     scale: float = 0.7
 
     def by(self, kernel: object, mask: Mask) -> Tensor:
-        visible = see(mask, self.queries, self.keys)
-        return self.seeing(kernel, visible)
+        if kernel is blocked:  # in blocks of two, so that these short rows have several
+            layout = make_layout(mask, self.queries, self.keys, block=2)
+            return self.seeing(kernel, Visible(None, None, layout.blind, layout))
+        return self.seeing(kernel, see(mask, self.queries, self.keys))
 
     def seeing(self, kernel: object, visible: Visible) -> Tensor:
         assert isinstance(kernel, Kernel)
@@ -91,6 +94,8 @@ def naive(call: Call, mask: Mask) -> Tensor:
 
 def suits(kernel: object, call: Call) -> Call:
     """The call without what ``choose`` never sends to this kernel."""
+    if kernel is blocked:
+        return replace(call, bias=None)
     return replace(call, soft_cap=None) if kernel is sdpa else call
 
 
@@ -148,7 +153,7 @@ def test_blind_queries_give_zeros_and_gradients_are_right(kernel: object, mask: 
 def test_nobody_sees_anything(kernel: object, biased: bool) -> None:
     tokens, x = Tokens.plain(2, 3), torch.randn(2, 2, 3, 4, requires_grad=True)
     bias = torch.randn(1, 2, 3, 3, requires_grad=True) if biased else None
-    call = Call(x, x, x, tokens, tokens, bias, None)
+    call = suits(kernel, Call(x, x, x, tokens, tokens, bias, None))
     z = call.by(kernel, ~Full())
     z.sum().backward()
     assert z.shape == x.shape and not z.any()
@@ -160,9 +165,10 @@ def test_nobody_sees_anything(kernel: object, biased: bool) -> None:
 @few
 def test_attend_takes_the_kernel_that_can(call: Call, cap: float | None) -> None:
     call.soft_cap = cap
-    chosen = choose(soft_cap=cap, listening=False)
+    visible = see(Causal(), call.queries, call.keys)
+    chosen = choose(call.q, visible, biased=call.bias is not None, soft_cap=cap)
     assert chosen.kernel is (sdpa if cap is None else reference) and chosen.why
-    assert choose(soft_cap=cap, listening=True).kernel is reference
+    assert choose(call.q, visible, listening=True).kernel is reference
     assert torch.equal(call.by(attend, Causal()), call.by(chosen.kernel, Causal()))
 
 
@@ -182,7 +188,8 @@ def test_listening_changes_nothing_and_hears_scores_and_pattern(call: Call, mask
 
 
 def test_every_exported_kernel_is_tested() -> None:
-    assert set(exported) - {"Choice", "choose"} == set(KERNELS)
+    """FlexAttention compiles what it runs: its tests are in tests/compile."""
+    assert set(exported) - {"Choice", "choose", "kernel_for", "flex"} == set(KERNELS)
 
 
 # --- controls: the traps, and that the tests above would see them ----------------------------------------------------

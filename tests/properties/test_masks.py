@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,18 @@ from pellucid.batch import Tokens
 from pellucid.errors import SpecError
 from pellucid.nn.masks import Dense, dense, prove, see
 from pellucid.nn.models import Decoder
+from pellucid.predicates import (
+    GlobalTokens,
+    NearBlocks,
+    RandomBlocks,
+    Span,
+    Strided,
+    Summary,
+    big_bird,
+    longformer,
+    sparse_transformer,
+    sparse_transformer_fixed,
+)
 from pellucid.spec import Causal, DecoderSpec, Full, Mask, Prefix, SameSegment, Window
 
 few = settings(max_examples=25)
@@ -65,6 +79,77 @@ def test_reach_bounds_how_far_back_a_query_sees(mask: Mask, q: int, k: int, q_se
         assert q - k < reach
 
 
+@given(masks, places(), st.booleans())
+@settings(max_examples=100)
+def test_bounds_prove_what_is_so(mask: Mask, at: Places, by_tensor: bool) -> None:
+    """Of the tokens of one row as one block: on numbers, and on tensors."""
+    for row_q, row_k in zip(*map(lines, at), strict=True):
+        if row_q and row_k:
+            pairs = [mask.allow(q, k, q_seg, k_seg) for q, q_seg in row_q for k, k_seg in row_k]
+            some, every = mask.bounds(span(row_q, by_tensor), span(row_k, by_tensor))
+            assert some or not any(pairs)
+            assert not every or all(pairs)
+
+
+def test_bounds_prove_enough() -> None:
+    """Soundness alone would be satisfied by proving nothing: of blocks of 8 tokens, most are decided."""
+    for mask in (Causal() & Window(16), big_bird(8), longformer(9, 8), sparse_transformer_fixed(16, 8), Strided(64)):
+        decided = 0
+        for q in range(0, 128, 8):
+            for k in range(0, 128, 8):
+                some, every = mask.bounds(Span(q, q + 7), Span(k, k + 7))
+                decided += every or not some
+        assert decided / 256 > 0.7, mask
+
+
+@given(masks, places())
+@few
+def test_what_is_called_causal_is(mask: Mask, at: Places) -> None:
+    queries, keys = at
+    ahead = keys.pos[:, None, None, :] > queries.pos[:, None, :, None]
+    assert not mask.causal() or not (dense(mask, *at) & ahead).any()
+
+
+def test_causal_is_found() -> None:
+    causal = [Causal(), Causal() & Full(), Window(3) & Causal(), Causal() & Window(2) | Strided(2) & Causal()]
+    assert all(mask.causal() for mask in [*causal, sparse_transformer(4), sparse_transformer_fixed(4, 1)])
+    assert not any(mask.causal() for mask in (Full(), ~Causal(), Causal() | Prefix(2), Window(3), RandomBlocks(2, 1)))
+
+
+def lines(tokens: Tokens) -> list[list[tuple[int, int]]]:
+    """The (position, segment) of each row's tokens."""
+    rows = zip(tokens.pos.tolist(), tokens.segments.tolist(), strict=True)
+    return [[(p, s) for p, s in zip(pos, seg, strict=True) if p >= 0] for pos, seg in rows]
+
+
+def span(row: list[tuple[int, int]], by_tensor: bool) -> Span:
+    ends = [f(x) for x in zip(*row, strict=True) for f in (min, max)]
+    return Span(*(torch.tensor([x]) for x in ends)) if by_tensor else Span(*ends)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99), st.integers(0, 40))
+@few
+def test_random_blocks_are_as_many_as_asked_for_and_of_the_past(block: int, count: int, seed: int, query: int) -> None:
+    """Of the first ``query`` + 1 blocks, or of ``among``: whole blocks, different ones, the same each time."""
+    for among in (None, 8):
+        mask, pool = RandomBlocks(block, count, seed, among), among or query + 1
+        seen = [k for k in range(50 * block) if mask.allow(query * block, k, 0, 0)]
+        assert seen == [k for k in range(50 * block) if mask.allow(query * block + block - 1, k, 0, 0)]
+        assert len(seen) == min(count, pool) * block
+        assert {k // block for k in seen} <= set(range(pool))
+
+
+def test_random_blocks_are_spread_and_differ() -> None:
+    def seen(mask: Mask) -> Tensor:
+        q, k, zero = torch.arange(512)[:, None], torch.arange(64)[None], torch.zeros(1, dtype=torch.long)
+        return mask.allow(q, k, zero, zero)
+
+    drawn = seen(RandomBlocks(1, 2, 0, 64))
+    assert drawn.sum(1).eq(2).all() and drawn.sum(0).min() >= 5 and drawn.sum(0).max() <= 40  # 16 on average
+    assert (drawn & seen(RandomBlocks(1, 2, 1, 64))).sum() < 100  # 32 by chance
+    assert (drawn[1:] & drawn[:-1]).sum() < 100  # neighbours draw for themselves
+
+
 def test_what_the_masks_mean() -> None:
     four = Tokens.plain(1, 4)
     expected = {
@@ -74,12 +159,36 @@ def test_what_the_masks_mean() -> None:
         Causal() | Prefix(3): [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]],
         ~Causal(): [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]],
         SameSegment(): [[1, 1, 1, 1]] * 4,
+        Strided(2): [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]],
+        Summary(3, 1): [[0, 0, 1, 0]] * 4,
+        GlobalTokens(1): [[1, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]],
+        NearBlocks(2): [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]],
+        NearBlocks(1, 1): [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]],
     }
     for mask, rows in expected.items():
         assert dense(mask, four, four)[0, 0].int().tolist() == rows, mask
     assert (Causal() & Window(5)).reach() == 5 and (Window(2) | Window(7)).reach() == 7 and (~Window(3)).reach() is None
-    with pytest.raises(SpecError, match="size is 0"):
-        Window(0)
+    assert NearBlocks(4, 1).reach() == 8
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: Window(0), "Window: size is 0"),
+        (lambda: Strided(0), "Strided: stride is 0"),
+        (lambda: Summary(4, 5), "Summary: count is 5, stride 4"),
+        (lambda: GlobalTokens(-1), "GlobalTokens: count is -1"),
+        (lambda: NearBlocks(0), "NearBlocks: block is 0"),
+        (lambda: NearBlocks(2, -1), "NearBlocks: distance is -1"),
+        (lambda: RandomBlocks(0, 1), "RandomBlocks: block is 0"),
+        (lambda: RandomBlocks(2, 0), "RandomBlocks: count is 0"),
+        (lambda: RandomBlocks(2, 1, among=0), "RandomBlocks: among is 0"),
+        (lambda: RandomBlocks(2, 1, seed=-1), "RandomBlocks: seed is -1"),
+    ],
+)
+def test_impossible_masks_are_refused(make: Callable[[], Mask], problem: str) -> None:
+    with pytest.raises(SpecError, match=problem):
+        make()
 
 
 @given(masks, places() | squares.map(lambda t: (t, t)))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pellucid.nn.flops import Layer
 
-LONGEST_CHOICE = 4096  # tokens up to which a kernel is chosen here: beside a bias, masks are looked at pair by pair
+LONGEST_CHOICE = 4096  # tokens up to which a kernel is chosen beside a bias: the mask is then looked at pair by pair
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def _row(part: Part, layer: Layer, n: int, kept: int, spec: DecoderSpec | Encode
 def parts_table(spec: ModelSpec, time: int) -> Table:
     """Every part of the model, one a row."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", header_style="dim")
     table.add_column("part")
@@ -107,11 +108,11 @@ def parts_table(spec: ModelSpec, time: int) -> Table:
     for row in rows(spec, time):
         if row.side != side:
             side = row.side
-            table.add_row(f"[bold]{side}[/]")
+            table.add_row(Text(side, "bold"))
         cells = (f"{row.parameters:,}", f"{row.flops / time / 1e6:,.2f}", f"{row.kept / 1e3:,.1f}")
         empty = (not row.parameters, not row.flops, not row.kept)
         shown = ("" if none else cell for cell, none in zip(cells, empty, strict=True))
-        table.add_row(row.name, row.matrices, *shown)
+        table.add_row(Text(row.name), Text(row.matrices), *shown)  # Text: brackets in it are no markup
     return table
 
 
@@ -178,14 +179,6 @@ def _of_block(block: BlockSpec, spec: DecoderSpec | EncoderSpec, time: int) -> l
 
 
 def _attention(spec: AttentionSpec, time: int, *, biased: bool) -> str:
-    from pellucid.batch import Tokens
-    from pellucid.nn.kernels import choose
-    from pellucid.nn.masks import see
+    from pellucid.nn.kernels import kernel_for
 
-    time = min(time, LONGEST_CHOICE)
-    tokens = Tokens.plain(1, time)
-    visible = see(spec.mask, tokens, tokens)
-    choice = choose(visible, biased=biased, soft_cap=spec.soft_cap, listening=False)
-    computed = f"{visible.layout.density:.0%} of all blocks hold a visible pair" if visible.layout else ""
-    why = ", ".join(words for words in (choice.why, computed) if words)
-    return f"{choice.kernel.__name__} at {time:,} tokens: {why}"  # type: ignore[attr-defined]
+    return str(kernel_for(spec, min(time, LONGEST_CHOICE) if biased else time, biased=biased))

@@ -8,12 +8,10 @@ from pellucid.cli.pen import LINE, Pen, fits, lines_height
 from pellucid.cli.words import Part, block_parts, fold, head_words, norm_name, times
 from pellucid.predicates import Span
 from pellucid.spec import (
-    AttentionSpec,
     BlockSpec,
     DecoderSpec,
     EncoderDecoderSpec,
     EncoderSpec,
-    LinearAttentionSpec,
     LMHeadSpec,
     Mask,
     MaskedLMHeadSpec,
@@ -42,15 +40,15 @@ def draw(spec: ModelSpec, name: str) -> str:
         top = reads.draw("source ids")
         writes.draw("target ids, shifted right")
         turn = top + 16
-        pen.wire((0, top), (0, turn), (between, turn), tip=False)
+        pen.wire((0.0, top), (0.0, turn), (between, turn), tip=False)
         for x, y in writes.readers:
             pen.wire((between, turn), (between, y), (x, y))
-        pen.text(between - 6, turn + 6, "what was read", "small faint")
-        masks = reads.masks | writes.masks
+        pen.text(between - 6, turn + 6, "what was read", "small faint", "end")
+        masks, layers = reads.masks | writes.masks, f"{spec.encoder.n_layers} + {spec.decoder.n_layers}"
     else:
         column = Column(pen, spec, 0.0, 1)
         column.draw("token ids")
-        masks = column.masks
+        masks, layers = column.masks, f"{spec.n_layers}"
     layers = (
         f"{spec.encoder.n_layers} + {spec.decoder.n_layers}" if isinstance(spec, EncoderDecoderSpec) else spec.n_layers
     )
@@ -78,7 +76,7 @@ class Column:
 
     def draw(self, ids: str) -> float:
         """The whole stack; returns the height at which its result leaves."""
-        self.pen.text(self.x, -14, ids, "small faint")
+        self.pen.text(self.x, -14.0, ids, "small faint")
         y = self._embedding(0.0)
         for group in fold(self.spec.stack.blocks):
             nested = group.times > 1 and len(group.runs) > 1
@@ -105,11 +103,10 @@ class Column:
     def _rim(self, base: float, top: float, label: str, pad: float, at: int) -> None:
         """A frame around what was drawn from number ``at`` on, and how often it repeats."""
         edge = self.half + pad
-        self.pen.rect("frame", self.x - edge, base, 2 * edge, top - base, 12, at)
+        self.pen.rect("frame", self.x - edge, base, 2 * edge, top - base, 12.0, at)
         if label:
-            side = -1 if self.side == -1 else 1
-            x = self.x + side * (edge + 7)
-            self.pen.text(x, (base + top) / 2 - 5, label, "text strong", "end" if side < 0 else "start")
+            x = self.x + self.side * (edge + 7)
+            self.pen.text(x, (base + top) / 2 - 5, label, "text strong", "end" if self.side < 0 else "start")
 
     def _frame(self, block: BlockSpec, y: float, label: str) -> float:
         base, first = y, len(self.pen.shapes)
@@ -137,7 +134,7 @@ class Column:
             aside = x + self.side * (WIDTH / 2 + ASIDE)
             self.pen.wire((x, start), (aside, start), (aside, y), (x + self.side * 8, y))
             if joins.skip != 1:
-                self.pen.text(aside + self.side * 4, y + 6, f"× {times(joins.skip)}", "small faint", self._out())
+                self.pen.text(aside - self.side * 26, y + 5, f"× {times(joins.skip)}", "small faint")
             self.pen.plus(x, y)
             y += 8
         return self._thin(y, norm_name(block.norm)) if block.placement.out else y
@@ -167,9 +164,6 @@ class Column:
             y = self._thin(y, f"gain a channel, from {joins.layer_scale:g}", x, "gain")
         return self._thin(y, f"× {times(joins.branch)}", x, "gain") if joins.branch != 1 else y
 
-    def _out(self) -> str:
-        return "end" if self.side < 0 else "start"
-
     # --- boxes --------------------------------------------------------------------------------------------------------
 
     def _thin(self, y: float, words: str, x: float | None = None, kind: str = "norm") -> float:
@@ -180,7 +174,7 @@ class Column:
         return y + GAP + THIN
 
     def _box(
-        self, kind: str, x: float, y: float, title: str, lines: list[str], more: float = 0, room: float = 0
+        self, kind: str, x: float, y: float, title: str, lines: list[str], more: float = 0.0, room: float = 0.0
     ) -> float:
         """A box whose bottom is at y, with ``more`` height below its text and ``room`` width right of it."""
         height = lines_height(lines) + more
@@ -193,34 +187,30 @@ class Column:
         return y + height
 
     def _part(self, x: float, y: float, block: BlockSpec, part: Part) -> float:
-        mixes = part.title == block_parts(block, self.spec.d_model)[0].title
-        room = CELLS * CELL + 10 if part.mask is not None else 0
+        """A sublayer's own box: three arrows for q, k and v; a loop for a state; experts; who sees whom."""
+        room = CELLS * CELL + 10 if part.mask is not None else 0.0
         lines = textwrap.wrap(", ".join(part.details), fits(WIDTH - room - 16))
-        if part.mask is not None or part.title == "alignment":
-            kind = "attention"
-        elif mixes:
-            kind = "linear" if isinstance(block.mixer, LinearAttentionSpec) else "recurrent"
-        else:
-            kind = "ffn"
-        base = y + GAP + (4 if kind == "attention" and part.mask is not None and not part.reads_encoder else 0)
-        if base > y + GAP:  # q, k and v
-            self.pen.wire((x, y), (x, y + 7), tip=False)
-            self.pen.wire((x - 34, y + 7), (x + 34, y + 7), tip=False)
-            for dx in (-34, 0, 34):
-                self.pen.wire((x + dx, y + 7), (x + dx, base))
+        base = y + GAP
+        if part.mask is not None and not part.reads_encoder:
+            base += 4
+            self.pen.wire((x, y), (x, base - 12), tip=False)
+            self.pen.wire((x - 34, base - 12), (x + 34, base - 12), tip=False)
+            for dx in (-34.0, 0.0, 34.0):
+                self.pen.wire((x + dx, base - 12), (x + dx, base))
         else:
             self.pen.wire((x, y), (x, base))
-        experts = block.ffn if kind == "ffn" and isinstance(block.ffn, MoESpec) else None
-        top = self._box(kind, x, base, part.title, lines, 22 if experts else 0, room)
+        experts = block.ffn if part.kind == "ffn" and isinstance(block.ffn, MoESpec) else None
+        top = self._box(part.kind, x, base, part.title, lines, 22.0 if experts else 0.0, room)
+        height = top - base
         if part.mask is not None:
-            self._mask(part.mask, x + WIDTH / 2 - room, (base + top - CELLS * CELL) / 2)
+            self._mask(part.mask, x + WIDTH / 2 - room, base + (height - CELLS * CELL) / 2)
         if experts:
             self._experts(experts, x, base + 8)
-        if mixes and not isinstance(block.mixer, AttentionSpec):
+        if part.kind in ("linear", "recurrent"):
             side = -self.side if block.residual.skip else self.side
-            self.pen.curve(x + side * WIDTH / 2, base + 0.5 * (top - base), side * 17, 0.34 * (top - base))
+            self.pen.curve(x + side * WIDTH / 2, base + 0.5 * height, side * 17.0, 0.34 * height)
         if part.reads_encoder:
-            self.readers.append((x - WIDTH / 2, base + 0.28 * (top - base)))
+            self.readers.append((x - WIDTH / 2, base + 0.28 * height))
         return top
 
     def _mask(self, mask: Mask, x: float, y: float) -> None:
@@ -240,7 +230,7 @@ class Column:
         chosen = {round((i + 0.5) * shown / spec.top_k - 0.5) for i in range(min(spec.top_k, shown))}
         left = x - shown * 16 / 2 + 2
         for i in range(shown):
-            self.pen.rect("ffn on" if i in chosen else "ffn", left + 16 * i, y, 12, 12, 2.5)
+            self.pen.rect("ffn on" if i in chosen else "ffn", left + 16 * i, y, 12.0, 12.0, 2.5)
 
     # --- both ends ----------------------------------------------------------------------------------------------------
 
@@ -262,9 +252,9 @@ class Column:
         edge = self.x + self.side * 52
         if sines:
             self.pen.sine(edge + self.side * 11, y)
-            self.pen.text(edge + self.side * 27, y - 4, words, "small text", self._out())
+            self.pen.text(edge + self.side * 27, y - 4, words, "small text", "end" if self.side < 0 else "start")
         else:
-            self.pen.rect("embedding", min(edge, edge + self.side * 74), y - 10, 74, 20)
+            self.pen.rect("embedding", min(edge, edge + self.side * 74), y - 10, 74.0, 20.0)
             self.pen.text(edge + self.side * 37, y - 4, words, "small text")
         self.pen.wire((edge, y), (self.x + self.side * 8, y))
         self.pen.plus(self.x, y)
@@ -277,10 +267,12 @@ class Column:
         name, how = head_words(self.spec)
         if isinstance(head, LMHeadSpec | MaskedLMHeadSpec):
             name = "linear"
+        if isinstance(head, MaskedLMHeadSpec):
+            y = self._thin(y, how.pop(0), kind="head")
         self.pen.wire((self.x, y), (self.x, y + GAP))
         lines = [line for words in how for line in textwrap.wrap(words, fits(WIDTH - 16))]
         y = self._box("head", self.x, y + GAP, name, lines)
         if isinstance(head, LMHeadSpec | MaskedLMHeadSpec):
-            y = self._thin(y, "softmax", kind="linear")
+            y = self._thin(y, "softmax", kind="head")
         self.pen.wire((self.x, y), (self.x, y + GAP))
         return y + GAP

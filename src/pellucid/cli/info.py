@@ -28,7 +28,7 @@ DEPTH, VOCAB_SIZE, CONTEXT = 12, 32768, 1024  # of a design, where nothing else 
 
 
 def info(
-    subject: tyro.conf.Positional[str | None] = None,
+    subject: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SUBJECT]")] = None,
     depth: int | None = None,
     d_model: int | None = None,
     vocab_size: int | None = None,
@@ -72,7 +72,7 @@ def info(
         write_text(svg, draw(spec, subject))
     explain(console, subject, spec, tokens or spec.context)
     if svg is not None:
-        console.print(f"\ndrawn in [bold]{svg}[/]", highlight=False, soft_wrap=True)
+        console.print(f"\ndrawn in {svg}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _flag(name: str) -> str:
@@ -153,6 +153,7 @@ def show_list(console: Console) -> None:
 def explain(console: Console, name: str, spec: ModelSpec, time: int) -> None:
     """The drawing of a model and its costs over ``time`` tokens."""
     from rich.table import Table
+    from rich.text import Text
 
     from pellucid.cli.costs import kernels, parts_table, totals_table
     from pellucid.cli.outline import outline
@@ -169,7 +170,7 @@ def explain(console: Console, name: str, spec: ModelSpec, time: int) -> None:
     console.print()
     chosen = Table("computed by", "", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for what, why in kernels(spec, time).items():
-        chosen.add_row(what, why)
+        chosen.add_row(Text(what), Text(why))
     console.print(chosen)
     if name.startswith("attention_is_all_you_need") and name in PUBLISHED:
         _beside_the_paper(console)

@@ -36,10 +36,10 @@ def _style() -> str:
         "none": ("fill: #fff6ea", "fill: #3a2a17"),
         "on": ("fill: #3a83ad", "fill: #6db3da"),
     }
-    day = [f".{name} {{ {rule[0]} }}" for name, rule in plain.items()]
-    day += [f".{kind} {{ fill: {c[0]}; stroke: {c[1]} }}" for kind, c in COLOURS.items()]
-    night = [f".{name} {{ {rule[1]} }}" for name, rule in plain.items()]
-    night += [f".{kind} {{ fill: {c[2]}; stroke: {c[3]} }}" for kind, c in COLOURS.items()]
+    day = [f".{kind} {{ fill: {c[0]}; stroke: {c[1]} }}" for kind, c in COLOURS.items()]
+    day += [f".{name} {{ {rule[0]} }}" for name, rule in plain.items()]
+    night = [f".{kind} {{ fill: {c[2]}; stroke: {c[3]} }}" for kind, c in COLOURS.items()]
+    night += [f".{name} {{ {rule[1]} }}" for name, rule in plain.items()]
     shared = [f"text {{ {FONT}; font-size: 13px }}", ".small { font-size: 10.5px }", ".wire { fill: none }"]
     shared += [".title { font-size: 17px }", ".strong { font-weight: 600 }"]
     return " ".join([*shared, *day, "@media (prefers-color-scheme: dark) {", *night, "}"])
@@ -62,11 +62,14 @@ class Pen:
         self.left, self.right = min(self.left, x0), max(self.right, x1)
         self.bottom, self.top = min(self.bottom, y0), max(self.top, y1)
 
-    def rect(self, kind: str, x: float, y: float, width: float, height: float, radius: float = 5, at: int = -1) -> None:
+    def rect(
+        self, kind: str, x: float, y: float, width: float, height: float, radius: float = 5.0, at: int | None = None
+    ) -> None:
         """A rectangle with its lower left corner at (x, y); ``at``: below what was drawn from that number on."""
         self._reach(x, y, x + width, y + height)
-        shape = f'<rect class="{kind}" x="{x:g}" y="{-y - height:g}" width="{width:g}" height="{height:g}" rx="{radius:g}"/>'
-        self.shapes.insert(len(self.shapes) if at < 0 else at, shape)
+        place = f'x="{x:g}" y="{-y - height:g}" width="{width:g}" height="{height:g}"'
+        shape = f'<rect class="{kind}" {place} rx="{radius:g}"/>'
+        self.shapes.insert(len(self.shapes) if at is None else at, shape)
 
     def text(self, x: float, y: float, words: str, kind: str = "text", anchor: str = "middle") -> None:
         """A line of text on the height y."""
@@ -98,14 +101,14 @@ class Pen:
         points = " ".join(f"{a:g},{-b:g}" for a, b in [(x, y), *back])
         self.shapes.append(f'<polygon class="tip" points="{points}"/>')
 
-    def plus(self, x: float, y: float, radius: float = 8) -> None:
+    def plus(self, x: float, y: float, radius: float = 8.0) -> None:
         """⊕ around (x, y)."""
         self.shapes.append(f'<circle class="dot" cx="{x:g}" cy="{-y:g}" r="{radius:g}"/>')
         arm = radius - 3.5
         self.wire((x - arm, y), (x + arm, y), tip=False)
         self.wire((x, y - arm), (x, y + arm), tip=False)
 
-    def sine(self, x: float, y: float, radius: float = 11) -> None:
+    def sine(self, x: float, y: float, radius: float = 11.0) -> None:
         """A wave in a circle: positions as sines."""
         self._reach(x - radius, y - radius, x + radius, y + radius)
         self.shapes.append(f'<circle class="dot" cx="{x:g}" cy="{-y:g}" r="{radius:g}"/>')
@@ -113,7 +116,7 @@ class Pen:
         wave = f"M{x - r:g} {-y:g} Q{x - r / 2:g} {-y - 1.6 * r:g} {x:g} {-y:g} T{x + r:g} {-y:g}"
         self.shapes.append(f'<path class="wire" d="{wave}"/>')
 
-    def svg(self, label: str, margin: float = 24) -> str:
+    def svg(self, label: str, margin: float = 24.0) -> str:
         """All of it as a file."""
         x, y = self.left - margin, -self.top - margin
         width, height = self.right - self.left + 2 * margin, self.top - self.bottom + 2 * margin

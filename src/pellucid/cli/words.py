@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
+from typing import Literal
 
 from pellucid.spec import (
     ALiBiSpec,
@@ -14,7 +16,6 @@ from pellucid.spec import (
     AttentiveRecurrentSpec,
     BiasSpec,
     BlockSpec,
-    Causal,
     ClassifierHeadSpec,
     CrossSpec,
     DecayRule,
@@ -51,6 +52,7 @@ GATED = {"relu": "ReGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU (tanh)", "silu": 
 class Part:
     """One sublayer: what it is, what is particular about it, its matrices; who sees whom, where it attends."""
 
+    kind: Literal["attention", "linear", "recurrent", "ffn"]
     title: str
     details: tuple[str, ...]
     matrices: tuple[str, ...]
@@ -65,24 +67,29 @@ def norm_name(spec: NormSpec | None) -> str:
 
 
 def describe(mask: Mask) -> str:
-    """A mask as it is written: causal & window(size=256)."""
+    """A mask as it is combined: causal & window(256)."""
     if isinstance(mask, And | Or):
-        a, b = (f"({describe(side)})" if isinstance(side, And | Or) else describe(side) for side in (mask.a, mask.b))
+        sides = (mask.a, mask.b)
+        mixed = [isinstance(side, And | Or) and type(side) is not type(mask) for side in sides]
+        a, b = (f"({describe(side)})" if odd else describe(side) for side, odd in zip(sides, mixed, strict=True))
         return f"{a} {'&' if isinstance(mask, And) else '|'} {b}"
     if isinstance(mask, Not):
         return f"~({describe(mask.a)})"
-    if isinstance(mask, Causal):
-        return "causal"
-    return "sees all" if isinstance(mask, Full) else repr(mask).lower()
+    if isinstance(mask, Full):
+        return "sees all"
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(mask).__name__).lower()
+    values = [getattr(mask, field.name) for field in fields(mask) if getattr(mask, field.name) != field.default]
+    return f"{name}({', '.join(map(str, values))})" if values else name
 
 
 def times(x: float) -> str:
-    """A factor; a square root where it is one of a whole number."""
-    whole = round(x * x)
-    if abs(x) > 1 and x != round(x) and abs(x * x - whole) < 1e-9 * whole:
-        return f"√{whole}"
-    inverse = round(1 / (x * x)) if x else 0
-    return f"1/√{inverse}" if 0 < x < 1 and inverse and abs(x * x * inverse - 1) < 1e-9 else f"{x:g}"
+    """A factor; a root of a whole number, or one over it, where that says more than its digits."""
+    if not x or float(f"{x:.3g}") == x:
+        return f"{x:g}"
+    square = x * x if x * x > 1 else 1 / (x * x)
+    if x < 0 or abs(square - round(square)) > 1e-9 * square:
+        return f"{x:.4g}"
+    return f"√{round(square)}" if x > 1 else f"1/√{round(square)}"
 
 
 def _rotary(spec: RotarySpec | None) -> list[str]:
@@ -116,7 +123,7 @@ def _attention(a: AttentionSpec, d: int, bias: BiasSpec | None = None, *, cross:
     details += [f"scores capped at {a.soft_cap:g}"] if a.soft_cap else []
     matrices = [f"q {d}→{width}", f"k, v {d}→{kv}"] if kv != width else [f"q, k, v {d}→{width}"]
     title = "cross-attention" if cross else "attention"
-    return Part(title, tuple(details), (*matrices, f"o {width}→{d}"), a.mask, cross)
+    return Part("attention", title, tuple(details), (*matrices, f"o {width}→{d}"), a.mask, cross)
 
 
 def _linear(a: LinearAttentionSpec, d: int) -> Part:
@@ -135,7 +142,7 @@ def _linear(a: LinearAttentionSpec, d: int) -> Part:
     details = [name, state, *_rotary(a.rotary)]
     details += [f"{norm_name(a.out_norm)} a head"] if a.out_norm else []
     details += ["output gate"] if a.out_gate else []
-    return Part("linear attention", tuple(details), (f"q, k, v {d}→{width}", *more, f"o {width}→{d}"))
+    return Part("linear", "linear attention", tuple(details), (f"q, k, v {d}→{width}", *more, f"o {width}→{d}"))
 
 
 def _scores(a: AlignmentSpec) -> str:
@@ -152,14 +159,13 @@ def mixer_part(spec: MixerSpec, d: int, bias: BiasSpec | None = None) -> Part:
     if isinstance(spec, AttentiveRecurrentSpec):
         look, h = spec.alignment, spec.d_hidden
         matrices = (f"[x; c] {2 * d}→{gates}·{h}", f"h {h}→{gates}·{h}", *_score_matrices(look, h, d), f"o {h}→{d}")
-        return Part(
-            f"attentive {name}", (f"state of {h}", "looks before each step", _scores(look)), matrices, None, True
-        )
-    h = spec.d_hidden
-    ways = ("both directions",) if spec.both_directions else ()
+        details = (f"state of {h}", "looks before each step", _scores(look))
+        return Part("recurrent", f"attentive {name}", details, matrices, reads_encoder=True)
+    h, ways = spec.d_hidden, ("both directions",) if spec.both_directions else ()
     copies = "2 × " if spec.both_directions else ""
-    matrices = (f"{copies}x {d}→{gates}·{h}", f"{copies}h {h}→{gates}·{h}")
-    return Part(name, (f"state of {h}", *ways), (*matrices, *((f"o {spec.d_out}→{d}",) if spec.project else ())))
+    matrices = [f"{copies}x {d}→{gates}·{h}", f"{copies}h {h}→{gates}·{h}"]
+    matrices += [f"o {spec.d_out}→{d}"] if spec.project else []
+    return Part("recurrent", name, (f"state of {h}", *ways), tuple(matrices))
 
 
 def _score_matrices(a: AlignmentSpec, query: int, memory: int) -> tuple[str, ...]:
@@ -172,9 +178,8 @@ def cross_part(spec: CrossSpec, d: int) -> Part:
     """What attends to an encoder's states."""
     if isinstance(spec, AttentionSpec):
         return _attention(spec, d, cross=True)
-    return Part(
-        "alignment", (_scores(spec), "tanh of context and state"), (*_score_matrices(spec, d, d), f"o {2 * d}→{d}")
-    )
+    matrices = (*_score_matrices(spec, d, d), f"o {2 * d}→{d}")
+    return Part("attention", "alignment", (_scores(spec), "tanh of both"), matrices, reads_encoder=True)
 
 
 # --- feed-forward ----------------------------------------------------------------------------------------------------
@@ -192,9 +197,10 @@ def ffn_part(spec: FeedForwardSpec, d: int) -> Part:
     if isinstance(spec, MoESpec):
         name, matrices = _layer(spec.expert, d)
         details = (f"{spec.n_experts} experts, {spec.top_k} a token", f"{name} of {spec.expert.d_ff}")
-        return Part("mixture of experts", details, (f"router {d}→{spec.n_experts}", f"{spec.n_experts} ×", *matrices))
+        each = (f"{spec.n_experts} × {matrix}" for matrix in matrices)
+        return Part("ffn", "mixture of experts", details, (f"router {d}→{spec.n_experts}", *each))
     name, matrices = _layer(spec, d)
-    return Part("feed-forward", (f"{name} of {spec.d_ff}",), matrices)
+    return Part("ffn", "feed-forward", (f"{name} of {spec.d_ff}",), matrices)
 
 
 def block_parts(block: BlockSpec, d: int, bias: BiasSpec | None = None) -> list[Part]:
@@ -222,8 +228,8 @@ def head_words(spec: DecoderSpec | EncoderSpec) -> tuple[str, list[str]]:
     if head is None:
         return "states", ["one vector a token"]
     if isinstance(head, LMHeadSpec | MaskedLMHeadSpec):
-        own = f"{spec.d_model} × {spec.vocab_size:,}"
-        how = ["by the embedding's vectors" if head.tied else f"by a matrix of its own, {own}"]
+        own = ["by a matrix of its own", f"{spec.d_model} × {spec.vocab_size:,}"]
+        how = ["by the embedding's vectors"] if head.tied else own
         if isinstance(head, MaskedLMHeadSpec):
             return "logits", [f"dense, {PLAIN[head.activation]}, {norm_name(head.norm)}", *how]
         how += [f"× {times(head.scale)}"] if head.scale != 1 else []

@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 from pellucid.errors import SpecError
-from pellucid.predicates import sparse_transformer
+from pellucid.predicates import big_bird
 from pellucid.spec import (
     CAUSAL,
     ALiBiSpec,
@@ -45,6 +45,7 @@ from pellucid.spec import (
 
 HEAD_DIM = 64
 WINDOW = 256  # tokens that a windowed layer sees, or a quarter of the context where that is less
+BLOCK = 64  # tokens of a block of sparse attention, or a sixteenth of the context where that is less
 PERIOD = 4  # every so many blocks of a hybrid, one attends
 NORM = RMSNormSpec()
 
@@ -157,8 +158,8 @@ def window(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim:
 
 
 def sparse(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int = HEAD_DIM) -> DecoderSpec:
-    """Modern, where a token sees the last √context, and every √context-th before (Child et al. 2019)."""
-    mask = sparse_transformer(max(1, math.isqrt(context)))
+    """Modern, where a token sees blocks nearby, the first two, and three at random (Zaheer et al. 2020)."""
+    mask = CAUSAL & big_bird(min(BLOCK, max(1, context // 16)))
     return _model(vocab_size, context, d_model, (_block(_attention(d_model, head_dim, mask), d_model),) * n_layers)
 
 

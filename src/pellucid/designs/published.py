@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 from pellucid.designs.language_models import classic
 from pellucid.errors import SpecError, suggest
@@ -36,20 +35,19 @@ from pellucid.spec import (
     StackSpec,
 )
 
-Size = Literal["base", "big"]
-_TABLE_3: dict[Size, tuple[int, int, int, int, int]] = {  # N, d_model, d_ff, h, d_k
+_TABLE_3: dict[str, tuple[int, int, int, int, int]] = {  # N, d_model, d_ff, h, d_k
     "base": (6, 512, 2048, 8, 64),
     "big": (6, 1024, 4096, 16, 64),
 }
 _NO_RESIDUAL = ResidualSpec(skip=0.0)
 
 
-def attention_is_all_you_need(size: Size = "base", vocab_size: int = 37_000, context: int = 512) -> EncoderDecoderSpec:
+def attention_is_all_you_need(size: str = "base", vocab_size: int = 37_000, context: int = 512) -> EncoderDecoderSpec:
     """The Transformer of Vaswani et al. 2017, figure 1 and table 3: post-norm, sines, one table of vectors.
 
-    size: "base" or "big". One table of vectors serves both sides and the head; embeddings are multiplied by √d_model (section 3.4). The
-    vocabulary is theirs for English and German, of "about 37000 tokens" (section 5.1); positions are sines, so that
-    ``context`` limits nothing. Raises SpecError for another size.
+    size: "base" or "big". One table serves both sides and the head; embeddings are multiplied by √d_model (section
+    3.4). The vocabulary is theirs for English and German, of "about 37000 tokens" (section 5.1); positions are sines,
+    so ``context`` limits nothing. Raises SpecError for another size.
     """
     if size not in _TABLE_3:
         raise SpecError(f"attention_is_all_you_need has no size {size!r}", suggest(size, _TABLE_3))

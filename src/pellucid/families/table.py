@@ -32,6 +32,7 @@ class Transform:
 
 SAME = Transform(lambda theirs, _: [theirs], lambda ours: ours[0])
 TRANSPOSED = Transform(lambda theirs, _: [theirs.mT], lambda ours: ours[0].mT)
+ROW = Transform(lambda theirs, _: [theirs[0]], lambda ours: ours[0][None])  # of a matrix with one row
 STACKED = Transform(  # several of ours are the rows of one of theirs, as in a fused q, k, v
     lambda theirs, shapes: torch.split(theirs, [shape[0] for shape in shapes]), lambda ours: torch.cat(list(ours))
 )
@@ -59,7 +60,7 @@ class Row:
 class Table:
     """A family's weights.
 
-    rows: all that a model can have. ignored: names that may occur and hold nothing learned. copies: (name, original),
+    rows: all that a model can have. ignored: names that may occur and that it has no use for. copies: (name, original),
     what a tied checkpoint may repeat, and must then equal bit for bit. base: a prefix that bare models leave out.
     versions: the same weights as other releases of their library name them; read where they fit better, never written.
     """

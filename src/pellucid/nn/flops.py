@@ -12,13 +12,13 @@ from functools import lru_cache
 
 import numpy as np
 
+from pellucid.predicates import Span
 from pellucid.spec import (
     AlignmentSpec,
     AttentionSpec,
     AttentiveRecurrentSpec,
     BlockSpec,
     BucketedBiasSpec,
-    Causal,
     CrossSpec,
     DecoderSpec,
     DeltaRule,
@@ -26,7 +26,6 @@ from pellucid.spec import (
     EncoderDecoderSpec,
     EncoderSpec,
     FeedForwardSpec,
-    Full,
     GatedDecayRule,
     GatedFFNSpec,
     KernelRule,
@@ -219,17 +218,24 @@ def layers(block: BlockSpec, d: int) -> list[Layer]:
 
 @lru_cache(maxsize=256)
 def visible_pairs(mask: Mask, time: int) -> int:
-    """How many (query, key) pairs of one document of ``time`` tokens the mask lets see each other."""
-    if isinstance(mask, Full):
-        return time * time
-    if isinstance(mask, Causal):
-        return time * (time + 1) // 2
-    keys, zero = np.arange(time), np.zeros((), dtype=np.int64)
+    """How many (query, key) pairs of one document of ``time`` tokens the mask lets see each other.
+
+    The square is cut into quarters, and they again, where the mask's bounds prove them neither empty nor full.
+    """
+    size, q, k = 1 << time.bit_length(), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
     pairs = 0
-    for start in range(0, time, 256):
-        queries = np.arange(start, min(start + 256, time))[:, None]
-        allowed = mask.allow(queries, keys[None], zero, zero)
-        pairs += int(np.broadcast_to(allowed, (len(queries), time)).sum())
+    while size > 32 and len(q):
+        size //= 2  # q and k: where the squares begin
+        q, k = np.concatenate((q, q, q + size, q + size)), np.concatenate((k, k + size, k, k + size))
+        q, k = q[inside := (q < time) & (k < time)], k[inside]
+        q_last, k_last = np.minimum(q + size, time) - 1, np.minimum(k + size, time) - 1
+        some, every = (np.broadcast_to(x, q.shape) for x in mask.bounds(Span(q, q_last), Span(k, k_last)))
+        pairs += int(((q_last - q + 1) * (k_last - k + 1))[some & every].sum())
+        q, k = q[some & ~every], k[some & ~every]
+    place = np.arange(size)
+    for at in range(0, len(q), 1024):
+        down, across = q[at : at + 1024, None, None] + place[:, None], k[at : at + 1024, None, None] + place
+        pairs += int((mask.allow(down, across, 0, 0) & (down < time) & (across < time)).sum())
     return pairs
 
 

@@ -33,9 +33,12 @@ BLOCK = 64
 FULL, NOBODY = 0, 1  # the patterns that every layout has
 _FAR = 2**31 - 1  # a position beyond all others
 _PIECE = 256  # blocks that are evaluated at once
-_LEAST, _DENSE, _MANY = 512, 0.4, 2**24
+# Measured on a CPU beside the fused kernel with a mask, both passes: they are even at half of the blocks, 512 tokens.
+# Beyond 8192² pairs a mask as a tensor, and the float copy that a fused kernel makes, would be what fills the memory.
+_LEAST, _DENSE, _MANY = 512, 0.4, 2**26
 _WORTH = 16  # a group of its own costs as much as this many blocks of padding
 Array = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class Layout:
     block: int
     n_blocks: tuple[int, int]
     groups: Int[Tensor, "groups 5"]
-    order: Int[Tensor, order]
+    order: Int[Tensor, " members"]
     pairs: Int[Tensor, "2 pairs"]
     patterns: Bool[Tensor, "patterns block block"]
     blind: Bool[Tensor, "rows 1 query 1"] | None
@@ -124,73 +127,83 @@ def _look(
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 
-def _patterns(mask: Mask, queries: Tokens, keys: Tokens, block: int, at: Tensor) -> tuple[Array, npt.NDArray[np.uint8]]:
-    """The number of each block's pattern, and the patterns, bits packed, equal ones once."""
-    every = np.packbits(np.ones(block * block, dtype=bool))
-    numbers = {every.tobytes(): FULL, (~every).tobytes(): NOBODY}
-    found: list[int] = []
-    for piece in at.split(_PIECE, dim=1):
-        bits = np.packbits(_look(mask, queries, keys, block, piece).flatten(1).cpu().numpy(), axis=1)
-        found += [numbers.setdefault(line.tobytes(), len(numbers)) for line in bits]
-    return np.array(found, dtype=np.int64), np.stack([np.frombuffer(key, np.uint8) for key in numbers])
-
-
-def _groups(widths: Array) -> list[tuple[Array, int]]:
-    """Query blocks with how many key blocks they get: wide ones first; a few narrow ones join a wider group."""
-    made: list[tuple[list[Array], int]] = []
-    for width in np.unique(widths[widths > 0])[::-1].tolist():
-        members = np.flatnonzero(widths == width)
-        if made and (made[-1][1] - width) * len(members) <= _WORTH:
-            made[-1][0].append(members)
-        else:
-            made.append(([members], width))
-    return [(np.sort(np.concatenate(parts)), width) for parts, width in made]
-
-
 def make_layout(mask: Mask, queries: Tokens, keys: Tokens, block: int = BLOCK) -> Layout:
     """The layout for these places: of every row by itself, or of all together where both have one row."""
-    rows, n_q = queries.pos.shape
+    (rows, n_q), device = queries.pos.shape, queries.pos.device
     some, every = classify(mask, queries, keys, block)
-    n_down, n_across = some.shape[1:]
     at = (some & ~every).nonzero().T
-    numbers, bits = _patterns(mask, queries, keys, block, at)
-    kinds = np.where(every.cpu().numpy(), FULL, -1).astype(np.int64)
-    kinds[tuple(at.cpu().numpy())] = np.where(numbers == NOBODY, -1, numbers)
-    patterns = np.unpackbits(bits, axis=1).astype(bool).reshape(-1, block, block)
+    numbers, patterns = _patterns(mask, queries, keys, block, at)
+    kinds = np.where(every.cpu().numpy(), FULL, NOBODY).astype(np.int64)
+    kinds[tuple(at.cpu().numpy())] = numbers
 
-    anyone: npt.NDArray[np.bool_] = np.any(patterns, axis=-1)
-    groups: list[tuple[int, ...]] = []
-    orders, pairs = [np.zeros(0, np.int64)], [np.zeros((2, 0), np.int64)]
-    sees = np.zeros((rows, n_down, block), dtype=bool)
+    groups, orders, pairs = [], [np.zeros(0, np.int64)], [np.zeros((2, 0), np.int64)]
+    sees = np.zeros((*kinds.shape[:2], block), dtype=bool)
     for row in range(rows):
-        down, across = np.nonzero(kinds[row] >= 0)
-        widths = np.bincount(down, minlength=n_down)
-        begins = np.cumsum(widths) - widths
-        rank, busy = np.arange(len(down)) - begins[down], np.flatnonzero(widths)
-        if len(busy):
-            sees[row, busy] = np.logical_or.reduceat(anyone[kinds[row][down, across]], begins[busy])
-        for members, width in _groups(widths):
-            place = np.full(n_down, -1)
-            place[members] = np.arange(len(members))
-            mine = place[down] >= 0
-            table = np.stack((np.zeros((len(members), width), np.int64), np.full((len(members), width), NOBODY)))
-            table[:, place[down[mine]], rank[mine]] = across[mine], kinds[row][down[mine], across[mine]]
-            number = -1 if rows == 1 else row
-            groups.append((number, sum(map(len, orders)), len(members), width, sum(p.shape[1] for p in pairs)))
+        sees[row] = _who_sees(kinds[row], patterns)
+        for members, table in _groups(kinds[row]):
+            begins = sum(map(len, orders)), sum(p.shape[1] for p in pairs)
+            groups.append((row if rows > 1 else -1, begins[0], len(members), table.shape[2], begins[1]))
             orders.append(members)
             pairs.append(table.reshape(2, -1))
-    device, blind = queries.pos.device, ~torch.from_numpy(sees).flatten(1)[:, None, :n_q, None]
+    blind = ~torch.from_numpy(sees).flatten(1)[:, None, :n_q, None]
     return Layout(
         block,
-        (n_down, n_across),
+        kinds.shape[1:],
         _any_length(torch.tensor(groups, dtype=torch.long).reshape(-1, 5)),
         _any_length(torch.from_numpy(np.concatenate(orders))),
         _any_length(torch.from_numpy(np.concatenate(pairs, axis=1)), 1),
         _any_length(torch.from_numpy(patterns).to(device)),
         blind.to(device) if blind.any() else None,
-        int((kinds >= 0).sum()),
+        int((kinds != NOBODY).sum()),
         kinds.size,
     )
+
+
+def _patterns(mask: Mask, queries: Tokens, keys: Tokens, block: int, at: Tensor) -> tuple[Array, Bools]:
+    """The number of each block's pattern, and the patterns, equal ones once."""
+    every = np.packbits(np.ones(block * block, dtype=bool))
+    numbers = {every.tobytes(): FULL, np.zeros_like(every).tobytes(): NOBODY}
+    found: list[int] = []
+    for piece in at.split(_PIECE, dim=1):
+        bits = np.packbits(_look(mask, queries, keys, block, piece).flatten(1).cpu().numpy(), axis=1)
+        found += [numbers.setdefault(line.tobytes(), len(numbers)) for line in bits]
+    bits = np.stack([np.frombuffer(key, np.uint8) for key in numbers])
+    patterns = np.unpackbits(bits, axis=1, count=block * block).astype(bool)
+    return np.array(found, dtype=np.int64), patterns.reshape(-1, block, block)
+
+
+def _who_sees(kinds: Array, patterns: Bools) -> Bools:
+    """Which queries of each query block see anything, (query blocks, block)."""
+    down, across = np.nonzero(kinds != NOBODY)
+    sees = np.zeros((len(kinds), patterns.shape[-1]), dtype=bool)
+    if len(down):
+        anyone: Bools = np.any(patterns, axis=-1)
+        first = np.flatnonzero(np.diff(down, prepend=-1))
+        sees[down[first]] = np.logical_or.reduceat(anyone[kinds[down, across]], first)
+    return sees
+
+
+def _groups(kinds: Array) -> list[tuple[Array, Array]]:
+    """Query blocks and their (2, blocks, width) pairs, wide ones first; a few narrow ones join a wider group."""
+    down, across = np.nonzero(kinds != NOBODY)
+    widths = np.bincount(down, minlength=len(kinds))
+    rank = np.arange(len(down)) - (np.cumsum(widths) - widths)[down]
+    made: list[tuple[int, list[int]]] = []
+    for width in np.unique(widths[widths > 0])[::-1].tolist():
+        members = np.flatnonzero(widths == width).tolist()
+        if made and (made[-1][0] - width) * len(members) <= _WORTH:
+            made[-1][1].extend(members)
+        else:
+            made.append((width, members))
+    found: list[tuple[Array, Array]] = []
+    for width, members in made:
+        members, place = np.sort(np.array(members)), np.full(len(kinds), -1)
+        place[members] = np.arange(len(members))
+        here = place[down] >= 0
+        table = np.stack((np.zeros((len(members), width), np.int64), np.full((len(members), width), NOBODY)))
+        table[:, place[down[here]], rank[here]] = across[here], kinds[down[here], across[here]]
+        found.append((members, table))
+    return found
 
 
 def _any_length(x: Tensor, axis: int = 0) -> Tensor:
@@ -200,26 +213,29 @@ def _any_length(x: Tensor, axis: int = 0) -> Tensor:
     return x
 
 
-@lru_cache(maxsize=64)
-def plain_layout(
-    mask: Mask, n_q: int, q_start: int, n_k: int, k_start: int, device: torch.device, block: int = BLOCK
-) -> Layout:
-    """``make_layout`` for rows without gaps, all alike: a pure function of these numbers, so it is made once."""
-    queries, keys = Tokens.plain(1, n_q, q_start, device), Tokens.plain(1, n_k, k_start, device)
-    return make_layout(mask, queries, keys, block)
+# --- where it is worth having -----------------------------------------------------------------------------------------
 
 
 def find_layout(mask: Mask, queries: Tokens, keys: Tokens) -> Layout | None:
-    """The layout, where it is worth having: rows are long, and enough of their blocks are empty."""
+    """The layout, or None: rows are short, or too few of their blocks are empty.
+
+    For rows without gaps it is a pure function of mask, lengths and starts, and made once.
+    """
     n_q, n_k = queries.pos.shape[1], keys.pos.shape[1]
-    if n_q < _LEAST or n_k < _LEAST:
+    if n_q < _LEAST or n_k < _LEAST or queries.pos.is_meta:
         return None
     if queries.start is not None and keys.start is not None:
-        layout = plain_layout(mask, n_q, queries.start, n_k, keys.start, queries.pos.device)
-        return layout if _pays(layout.density, n_q * n_k) else None
+        return _plain(mask, n_q, queries.start, n_k, keys.start, queries.pos.device)
+    return _where_it_pays(mask, queries, keys)
+
+
+@lru_cache(maxsize=64)
+def _plain(mask: Mask, n_q: int, q_start: int, n_k: int, k_start: int, device: torch.device) -> Layout | None:
+    with torch.inference_mode(False):  # whoever trains later shares it
+        return _where_it_pays(mask, Tokens.plain(1, n_q, q_start, device), Tokens.plain(1, n_k, k_start, device))
+
+
+def _where_it_pays(mask: Mask, queries: Tokens, keys: Tokens) -> Layout | None:
     some, _ = classify(mask, queries, keys, BLOCK)
-    return make_layout(mask, queries, keys) if _pays(float(some.float().mean()), n_q * n_k) else None
-
-
-def _pays(density: float, pairs: int) -> bool:
-    return density <= _DENSE or pairs >= _MANY
+    pairs = queries.pos.shape[1] * keys.pos.shape[1]
+    return make_layout(mask, queries, keys) if pairs >= _MANY or some.float().mean() <= _DENSE else None

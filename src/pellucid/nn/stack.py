@@ -49,7 +49,7 @@ class Stack(Tapped):
             return find_runs(tokens, slots.before if isinstance(slots, Progress) else None, turned)
         keys = tokens if slots is None else slots.keys  # type: ignore[attr-defined]
         bias = None if self.score_bias is None else self.score_bias(tokens, keys)
-        return View(tokens, see(mixer.mask, tokens, keys), turned, bias)
+        return View(tokens, see(mixer.mask, tokens, keys, sparse=bias is None), turned, bias)
 
     def run(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pellucid.designs.published import Size, attention_is_all_you_need
+from pellucid.designs.published import attention_is_all_you_need
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import EncoderDecoderSpec
@@ -45,7 +45,7 @@ class Recipe:
         return self.spec.d_model**-0.5 * min(step**-0.5, step * self.warmup**-1.5)
 
 
-RECIPES: dict[Size, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     "base": Recipe(attention_is_all_you_need("base"), 100_000, 12.0, 0.1, said_parameters=65e6, said_flops=3.3e18),
     "big": Recipe(attention_is_all_you_need("big"), 300_000, 84.0, 0.3, said_parameters=213e6, said_flops=2.3e19),
 }

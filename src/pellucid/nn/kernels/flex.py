@@ -1,7 +1,7 @@
 """torch's FlexAttention from the same predicate: the mask itself, and the layout as its block mask.
 
-It writes a kernel for each mask, forward and backward, on CUDA devices. On a CPU it writes a forward only, so ``choose``
-never takes it there; called by hand it is exact there too.
+It writes a kernel for each mask, forward and backward on CUDA devices, forward only on a CPU: there ``choose`` never
+takes it; called by hand it is exact.
 """
 
 from __future__ import annotations

@@ -1,0 +1,59 @@
+"""The pages of docs/: code that is the code, pictures and links that exist, and every part that a page promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("ideas/*.md"))
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+spec = importlib.util.spec_from_file_location("include", DOCS / "include.py")
+assert spec is not None and spec.loader is not None
+include = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(include)
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+def test_there_are_pages() -> None:
+    assert len(PAGES) >= 10
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES if f"ideas/{page.name}" not in index] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_included_code_is_current(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    assert include.BLOCK.search(page), "a page shows the code that it is about"
+    assert include.updated(page) == page, "run `make docs`"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_a_page_has_all_its_parts(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    for part in ("Formula", "Shapes", "Code", "Exercise"):
+        assert part in headings, part
+    assert re.search(r"!\[[^\]]+\]\([^)]+\.(svg|png)\)", page), "one figure, with words for who cannot see it"
+
+
+@pytest.mark.parametrize("path", [*PAGES, DOCS / "README.md", DOCS / "architecture.md"], ids=named)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in LINK.findall(path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_control_stale_code_is_seen() -> None:
+    page = "<!-- code: src/pellucid/nn/rope.py rotate -->\n```python\nnot what stands there\n```\n"
+    assert include.updated(page) != page and "def rotate(" in include.updated(page)
+    with pytest.raises(KeyError, match="no nothing_like_this"):
+        include.updated(page.replace("rotate", "nothing_like_this"))
