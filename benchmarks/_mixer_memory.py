@@ -5,8 +5,9 @@ line: {"mode", "n", "bytes", "seconds"} for every cell that ends, or {"mode", "n
 predecessors say that it would take more than ``seconds`` for one go, or more than ``bytes``. Linux only.
 
 bytes: the most memory that was resident during one go, less what was before, when inputs, weights and code were there
-already (a layout, too, which is made once a length; that takes less than the forward itself). The system counts (VmHWM, set back before each go); every block is given back as soon as it is freed
-(M_MMAP_THRESHOLD), so that nothing is counted which an allocator merely keeps.
+already (and a layout, which is made once a length: that takes less than the forward does). The system counts (VmHWM,
+set back before each go); every block is given back as soon as it is freed (M_MMAP_THRESHOLD), so that nothing is
+counted which an allocator merely keeps.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -76,12 +76,13 @@ def curves(
     title: str,
     x: str,
     y: str,
+    log_x: bool = True,
     log_y: bool = True,
-    ticks: Mapping[float, str] | None = None,
 ) -> None:
-    """Lines over a logarithmic x, each with its name where it ends."""
+    """Lines over axes that say what they are, each with its name where it ends."""
     lines = [line for line in lines if len(line.xs)]
-    axes.set_xscale("log", base=2)
+    if log_x:
+        axes.set_xscale("log", base=2)
     if log_y:
         axes.set_yscale("log")
     for line in lines:
@@ -93,9 +94,14 @@ def curves(
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    every = ticks or {n: short(n) for line in lines for n in line.xs}
-    axes.set_xticks(list(every), list(every.values()))
+    if log_x:
+        every = sorted({n for line in lines for n in line.xs})
+        axes.set_xticks(every, [short(n) for n in every])
     axes.minorticks_off()
+    if log_y:
+        ticker = import_module("matplotlib.ticker")
+        axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.6g}"))
     axes.margins(x=0.04)
     name_ends(axes, lines)
 

@@ -210,6 +210,7 @@ def draw(everyone: Sequence[Measured], fit: int, path: Path) -> None:
         title="decoding one token", x="tokens in the cache", y="milliseconds",
     )  # fmt: skip
     draw_exponents(axes[0, 3], everyone, fit)
+    drawn.suptitle("One row of tokens, float32, CPU.  Solid lines and dots: pellucid; dashed, hollow: peers and torch")
     save(drawn, path)
 
 

@@ -6,7 +6,7 @@ Numbers in comments are what was measured, the range of eight seeds or more; the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -59,6 +59,16 @@ from pellucid.train.step import step
 
 VOCAB, SEEDS = 16, range(4)
 NORM = LayerNormSpec()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Hundreds of tiny steps: on a busy machine the threads of one only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 # --- without positions, an encoder reads a bag of tokens -------------------------------------------------------------
 
@@ -328,4 +338,8 @@ def test_post_norm_by_rate() -> None:
     assert min(table["pre"]) == 8
     assert table["post"][:1] == [8] and max(table["post"][2:]) <= 2
     assert min(table["post, warmed up"][:3]) >= 7 and table["post, warmed up"][3] <= 4  # nor does it help any rate
-    assert learned(POST_NORM, 0.01, 0, steps=5 * STEPS) <= 2  # 1; what is lost comes back hardly or late
+
+
+@pytest.mark.slow
+def test_what_post_norm_lost_without_a_warm_up_hardly_comes_back() -> None:
+    assert learned(POST_NORM, 0.01, 0, range(8), steps=5 * STEPS) <= 3  # 1 of 8

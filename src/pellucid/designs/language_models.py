@@ -210,7 +210,11 @@ def hybrid(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim:
 
 
 def _recurrent(cell: Cell, d_model: int) -> BlockSpec:
-    """A cell so wide that it and its projection have 12 · d_model² parameters: it is all there is in the block."""
+    """A cell so wide that it and its projection have 12 · d_model² parameters: it is all there is in the block.
+
+    Measured (4 × 128, 120 steps on Python's library, bits a byte): so 2.31; with a feed-forward layer, as many
+    parameters, 2.31; with post-norm 2.46; without the residual stream 2.52, and without norms too 3.13.
+    """
     gates = 4 if cell == "lstm" else 3  # gates · h (d + h) + h d = 12 d², solved for h / d
     ratio = (math.sqrt((gates + 1) ** 2 + 48 * gates) - (gates + 1)) / (2 * gates)
     return BlockSpec(RecurrentSpec(cell, _near(ratio * d_model, 16)), None, NORM)

@@ -12,6 +12,6 @@ vocab       entries of the vocabulary
 slots       places of a cache, each with the position of the token it holds (-1: empty)
 =========== ==========================================================================================
 
-Masks and positions: ``masks`` (over ``layout``) ``biases`` ``positions`` ``rope``. Layers: ``norms`` ``attention`` (over ``kernels``)
-``ffn`` ``residual``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``, and ``cache`` ``init`` ``flops``.
+Masks and positions: ``masks`` (over ``layout``) ``biases`` ``positions`` ``rope``. Layers: ``norms`` ``attention``
+(over ``kernels``) ``ffn`` ``residual``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``, and ``cache`` ``init`` ``flops``.
 """

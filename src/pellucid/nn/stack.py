@@ -64,17 +64,16 @@ class Stack(Tapped):
         """
         if self._readers and memory is None:
             raise DataError("this decoder attends to an encoder, but there is nothing from one", "pass its memory")
-        layers = [None] * len(self.blocks) if cache is None else cache.layers
         views = [
-            self._view(mixer, tokens, None if (layer := layers[i]) is None else layer.slots)
-            for i, mixer in self._examples
+            self._view(mixer, tokens, None if cache is None else cache.layers[i].slots) for i, mixer in self._examples
         ]
         cross = None
         if memory is not None:
             cross = View(tokens, see(Full(), tokens, memory.tokens), None, None, memory.states)
         for i, block in enumerate(self.blocks):
+            view, past = views[self._view_of[i]], None if cache is None else cache.layers[i]
             if i in self._readers:
-                x = block(x, views[self._view_of[i]], layers[i], cross, None if cache is None else cache.cross[i])
+                x = block(x, view, past, cross, None if cache is None else cache.cross[i])
             else:
-                x = block(x, views[self._view_of[i]], layers[i])
+                x = block(x, view, past)
         return x

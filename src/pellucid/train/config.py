@@ -54,7 +54,7 @@ class TrainOptions(Value):
     seed: int = 0
     """Decides initial weights, data order and the validation split."""
     design: str = "modern"
-    """modern (RMSNorm, rotary, SwiGLU) or classic (LayerNorm, learned positions, GELU)."""
+    """modern, classic, window, moe, delta, hybrid, lstm, ...: `pellucid info` lists them all."""
 
     d_model: int | None = None
     """Width of the residual stream."""
