@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pellucid.designs import DESIGNS
 from pellucid.nn.flops import count_parameters
-from pellucid.spec import BlockSpec, DecoderSpec, FFNSpec, GatedFFNSpec, RecurrentSpec
+from pellucid.spec import DecoderSpec, FFNSpec, GatedFFNSpec, RecurrentSpec
 
 YARDSTICK = "modern"
-STEP, FAR = 8, 64  # inner widths are tried in multiples of 8, which matrix products like, up to 8 · 64 off
+STEP, FAR = 4, 128  # inner widths change by multiples of 4, up to 4 · 128 a block
 NAMES = {  # design: what it is called in tables
     "modern": "Transformer",
     "lstm": "LSTM",
@@ -33,21 +34,26 @@ class Size:
     context: int = 256  # of text
 
 
-def widened(spec: DecoderSpec, by: int) -> DecoderSpec | None:
-    """With the cells of recurrent blocks ``by`` wider, or without any, the feed-forward layers; None below a width."""
-    recurs = any(isinstance(block.mixer, RecurrentSpec) for block in spec.stack.blocks)
-    blocks: list[BlockSpec] = []
-    for block in spec.stack.blocks:
-        mixer, ffn = block.mixer, block.ffn
+def widened(spec: DecoderSpec, steps: int) -> DecoderSpec | None:
+    """With cells of recurrent blocks ``steps`` times STEP wider in all, or without any, feed-forward layers.
+
+    The steps are shared out, one block getting one more than another at most. None where no width would be left.
+    """
+    blocks = list(spec.stack.blocks)
+    chosen = [i for i, block in enumerate(blocks) if isinstance(block.mixer, RecurrentSpec)] or list(range(len(blocks)))
+    each, more = divmod(steps, len(chosen))
+    for place, i in enumerate(chosen):
+        by, mixer, ffn = STEP * (each + (place < more)), blocks[i].mixer, blocks[i].ffn
         if isinstance(mixer, RecurrentSpec):
-            if mixer.d_hidden + by < STEP:
-                return None
-            mixer = replace(mixer, d_hidden=mixer.d_hidden + by)
-        elif not recurs and isinstance(ffn, FFNSpec | GatedFFNSpec):
-            if ffn.d_ff + by < STEP:
-                return None
-            ffn = replace(ffn, d_ff=ffn.d_ff + by)
-        blocks.append(replace(block, mixer=mixer, ffn=ffn))
+            width = mixer.d_hidden + by
+            mixer = replace(mixer, d_hidden=max(1, width))
+        else:
+            assert isinstance(ffn, FFNSpec | GatedFFNSpec)
+            width = ffn.d_ff + by
+            ffn = replace(ffn, d_ff=max(1, width))
+        if width < STEP:
+            return None
+        blocks[i] = replace(blocks[i], mixer=mixer, ffn=ffn)
     return replace(spec, stack=replace(spec.stack, blocks=tuple(blocks)))
 
 
@@ -57,8 +63,17 @@ def equal(name: str) -> Callable[[int, int, int, int, int], DecoderSpec]:
     def design(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int) -> DecoderSpec:
         sizes = (vocab_size, context, n_layers, d_model, head_dim)
         target, spec = count_parameters(DESIGNS[YARDSTICK](*sizes)).total, DESIGNS[name](*sizes)
-        tried = [one for by in range(-FAR * STEP, FAR * STEP + 1, STEP) if (one := widened(spec, by)) is not None]
-        return min(tried, key=lambda one: abs(count_parameters(one).total - target))
+
+        def count(steps: int) -> int:
+            wide = widened(spec, steps)
+            return 0 if wide is None else count_parameters(wide).total
+
+        steps = range(-FAR * n_layers, FAR * n_layers)
+        above = bisect_left(steps, target, key=count)
+        nearest = min(steps[above - 1 : above + 1], key=lambda one: abs(count(one) - target))
+        found = widened(spec, nearest)
+        assert found is not None
+        return found
 
     design.__doc__ = f"{NAMES.get(name, name)}, with as many parameters as {YARDSTICK}."
     return design

@@ -78,6 +78,7 @@ def curves(
     y: str,
     log_x: bool = True,
     log_y: bool = True,
+    y_range: tuple[float, float] | None = None,
 ) -> None:
     """Lines over axes that say what they are, each with its name where it ends."""
     lines = [line for line in lines if len(line.xs)]
@@ -103,6 +104,8 @@ def curves(
         axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.6g}"))
     axes.margins(x=0.04)
+    if y_range is not None:
+        axes.set_ylim(*y_range)
     name_ends(axes, lines)
 
 

@@ -10,6 +10,7 @@ One model is trained on rows of every number of pairs, and tested on each by its
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from _equal import equal
 from pellucid.api import build
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.nn.models import Decoder
+from pellucid.train.config import OptimizerName
 from pellucid.train.objectives import nll
 from pellucid.train.optim import build_optimizers, set_rate
 from pellucid.train.schedule import factor
 from pellucid.train.step import step
 
-KEYS, VALUES = 128, 64
+KEYS, VALUES = 64, 16
 VOCAB = KEYS + VALUES
 TOKENS = 3072  # of one update, however long its rows are
 TESTED = 4096  # queries that a model is tested on, at each number of pairs
@@ -56,10 +58,10 @@ def accuracy(model: Decoder, pairs: int, seed: int) -> float:
 
 @dataclass(frozen=True)
 class Recall:
-    """A model after training: accuracy by number of pairs, the rate that was best, and what it took."""
+    """A model after training: accuracy by number of pairs, the optimiser that was better, and what its steps took."""
 
     accuracy: dict[int, float]
-    rate: float
+    optimizer: OptimizerName
     parameters: int
     seconds: float
 
@@ -75,11 +77,15 @@ class Task:
     head_dim: int = 16
 
 
-def trained(task: Task, name: str, rate: float, seed: int) -> Decoder:
-    """``steps`` updates of AdamW, each on rows of one number of pairs, drawn anew; the rate falls along a cosine."""
+def trained(task: Task, name: str, optimizer: OptimizerName, seed: int) -> Decoder:
+    """``steps`` updates, each on rows of one number of pairs, drawn anew; the rate falls along a cosine.
+
+    Initial weights and rates are those that ``pellucid train`` would choose (``train.resolve``).
+    """
     spec = equal(name)(VOCAB, 3 * max(task.pairs), task.n_layers, task.d_model, task.head_dim)
-    model = build(spec, seed=seed).train()
-    optimizers = build_optimizers(model, "adamw", learning_rate=rate, matrix_learning_rate=rate, weight_decay=0.01)
+    model = build(spec, init="fan_in" if optimizer == "muon" else "normal", seed=seed).train()
+    rate = (0.03 if optimizer == "muon" else 0.004) * math.sqrt(128 / task.d_model)
+    optimizers = build_optimizers(model, optimizer, learning_rate=rate, matrix_learning_rate=0.02, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     for i in range(task.steps):
         pairs = task.pairs[int(torch.randint(len(task.pairs), (), generator=generator))]
@@ -88,12 +94,15 @@ def trained(task: Task, name: str, rate: float, seed: int) -> Decoder:
     return model
 
 
-def recall(task: Task, name: str, rates: Sequence[float], seed: int) -> Recall:
-    """The best of ``rates`` by one set of rows, tested on another."""
-    start = time.perf_counter()
-    models = {rate: trained(task, name, rate, seed) for rate in rates}
-    seconds = (time.perf_counter() - start) / len(rates)
-    score = {rate: sum(accuracy(model, n, SEED_OF_CHOICE + seed) for n in task.pairs) for rate, model in models.items()}
-    best = max(score, key=lambda rate: score[rate])
-    tested = {n: accuracy(models[best], n, SEED_OF_TEST + seed) for n in task.pairs}
-    return Recall(tested, best, models[best].n_parameters, seconds)
+def recall(task: Task, name: str, optimizers: Sequence[OptimizerName], seed: int) -> Recall:
+    """The better of ``optimizers`` by one set of rows, tested on another."""
+    found: list[tuple[float, Decoder, OptimizerName, float]] = []
+    for optimizer in optimizers:
+        start = time.perf_counter()
+        model = trained(task, name, optimizer, seed)
+        seconds = time.perf_counter() - start
+        score = sum(accuracy(model, n, SEED_OF_CHOICE) for n in task.pairs)
+        found.append((score, model, optimizer, seconds))
+    _, model, optimizer, seconds = max(found, key=lambda one: one[0])
+    tested = {n: accuracy(model, n, SEED_OF_TEST) for n in task.pairs}
+    return Recall(tested, optimizer, model.n_parameters, seconds)

@@ -122,12 +122,12 @@ def show_recalls(found: dict[str, list[Recall]], task: Task) -> None:
         f"{100 / VALUES:.1f}; {task.n_layers} layers × {task.d_model}, {seeds} seed{'s' if seeds > 1 else ''}"
     )
     head = "".join(f"{n:>20}" for n in task.pairs)
-    print(f"  {'':18} {'parameters':>12} {'rate':>8} {'seconds':>8}{head}")
+    print(f"  {'':18} {'parameters':>12} {'optimiser':>10} {'seconds':>8}{head}")
     for name, runs in found.items():
         cells = [mean_interval([100 * run.accuracy[n] for run in runs]).show(".1f") for n in task.pairs]
-        rates = "/".join(f"{rate:g}" for rate in sorted({run.rate for run in runs}))
+        used = "/".join(sorted({run.optimizer for run in runs}))
         seconds = statistics.median(run.seconds for run in runs)
-        row = f"{runs[0].parameters:>12,} {rates:>8} {seconds:>8.0f}"
+        row = f"{runs[0].parameters:>12,} {used:>10} {seconds:>8.0f}"
         print(f"  {NAMES[name]:18} {row}" + "".join(f"{cell:>20}" for cell in cells))
 
 
@@ -176,9 +176,10 @@ def draw(
                 sure = None if len(runs) < 2 else bars
                 lines.append(Line(NAMES[name], task.pairs, means, COLOURS[name], bars=sure))
             title = f"Recalled after {task.steps:,} steps"
-            curves(panel, lines, title=title, x="pairs in a row", y="% of queries right", log_y=False)
+            curves(
+                panel, lines, title=title, x="pairs in a row", y="% of queries right", log_y=False, y_range=(-3, 103)
+            )
             panel.axhline(100 / VALUES, color="#777777", linewidth=0.8, linestyle=":")
-            panel.set_ylim(-3, 103)
     save(drawn, path)
 
 
@@ -187,6 +188,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--depth", type=int, default=Size.n_layers, help="layers of the models of speed and text")
     parser.add_argument("--width", type=int, default=Size.d_model, help="their d_model, a multiple of 64")
+    optimizers = ["muon", "adamw"]
+    words = "of text and recall: the better one counts, for each model"
+    parser.add_argument("--optimizers", nargs="+", choices=optimizers, default=optimizers, help=words)
     speed = parser.add_argument_group("speed")
     speed.add_argument("--lengths", nargs="+", type=int, default=[128, 512, 2048])
     speed.add_argument("--tokens", type=int, default=4096, help="in every batch")
@@ -194,12 +198,10 @@ def options() -> argparse.Namespace:
     speed.add_argument("--seconds", type=float, default=4.0, help="of each turn; one step is made at least")
     text = parser.add_argument_group("text")
     text.add_argument("--minutes", type=float, default=4.0, help="of training, for each model and optimiser")
-    text.add_argument("--optimizers", nargs="+", choices=["muon", "adamw"], default=["muon", "adamw"])
     recall = parser.add_argument_group("recall")
     recall.add_argument("--pairs", nargs="+", type=int, default=[4, 8, 16, 32, 64])
-    recall.add_argument("--steps", type=int, default=2000, help="updates of each model, seed and rate")
+    recall.add_argument("--steps", type=int, default=1500, help="updates of each model, seed and optimiser")
     recall.add_argument("--seeds", type=int, default=1)
-    recall.add_argument("--rates", nargs="+", type=float, default=[0.003, 0.01], help="the better one counts")
     parser.add_argument("--threads", type=int, default=min(2, cores()))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it: .svg, .png or .pdf (needs matplotlib)")
@@ -210,7 +212,7 @@ def options() -> argparse.Namespace:
     if chosen.quick:
         chosen.lengths, chosen.tokens, chosen.rounds, chosen.seconds = [32, 64], 128, 2, 0.05
         chosen.depth, chosen.width, chosen.minutes, chosen.optimizers = 2, 64, None, ["adamw"]
-        chosen.pairs, chosen.steps, chosen.rates, chosen.seeds = [2, 4], 10, [0.003], 2
+        chosen.pairs, chosen.steps, chosen.seeds = [2, 4], 10, 2
     return chosen
 
 
@@ -257,7 +259,7 @@ def main() -> None:
         for seed in range(chosen.seeds):
             for name in RECALLERS:
                 print(f"recall: {NAMES[name]}, seed {seed}", file=sys.stderr, flush=True)
-                recalled.setdefault(name, []).append(recall(task, name, chosen.rates, seed))
+                recalled.setdefault(name, []).append(recall(task, name, chosen.optimizers, seed))
                 keep()
         show_recalls(recalled, task)
     if chosen.plot is not None:

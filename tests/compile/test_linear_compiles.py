@@ -109,6 +109,7 @@ def test_a_step_compiles_once(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a C++ compiler on a busy machine: 180 s were seen
 @pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="inductor writes C++: no compiler here"
 )

@@ -38,7 +38,7 @@ from pellucid.errors import CheckpointError, DataError, UsageError
 from pellucid.families.native import load_tensors, save_tensors
 from pellucid.generate.decode import generate
 from pellucid.interpret.look import look
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import Model
 from pellucid.train import loop, precision, resolve
 from pellucid.train.metrics import read_metrics
 from pellucid.train.objectives import NegativeLogLikelihood
@@ -645,7 +645,7 @@ class NaNAt(NegativeLogLikelihood):
     def __init__(self, calls: set[int]):
         self.calls, self.call = calls, -1
 
-    def __call__(self, model: Decoder, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]:
         self.call += 1
         return model.nll_sum(batch) * (math.nan if self.call in self.calls else 1.0)
 

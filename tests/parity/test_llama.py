@@ -33,6 +33,7 @@ from pellucid.families.table import export_weights, load_weights
 from pellucid.nn.models import Decoder
 from pellucid.spec import (
     REORDERED_NORM,
+    AttentionSpec,
     ByPartsScaling,
     Causal,
     GatedFFNSpec,
@@ -317,7 +318,9 @@ def test_an_old_buffer_is_ignored_by_name(model: Decoder, hf: Any) -> None:
 
 
 def rotary_of(config: dict[str, Any]) -> RotarySpec | None:
-    return llama.to_spec(config).stack.blocks[0].mixer.rotary
+    mixer = llama.to_spec(config).stack.blocks[0].mixer
+    assert isinstance(mixer, AttentionSpec)
+    return mixer.rotary
 
 
 def test_rotary_settings_are_read_as_old_and_new_files_have_them(hf: Any) -> None:

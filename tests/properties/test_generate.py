@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -138,7 +138,9 @@ def test_greedy_over_a_cache_is_greedy_by_whole_forwards(
 class Forgetful(Decoder):
     """A decoder that reads each token as if nothing came before it."""
 
-    def forward(self, ids: Tensor, tokens: Tokens | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, tokens: Tokens | None = None, cache: Cache | None = None, memory: Any = None
+    ) -> Tensor:
         return super().forward(ids)
 
 
@@ -234,7 +236,9 @@ class Scripted(Decoder):
 
     script: list[int]
 
-    def forward(self, ids: Tensor, tokens: Tokens | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, tokens: Tokens | None = None, cache: Cache | None = None, memory: Any = None
+    ) -> Tensor:
         assert cache is not None
         at = cache.next_positions()[:, None] if tokens is None else tokens.pos.clamp(min=0)
         logits = super().forward(ids, tokens, cache)
@@ -318,7 +322,9 @@ class Interrupted(Decoder):
 
     calls = 0
 
-    def forward(self, ids: Tensor, tokens: Tokens | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, tokens: Tokens | None = None, cache: Cache | None = None, memory: Any = None
+    ) -> Tensor:
         self.calls += 1
         if self.calls == 3:
             raise KeyboardInterrupt

@@ -155,16 +155,8 @@ def mixer_specs(draw: st.DrawFn, rule: st.SearchStrategy[UpdateRule] = rules) ->
     with steady():
         chosen = draw(rule)
         rotary = None if isinstance(chosen, KernelRule) else draw(st.none() | rotaries)
-        return LinearAttentionSpec(
-            N_HEADS,
-            HEAD_DIM,
-            chosen,
-            rotary,
-            draw(st.none() | norms),
-            draw(st.booleans()),
-            draw(st.booleans()),
-            draw(st.booleans()),
-        )
+        norm, flags = draw(st.none() | norms), [draw(st.booleans()) for _ in range(3)]
+        return LinearAttentionSpec(N_HEADS, HEAD_DIM, chosen, rotary, norm, *flags)
 
 
 Mixer = tuple[LinearAttentionSpec, LinearAttention]

@@ -132,7 +132,9 @@ DERIVED = (  # everything that may be asked for and is not settled by its defaul
 def number(run: Run, name: str) -> Any:
     spec = run.spec
     of_spec = {"d_model": spec.d_model, "depth": spec.n_layers, "context": spec.context, "vocab_size": spec.vocab_size}
-    return {**of_spec, "head_dim": spec.stack.blocks[0].mixer.head_dim}.get(name, getattr(run, name, None))
+    return {**of_spec, "head_dim": getattr(spec.stack.blocks[0].mixer, "head_dim", None)}.get(
+        name, getattr(run, name, None)
+    )
 
 
 def test_the_list_above_is_whole() -> None:

@@ -13,5 +13,6 @@ slots       places of a cache, each with the position of the token it holds (-1:
 =========== ==========================================================================================
 
 Masks and positions: ``masks`` (over ``layout``) ``biases`` ``positions`` ``rope``. Layers: ``norms`` ``attention``
-(over ``kernels``) ``ffn`` ``residual``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``, and ``cache`` ``init`` ``flops``.
+(over ``kernels``) ``ffn`` ``residual``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``, and ``cache``
+``init`` ``flops``.
 """

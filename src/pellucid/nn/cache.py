@@ -198,10 +198,11 @@ class Cache:
 
     @property
     def n_bytes(self) -> int:
-        """Memory of all keys, values and states."""
+        """Memory of all keys, values and states, and of what the encoder has read."""
         kept = [t for layer in self.layers for t in layer.tensors]
         kept += [t for layer in self.cross for t in layer.tensors or ()]
-        return sum(t.numel() * t.element_size() for t in kept)
+        kept += [] if self.memory is None else [self.memory.states]  # unprojected, it is what a layer keeps, too
+        return sum(t.numel() * t.element_size() for t in {id(t): t for t in kept}.values())
 
     def __repr__(self) -> str:
         kinds = ", ".join(layout.name for layout in self.layouts)

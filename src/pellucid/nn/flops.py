@@ -144,14 +144,14 @@ def _recurrent(r: RecurrentSpec, d: int) -> Layer:
 def _alignment(a: AlignmentSpec, d_query: int, d_memory: int) -> Layer:
     """The scores only: what is done with the context is the reader's."""
     if a.score == "additive":
-        memory = d_memory * a.d_align
         return Layer(
-            a.d_align * (d_query + d_memory) + a.d_align,
-            memory_matrices=memory,
+            a.d_align * (d_query + d_memory),
+            others=a.d_align,  # v meets pairs, not tokens
+            memory_matrices=d_memory * a.d_align,
             pair_flops=2 * a.d_align + 2 * d_memory,
         )
     own = d_query * d_memory if a.score == "general" else 0
-    return Layer(own, memory_matrices=own, pair_flops=4 * d_memory)
+    return Layer(own, memory_matrices=own, pair_flops=2 * d_query + 2 * d_memory)
 
 
 def mixer_layer(spec: MixerSpec, d: int) -> Layer:
@@ -320,7 +320,7 @@ def training_flops(spec: ModelSpec, time: int, source_time: int | None = None) -
 
 
 def cache_bytes(spec: ModelSpec, time: int, bytes_per_value: int = 4, source_time: int | None = None) -> int:
-    """Bytes kept after ``time`` tokens of one row: keys and values, of a window no more than it reaches; or a state,
+    """Bytes of a cache for one row of ``time`` tokens: keys and values, of a window no more than it reaches; or a state,
     which does not grow (in float32 for linearised attention). An encoder keeps nothing; of what it read, the side that
     writes keeps states, keys and values of ``source_time`` tokens (default: as many)."""
     if isinstance(spec, EncoderSpec):
@@ -334,7 +334,7 @@ def cache_bytes(spec: ModelSpec, time: int, bytes_per_value: int = 4, source_tim
         mixer, cross = block.mixer, block.cross
         if isinstance(mixer, AttentionSpec):
             reach = mixer.mask.reach()
-            kept = time if reach is None else min(reach, time)
+            kept = time if reach is None or reach >= time else reach + 1  # a ring has one more place, for padding
             total += 2 * kept * mixer.n_kv_heads * mixer.head_dim * bytes_per_value
         elif isinstance(mixer, LinearAttentionSpec):
             columns = mixer.head_dim + isinstance(mixer.rule, KernelRule)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from pellucid.predicates import And, Causal, Mask, Or, Prefix
+from pellucid.predicates import And, Causal, Full, Mask, Or, Prefix
 from pellucid.spec.mixers import (
     AlignmentSpec,
     AttentionSpec,
@@ -118,6 +118,8 @@ class BlockSpec(Value):
         if isinstance(self.cross, AttentionSpec):
             problem = "cross-attention has no rotary positions: its two sides count their own"
             require(self.cross.rotary is None, self, problem, "cross=replace(cross, rotary=None)")
+            problem = f"cross has {self.cross.mask}, but an encoder's positions are not the decoder's"
+            require(isinstance(self.cross.mask, Full), self, problem, "cross=replace(cross, mask=Full())")
         if isinstance(self.mixer, AttentiveRecurrentSpec):
             require(self.cross is None, self, "an attentive recurrence already reads the encoder", "cross=None")
 

@@ -33,7 +33,8 @@ class AttentionSpec(Value):
 
     def __post_init__(self) -> None:
         n, kv = self.n_heads, self.n_kv_heads
-        require(min(n, kv, self.head_dim) >= 1, self, "n_heads, n_kv_heads, head_dim must be >= 1")
+        sizes = f"n_heads = {n}, n_kv_heads = {kv}, head_dim = {self.head_dim}: all must be >= 1"
+        require(min(n, kv, self.head_dim) >= 1, self, sizes)
         require(n % kv == 0, self, f"n_heads = {n} is no multiple of n_kv_heads = {kv}", "groups of heads are equal")
         _require_pairs(self, self.rotary, self.head_dim)
         require(self.soft_cap is None or self.soft_cap > 0, self, f"soft_cap = {self.soft_cap} must be positive")
@@ -107,7 +108,8 @@ class LinearAttentionSpec(Value):
     out_bias: bool = False
 
     def __post_init__(self) -> None:
-        require(min(self.n_heads, self.head_dim) >= 1, self, "n_heads, head_dim must be >= 1")
+        sizes = f"n_heads = {self.n_heads}, head_dim = {self.head_dim}: both must be >= 1"
+        require(min(self.n_heads, self.head_dim) >= 1, self, sizes)
         _require_pairs(self, self.rotary, self.head_dim)
         ok = self.rotary is None or not isinstance(self.rule, KernelRule)
         require(ok, self, "rotary makes features negative, and KernelRule divides by their sum", "use another rule")

@@ -50,6 +50,9 @@ class LearnedSpec(Value):
 
     offset: int = 0
 
+    def __post_init__(self) -> None:
+        require(self.offset >= 0, self, f"offset = {self.offset} must be >= 0")
+
 
 @dataclass(frozen=True)
 class LinearScaling(Value):
@@ -85,7 +88,8 @@ class ByPartsScaling(Value):
     high_freq_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        require(self.low_freq_factor < self.high_freq_factor, self, "low_freq_factor must be below high_freq_factor")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        require(low < high, self, f"low_freq_factor = {low} must be below high_freq_factor = {high}")
 
 
 RotaryScaling: TypeAlias = LinearScaling | NTKScaling | YaRNScaling | ByPartsScaling

@@ -25,7 +25,8 @@ def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         in_block = ".blocks." in f".{name}"
         matrices = "matrices" if parameter.ndim == 2 else "experts"
-        role = "vectors" if parameter.ndim < 2 else matrices if in_block else "tables"
+        vector = parameter.ndim < 2 or name.endswith(".bias")  # experts' biases stand one above the other
+        role = "vectors" if vector else matrices if in_block else "tables"
         groups[role][name] = parameter
     return groups
 

@@ -1,0 +1,410 @@
+"""Every figure of docs/ideas, drawn by running the package: a number in a picture is a number that the code gave.
+
+``python docs/figures.py`` draws all into docs/pictures, ``python docs/figures.py masks caches`` these two. Seeds are
+fixed and no date is written, so that on one machine the same code draws the same files.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import pellucid
+from pellucid.batch import Batch, Tokens
+from pellucid.cli.diagram import draw
+from pellucid.designs import DESIGNS
+from pellucid.nn.biases import ALiBi, BucketedBias
+from pellucid.nn.cache import Contiguous, Ring
+from pellucid.nn.ffn import ACTIVATIONS
+from pellucid.nn.flops import cache_bytes, count_parameters, forward_flops, visible_pairs
+from pellucid.nn.kernels import attend, reference
+from pellucid.nn.layout import make_layout
+from pellucid.nn.masks import Visible, dense
+from pellucid.nn.rope import frequencies
+from pellucid.nn.running_sum import by_steps
+from pellucid.predicates import big_bird, longformer, sparse_transformer
+from pellucid.spec import (
+    NO_NORM,
+    POST_NORM,
+    PRE_NORM,
+    REORDERED_NORM,
+    SANDWICH_NORM,
+    AttentionSpec,
+    BlockSpec,
+    BucketedBiasSpec,
+    ByPartsScaling,
+    Causal,
+    DecoderSpec,
+    EmbedSpec,
+    EncoderDecoderSpec,
+    EncoderSpec,
+    FFNSpec,
+    Full,
+    GatedFFNSpec,
+    LayerNormSpec,
+    LinearScaling,
+    MixerSpec,
+    MoESpec,
+    NTKScaling,
+    Placement,
+    Prefix,
+    RecurrentSpec,
+    ResidualSpec,
+    RMSNormSpec,
+    RotarySpec,
+    SinusoidalSpec,
+    StackSpec,
+    Window,
+    YaRNScaling,
+)
+
+PICTURES = Path(__file__).resolve().parent / "pictures"
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#777777"]  # Okabe & Ito's, told apart by everyone
+NORM = LayerNormSpec()
+
+
+def panels(columns: int, width: float = 8.0, height: float = 3.0) -> tuple[Any, list[Any]]:
+    """A figure on white, so that it can be read on light and dark pages, and its axes."""
+    pyplot = import_module("matplotlib.pyplot")
+    figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    return figure, list(axes[0])
+
+
+def name_axes(axes: Any, title: str, x: str, y: str, *, log: str = "") -> None:
+    """Words on a panel; ``log`` names the axes that are logarithmic."""
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if "x" in log:
+        axes.set_xscale("log", base=2)
+    if "y" in log:
+        axes.set_yscale("log")
+
+
+def squares(axes: Any, cells: Tensor, title: str, x: str = "key", y: str = "query", colours: str = "Blues") -> None:
+    """A matrix as dark and light cells."""
+    axes.imshow(cells, cmap=colours, vmin=0, vmax=float(cells.max()), interpolation="nearest")
+    axes.set(xticks=[], yticks=[], xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=9)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- attention, masks, positions -------------------------------------------------------------------------------------
+
+
+def attention() -> Any:
+    sizes = [4, 8, 16, 32, 64, 128, 256, 512]
+    figure, (left, right) = panels(2)
+    for colour, name, power in ((COLOURS[1], "q·k", 0.0), (COLOURS[0], "q·k / √head_dim", -0.5)):
+        largest, slopes = [], []
+        for d in sizes:
+            q, k, v = (normal(1, 1, 64, d, seed=i).requires_grad_() for i in range(3))
+            heard: dict[str, Tensor] = {}
+            attend(q, k, v, Visible("full"), scale=d**power, listen=lambda name, x, h=heard: h.setdefault(name, x))
+            pattern = heard["pattern"]
+            largest.append(float(pattern.detach().amax(-1).mean()))
+            jacobian = torch.diag_embed(pattern) - pattern[..., :, None] * pattern[..., None, :]
+            slopes.append(float(jacobian.detach().norm(dim=(-2, -1)).mean()))
+        left.plot(sizes, largest, "o-", color=colour, label=name)
+        right.plot(sizes, slopes, "o-", color=colour, label=name)
+    name_axes(left, "largest of 64 weights, mean over queries", "head_dim", "weight", log="x")
+    name_axes(right, "slope of the softmax: norm of its Jacobian", "head_dim", "‖∂ pattern / ∂ scores‖", log="x")
+    left.legend(frameon=False)
+    return figure
+
+
+def masks() -> Any:
+    plain, n = Tokens.plain(1, 16), 16
+    packed = Tokens.packed(torch.tensor([[0] * 6 + [1] * 7 + [-1] * 3]))
+    padded = Tokens.padded(torch.arange(n)[None] >= 5)
+    shown = {
+        "Causal()": (Causal(), plain),
+        "Causal() & Window(4)": (Causal() & Window(4), plain),
+        "Causal() | Prefix(5)": (Causal() | Prefix(5), plain),
+        "Causal(), 5 of padding": (Causal(), padded),
+        "Causal(), 2 documents": (Causal(), packed),
+    }
+    figure, axes = panels(5, 10.0, 2.5)
+    for place, (name, (mask, tokens)) in zip(axes, shown.items(), strict=True):
+        squares(place, dense(mask, tokens, tokens)[0, 0].float(), name)
+    return figure
+
+
+def positions() -> Any:
+    figure, (sines, turns, slopes, buckets) = panels(4, 12.0, 2.9)
+    spec = DecoderSpec(2, 64, EmbedSpec(SinusoidalSpec()), StackSpec(64, (BLOCK,), None))
+    table = pellucid.build(spec).embed.positions(Tokens.plain(1, 64))[0].detach()
+    sines.imshow(table, aspect="auto", cmap="RdBu")
+    name_axes(sines, "sinusoidal: what is added", "dimension", "position")
+    scalings = {
+        "none": None,
+        "linear": LinearScaling(8.0),
+        "NTK": NTKScaling(8.0),
+        "YaRN": YaRNScaling(8.0, 4096),
+        "by parts": ByPartsScaling(8.0, 4096),
+    }
+    base = frequencies(RotarySpec(), 64)[0]
+    for colour, (name, scaling) in zip(COLOURS, scalings.items(), strict=True):
+        turns.plot(base / frequencies(RotarySpec(scaling=scaling), 64)[0], color=colour, label=name)
+    name_axes(turns, "rotary: slowed down how many times", "pair of dimensions", "times")
+    turns.legend(frameon=False, fontsize=8)
+    here, keys = Tokens.plain(1, 1, 127), Tokens.plain(1, 128)
+    for head, line in enumerate(ALiBi(4)(here, keys)[0, :, 0].flip(-1)):
+        slopes.plot(line, color=COLOURS[head], label=f"head {head}")
+    name_axes(slopes, "ALiBi: added to the score", "distance", "score")
+    slopes.legend(frameon=False, fontsize=8)
+    buckets.plot(BucketedBias(BucketedBiasSpec(), 1).buckets(-torch.arange(160)), color=COLOURS[0])
+    name_axes(buckets, "buckets of distance", "distance", "bucket")
+    return figure
+
+
+# --- the block -------------------------------------------------------------------------------------------------------
+
+BLOCK = BlockSpec(AttentionSpec(2, 2, 32), FFNSpec(256), NORM)
+
+
+def residual_and_norms() -> Any:
+    kinds: dict[str, tuple[Placement, float]] = {
+        "pre-norm": (PRE_NORM, 1.0),
+        "sandwich": (SANDWICH_NORM, 1.0),
+        "reordered": (REORDERED_NORM, 1.0),
+        "post-norm": (POST_NORM, 1.0),
+        "no residual, no norm": (NO_NORM, 0.0),
+    }
+    depth, (figure, (axes,)) = 24, panels(1, 6.0, 3.6)
+    ids = torch.randint(64, (4, 33), generator=torch.Generator().manual_seed(0))
+    for colour, (name, (placement, skip)) in zip(COLOURS, kinds.items(), strict=True):
+        block = replace(BLOCK, placement=placement, residual=ResidualSpec(skip=skip))
+        spec = DecoderSpec(64, 32, EmbedSpec(), StackSpec(64, (block,) * depth, NORM if placement.pre else None))
+        model = pellucid.build(spec, init="xavier")
+        batch = Batch(ids[:, :-1], Tokens.plain(4, 32), ids[:, 1:])
+        with model.taps(read="blocks.*.resid_pre") as acts:
+            loss = model.nll_sum(batch)
+        slopes = torch.autograd.grad(loss, [acts[f"blocks.{i}.resid_pre"] for i in range(depth)])
+        axes.plot([float(slope.norm() / slopes[-1].norm()) for slope in slopes], color=colour, label=name)
+    name_axes(axes, "gradient at the input of a block, beside that of the last", "block", "ratio of norms", log="y")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def feed_forward() -> Any:
+    x, (figure, (left, right)) = torch.linspace(-4, 3, 281), panels(2)
+    for colour, (name, act) in zip(COLOURS, ACTIVATIONS.items(), strict=True):
+        left.plot(x, act(x), color=colour, label=name, linestyle=":" if name == "gelu_tanh" else "-")
+    left.set_ylim(-0.5, 3)
+    name_axes(left, "activations", "x", "act(x)")
+    left.legend(frameon=False, fontsize=8)
+    right.plot(x, 1e4 * (ACTIVATIONS["gelu_tanh"](x) - ACTIVATIONS["gelu"](x)), color=COLOURS[0])
+    name_axes(right, "tanh-GELU minus exact GELU", "x", "difference × 10⁴")
+    return figure
+
+
+def mixture_of_experts() -> Any:
+    counts, (figure, (left, right)) = [1, 2, 4, 8, 16, 32, 64], panels(2)
+    mixer = AttentionSpec(8, 8, 64)
+    for colour, top_k in ((COLOURS[0], 1), (COLOURS[1], 2)):
+        sizes, work = [], []
+        for n in (n for n in counts if n >= top_k):
+            block = BlockSpec(mixer, MoESpec(GatedFFNSpec(1344), n, top_k), RMSNormSpec())
+            spec = DecoderSpec(32_768, 1024, EmbedSpec(), StackSpec(512, (block,) * 8, RMSNormSpec()))
+            sizes.append(count_parameters(spec).total / 1e6)
+            work.append(forward_flops(spec, 1024) / 1024 / 1e6)
+        left.plot(counts[-len(sizes) :], sizes, "o-", color=colour, label=f"top_k = {top_k}")
+        right.plot(counts[-len(work) :], work, "o-", color=colour)
+    name_axes(left, "parameters", "experts", "millions", log="x")
+    name_axes(right, "FLOPs of a token, forward", "experts", "millions", log="x")
+    right.set_ylim(bottom=0)
+    left.legend(frameon=False)
+    return figure
+
+
+# --- encoders, decoders, recurrences ---------------------------------------------------------------------------------
+
+
+def influence(model: Any, time: int = 16) -> Tensor:
+    """‖∂ state_i / ∂ embedding_j‖ for every pair, each row divided by its largest."""
+    heard: list[Tensor] = []
+    with model.taps(edit={"embed": lambda x: heard.append(x.detach().requires_grad_()) or heard[-1]}):
+        states = model.hidden(torch.arange(time)[None])
+    rows = [torch.autograd.grad((s * normal(len(s), seed=1)).sum(), heard[0], retain_graph=True)[0] for s in states[0]]
+    seen = torch.cat(rows).norm(dim=-1)
+    return seen / seen.amax(-1, keepdim=True)
+
+
+def encoder() -> Any:
+    figure, (left, right) = panels(2, 6.5, 3.1)
+    embed = EmbedSpec(SinusoidalSpec())
+    reads = replace(BLOCK, mixer=AttentionSpec(2, 2, 32, Full()))
+    both = pellucid.build(EncoderSpec(16, 16, embed, StackSpec(64, (reads,) * 4, NORM)), init="xavier")
+    back = pellucid.build(DecoderSpec(16, 16, embed, StackSpec(64, (BLOCK,) * 4, NORM)), init="xavier")
+    squares(left, influence(both).sqrt(), "encoder: Full()", "token", "state")
+    squares(right, influence(back).sqrt(), "decoder: Causal()", "token", "state")
+    return figure
+
+
+def encoder_decoder() -> Any:
+    """Trained for some seconds to write ten symbols backwards."""
+    n, vocab, heads = 10, 16, AttentionSpec(1, 1, 32)
+    reads = BlockSpec(replace(heads, mask=Full()), FFNSpec(64), NORM)
+    writes = replace(reads, mixer=heads, cross=replace(heads, mask=Full()))
+    embed = EmbedSpec(SinusoidalSpec(), scale=math.sqrt(32))
+    sides = [StackSpec(32, (block,), NORM) for block in (reads, writes)]
+    spec = EncoderDecoderSpec(EncoderSpec(vocab, n, embed, sides[0]), DecoderSpec(vocab, n, embed, sides[1]), 0)
+    model, generator = pellucid.build(spec, init="xavier"), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(400):
+        source = torch.randint(1, vocab, (32, n), generator=generator)
+        target = source.flip(1)
+        loss = F.cross_entropy(model(source, F.pad(target[:, :-1], (1, 0))).mT, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    source = torch.randint(1, vocab, (256, n), generator=generator)
+    with torch.no_grad(), model.taps(read="decoder.blocks.0.cross.pattern") as acts:
+        said = model(source, F.pad(source.flip(1)[:, :-1], (1, 0))).argmax(-1)
+    figure, (axes,) = panels(1, 3.8, 3.6)
+    right = float((said == source.flip(1)).float().mean())
+    squares(axes, acts["decoder.blocks.0.cross.pattern"].mean((0, 1)), f"{right:.1%} right", "source", "written")
+    return figure
+
+
+def recurrence() -> Any:
+    """How much the state of the last token owes to each token before it."""
+    time, (figure, (axes,)) = 64, panels(1, 5.5, 3.2)
+    mixers: dict[str, MixerSpec] = {
+        "LSTM": RecurrentSpec("lstm", 64),
+        "GRU": RecurrentSpec("gru", 64),
+        "attention": AttentionSpec(2, 2, 32),
+    }
+    for colour, (name, mixer) in zip(COLOURS, mixers.items(), strict=False):
+        block = BlockSpec(mixer, None, NORM, NO_NORM, residual=ResidualSpec(skip=0.0))
+        seen = []
+        for seed in range(8):
+            spec = DecoderSpec(time, time, EmbedSpec(), StackSpec(64, (block,), None))
+            seen.append(influence(pellucid.build(spec, init="xavier", seed=seed), time)[-1].flip(0))
+        axes.plot(torch.stack(seen).mean(0), color=colour, label=name)
+    name_axes(axes, "gradient of the last state, untrained, one layer", "tokens back", "beside the largest", log="y")
+    axes.legend(frameon=False)
+    return figure
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def the_quadratic_cost() -> Any:
+    lengths, (figure, (left, right)) = [2**i for i in range(8, 18)], panels(2)
+    for colour, name in zip(COLOURS, ("modern", "window", "hybrid", "delta", "lstm"), strict=True):
+        spec = DESIGNS[name](32_768, 131_072, 8, 512, 64)
+        left.plot(lengths, [forward_flops(spec, n) / n / 1e6 for n in lengths], color=colour, label=name)
+        right.plot(lengths, [cache_bytes(spec, n) / 2**20 for n in lengths], color=colour)
+    name_axes(left, "forward, for each token", "tokens", "MFLOP", log="xy")
+    name_axes(right, "kept while generating", "tokens", "MiB", log="xy")
+    left.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def sparse_attention() -> Any:
+    n, tokens, block = 1024, Tokens.plain(1, 1024), 32
+    shown = {
+        "sparse_transformer(128)": sparse_transformer(128),
+        "longformer(65, 32)": longformer(65, 32),
+        "big_bird(32)": big_bird(block, length=n),
+        "Causal() & big_bird(32)": Causal() & big_bird(block),
+    }
+    figure, axes = panels(4, 10.0, 3.0)
+    for place, (name, mask) in zip(axes, shown.items(), strict=True):
+        layout = make_layout(mask, tokens, tokens, block)
+        blocks = layout.grid(lambda kind: kind != 1)[0].float()
+        share = f"{layout.density:.0%} of blocks, {visible_pairs(mask, n) / n**2:.1%} of pairs"
+        squares(place, blocks, f"{name}\n{share}", "key blocks", "query blocks")
+    return figure
+
+
+def linear_attention() -> Any:
+    """Random keys of length 1 and values are stored; then each key asks for its value."""
+    d, counts, rows = 32, [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128], 32
+    figure, (axes,) = panels(1, 5.5, 3.2)
+    errors: dict[str, list[float]] = {"sum": [], "delta rule, β = 1": [], "softmax attention, scale 16": []}
+    for n in counts:
+        k, v = F.normalize(normal(rows, 1, n, d, seed=n), dim=-1), normal(rows, 1, n, d, seed=n + 1)
+        empty, one = torch.zeros(rows, 1, d, d), torch.ones(rows, 1, n)
+        read = [k @ by_steps(k, k, v, None, beta, empty)[1] for beta in (None, one)]
+        read.append(reference(k, k, v, Visible("full"), scale=16.0))
+        for name, z in zip(errors, read, strict=True):
+            errors[name].append(float((z - v).square().mean() / v.square().mean()))
+    for colour, (name, line) in zip(COLOURS, errors.items(), strict=False):
+        axes.plot(counts, line, "o-", color=colour, label=name)
+    axes.axvline(d, color="#bbbbbb", linestyle="--")
+    name_axes(axes, f"values read back, head_dim = {d}", "pairs stored", "relative squared error", log="x")
+    axes.set_ylim(-0.05, 1.5)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def hybrids() -> str:
+    return draw(DESIGNS["hybrid"](32_768, 1024, 8, 512, 64), "hybrid")
+
+
+def caches() -> Any:
+    """Which token stands in which place, after each token."""
+    steps, window, (figure, axes) = 24, 8, panels(2, 8.0, 3.2)
+    for place, cache in zip(axes, (Contiguous(1, steps), Ring(1, window)), strict=True):
+        held = torch.full((steps, cache.capacity), -1)
+        for step in range(steps):
+            tokens = Tokens.plain(1, 1, step)
+            cache.take(tokens)
+            cache.commit(tokens)
+            held[step] = cache.pos[0, : cache.capacity]
+        image = place.imshow(held.masked_fill(held < 0, 0) + (held >= 0), cmap="Blues", aspect="auto", vmin=0)
+        for (row, column), pos in zip(torch.nonzero(held >= 0).tolist(), held[held >= 0].tolist(), strict=True):
+            dark = image.norm(pos + 1) > 0.6
+            place.text(column, row, pos, ha="center", va="center", fontsize=5, color="white" if dark else "black")
+        place.set(xticks=[], yticks=[])
+        name_axes(place, cache.name, "place", "after each token, downwards")
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Any]] = {
+    each.__name__.replace("_", "-"): each
+    for each in (
+        *(attention, masks, positions, residual_and_norms, feed_forward, mixture_of_experts),
+        *(encoder, encoder_decoder, recurrence, the_quadratic_cost, sparse_attention, linear_attention),
+        *(hybrids, caches),
+    )
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = sorted(set(names) - set(FIGURES))
+    if unknown:
+        print(f"no figure {unknown[0]}; there are {', '.join(FIGURES)}", file=sys.stderr)
+        return 2
+    matplotlib = import_module("matplotlib")
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "pellucid", "svg.fonttype": "none", "font.size": 8}
+    matplotlib.rcParams |= {"font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False}
+    torch.set_num_threads(1)  # sums in one order
+    for name in names or list(FIGURES):
+        drawn, path = FIGURES[name](), PICTURES / f"{name}.svg"
+        if isinstance(drawn, str):
+            path.write_text(drawn, encoding="utf-8")
+        else:
+            drawn.savefig(path, metadata={"Date": None}, facecolor="white")
+        print(path.relative_to(PICTURES.parent.parent))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
