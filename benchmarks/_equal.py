@@ -70,7 +70,7 @@ def equal(name: str) -> Callable[[int, int, int, int, int], DecoderSpec]:
 
         steps = range(-FAR * n_layers, FAR * n_layers)
         above = bisect_left(steps, target, key=count)
-        nearest = min(steps[above - 1 : above + 1], key=lambda one: abs(count(one) - target))
+        nearest = min(steps[max(0, above - 1) : above + 1], key=lambda one: abs(count(one) - target))
         found = widened(spec, nearest)
         assert found is not None
         return found

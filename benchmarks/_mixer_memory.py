@@ -2,12 +2,12 @@
 
 Started with {"contestant": "group/name", "sizes", "threads", "seconds", "bytes"} as JSON. Answers, one JSON object a
 line: {"mode", "n", "bytes", "seconds"} for every cell that ends, or {"mode", "n", "why"} for one that is left out: its
-predecessors say that it would take more than ``seconds`` for one go, or more than ``bytes``. Linux only.
+predecessors say that it would take more than ``seconds`` for one go, or more than ``bytes``.
 
 bytes: the most memory that was resident during one go, less what was before, when inputs, weights and code were there
 already (and a layout, which is made once a length: that takes less than the forward does). The system counts (VmHWM,
 set back before each go); every block is given back as soon as it is freed (M_MMAP_THRESHOLD), so that nothing is
-counted which an allocator merely keeps.
+counted which an allocator merely keeps. null where the system is not Linux with glibc.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import os
+import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,66 +39,72 @@ def resident(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def peak_of(work: Callable[[], object]) -> tuple[int, float]:
-    """Bytes above what is resident now, and seconds."""
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes above what is resident now."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")
     CLEAR.write_text("5")  # sets VmHWM back, proc(5)
-    start = time.perf_counter()
     work()
-    seconds = time.perf_counter() - start
-    return max(0, resident("VmHWM") - before), seconds
+    return max(0, resident("VmHWM") - before)
 
 
-def cell(case: Case, mode: Mode) -> dict[str, float]:
+def cell(case: Case, mode: Mode, counted: bool) -> dict[str, float | None]:
     """One go that does not count, which compiles and loads code; then one that does."""
-    work = case.work(mode)
-    start = time.perf_counter()
+    work, size = case.work(mode), None
     work(case.prepare())
-    first = time.perf_counter() - start
-    size, seconds = peak_of(lambda: work(case.prepare()))
-    return {"bytes": size, "seconds": min(first, seconds)}
+    start = time.perf_counter()
+    if counted:
+        size = peak_of(lambda: work(case.prepare()))
+    else:
+        work(case.prepare())
+    return {"bytes": size, "seconds": time.perf_counter() - start}
 
 
-def predicted(costs: list[float]) -> float:
-    """What twice the length will cost, from what shorter ones did: as it grew so far, but never less than linearly."""
-    if len(costs) < 2 or costs[-2] <= 0:
-        return 4 * costs[-1] if costs else 0.0
-    return costs[-1] * min(max(costs[-1] / costs[-2], 2.0), 4.5)
+def predicted(costs: Mapping[int, float], n: int) -> float:
+    """What ``n`` tokens will cost, from what shorter rows did: as it grew lately, or as a square after only one.
+
+    The exponent is taken to lie between 1 and 2.2, whatever noise says.
+    """
+    if not costs:
+        return 0.0
+    *before, last = sorted(costs)
+    power = 2.0
+    if before and costs[before[-1]] > 0 and costs[last] > 0:
+        power = math.log(costs[last] / costs[before[-1]]) / math.log(last / before[-1])
+    return costs[last] * (n / last) ** min(max(power, 1.0), 2.2)
 
 
-def cells(contestant: Contestant, job: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+def cells(who: Contestant, job: dict[str, Any], counted: bool, answer: Callable[[dict[str, Any]], None]) -> None:
     """All lengths of a contestant, from short to long."""
+    units = {"seconds": (1, "s"), "bytes": (2**30, "GiB")}
     for mode in MODES:
-        if mode == "both" and not contestant.backward:
+        if mode == "both" and not who.backward:
             continue
-        past: dict[str, list[float]] = {"bytes": [], "seconds": []}
+        past: dict[str, dict[int, float]] = {what: {} for what in units}
         for n in job["sizes"]:
-            over = [what for what, costs in past.items() if predicted(costs) > job[what]]
+            foreseen = {what: predicted(costs, n) for what, costs in past.items()}
+            over = [what for what, cost in foreseen.items() if cost > job[what]]
             if over:
-                units = {"seconds": 1, "bytes": 2**30}
-                why = ", ".join(
-                    f"about {predicted(past[what]) / units[what]:.0f} {'s' if what == 'seconds' else 'GiB'}"
-                    for what in over
-                )
-                answer({"mode": mode, "n": n, "why": f"would take {why}"})
+                costs = [f"{foreseen[what] / units[what][0]:.0f} {units[what][1]}" for what in over]
+                answer({"mode": mode, "n": n, "why": f"would take about {' and '.join(costs)}"})
                 break
-            done = cell(contestant.build(n), mode)
+            done = cell(who.build(n), mode, counted)
             answer({"mode": mode, "n": n} | done)
             for what, costs in past.items():
-                costs.append(done[what])
+                if (cost := done[what]) is not None:
+                    costs[n] = cost
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a package prints is not an answer
     job = json.loads(sys.argv[1])
-    if not CLEAR.exists() or ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, SMALL) != 1:
-        raise SystemExit("memory is measured by Linux and glibc only")
+    counted = platform.libc_ver()[0] == "glibc" and CLEAR.exists()
+    counted = counted and ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, SMALL) == 1
     torch.set_num_threads(job["threads"])
-    chosen = {f"{each.group}/{each.name}": each for each in contestants()}[job["contestant"]]
-    cells(chosen, job, lambda told: print(json.dumps(told), file=answers))
+    who = {f"{each.group}/{each.name}": each for each in contestants()}[job["contestant"]]
+    cells(who, job, counted, lambda told: print(json.dumps(told), file=answers))
 
 
 if __name__ == "__main__":

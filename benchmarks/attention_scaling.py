@@ -52,7 +52,9 @@ def measure_alone(found: Measured, sizes: Sequence[int], threads: int, limits: d
         if "why" in told:
             found.absent.append(f"{mode} from {short(n)}: {told['why']}")
         else:
-            found.memory[mode][n], found.alone[mode][n] = told["bytes"], told["seconds"]
+            found.alone[mode][n] = told["seconds"]
+            if told["bytes"] is not None:
+                found.memory[mode][n] = told["bytes"]
     if ended.returncode:
         printed = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
         found.absent.append(printed[-1] if printed else f"ended with exit code {ended.returncode}")

@@ -4,7 +4,7 @@ Three questions, one figure. speed: tokens a second of a whole training step at 
 every batch; all models take turns. text: bits per byte on held-out modules of Python's standard library after equal
 time. recall: after equal steps, which value belonged to this key, as there are more and more pairs to keep in mind.
 
-    python benchmarks/parallel_training.py --json training.json --plot training.svg     # about an hour and a half
+    python benchmarks/parallel_training.py --json training.json --plot training.svg     # over an hour
     python benchmarks/parallel_training.py --parts speed --lengths 128 512 2048
     python benchmarks/parallel_training.py --parts recall --seeds 3 --steps 3000
     python benchmarks/parallel_training.py --quick     # a minute: only to see that the script works
@@ -27,7 +27,7 @@ from _equal import NAMES, Size, equal
 from _fits import mean_interval
 from _harness import Spread, cores, processor, save_json
 from _pictures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Line, check_plot, curves, figure, save
-from _recall import VALUES, Recall, Task, recall
+from _recall import KEYS, VALUES, Recall, Task, recall
 from _text import Text, best_of, learn_text
 
 from pellucid.api import build
@@ -209,6 +209,8 @@ def options() -> argparse.Namespace:
     chosen = parser.parse_args()
     if chosen.plot is not None:
         check_plot(chosen.plot)
+    if chosen.width % 64 or min(chosen.width, *chosen.lengths, *chosen.pairs) < 1 or max(chosen.pairs) > KEYS:
+        parser.error(f"--width is a multiple of 64, lengths and pairs are positive, and there are {KEYS} keys to pair")
     if chosen.quick:
         chosen.lengths, chosen.tokens, chosen.rounds, chosen.seconds = [32, 64], 128, 2, 0.05
         chosen.depth, chosen.width, chosen.minutes, chosen.optimizers = 2, 64, None, ["adamw"]

@@ -10,11 +10,11 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from drawing import COLOURS, name_axes, panels, save, squares
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,33 +68,8 @@ from pellucid.spec import (
 )
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#777777"]  # Okabe & Ito's, told apart by everyone
 NORM = LayerNormSpec()
-
-
-def panels(columns: int, width: float = 8.0, height: float = 3.0) -> tuple[Any, list[Any]]:
-    """A figure on white, so that it can be read on light and dark pages, and its axes."""
-    pyplot = import_module("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
-
-
-def name_axes(axes: Any, title: str, x: str, y: str, *, log: str = "") -> None:
-    """Words on a panel; ``log`` names the axes that are logarithmic."""
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    if "x" in log:
-        axes.set_xscale("log", base=2)
-    if "y" in log:
-        axes.set_yscale("log")
-
-
-def squares(axes: Any, cells: Tensor, title: str, x: str = "key", y: str = "query", colours: str = "Blues") -> None:
-    """A matrix as dark and light cells."""
-    axes.imshow(cells, cmap=colours, vmin=0, vmax=float(cells.max()), interpolation="nearest")
-    axes.set(xticks=[], yticks=[], xlabel=x, ylabel=y)
-    axes.set_title(title, fontsize=9)
+BLOCK = BlockSpec(AttentionSpec(2, 2, 32), FFNSpec(256), NORM)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -172,8 +147,6 @@ def positions() -> Any:
 
 # --- the block -------------------------------------------------------------------------------------------------------
 
-BLOCK = BlockSpec(AttentionSpec(2, 2, 32), FFNSpec(256), NORM)
-
 
 def residual_and_norms() -> Any:
     kinds: dict[str, tuple[Placement, float]] = {
@@ -225,7 +198,7 @@ def mixture_of_experts() -> Any:
         right.plot(counts[-len(work) :], work, "o-", color=colour)
     name_axes(left, "parameters", "experts", "millions", log="x")
     name_axes(right, "FLOPs of a token, forward", "experts", "millions", log="x")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 140)
     left.legend(frameon=False)
     return figure
 
@@ -391,18 +364,10 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no figure {unknown[0]}; there are {', '.join(FIGURES)}", file=sys.stderr)
         return 2
-    matplotlib = import_module("matplotlib")
-    matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": "pellucid", "svg.fonttype": "none", "font.size": 8}
-    matplotlib.rcParams |= {"font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False}
     torch.set_num_threads(1)  # sums in one order
     for name in names or list(FIGURES):
-        drawn, path = FIGURES[name](), PICTURES / f"{name}.svg"
-        if isinstance(drawn, str):
-            path.write_text(drawn, encoding="utf-8")
-        else:
-            drawn.savefig(path, metadata={"Date": None}, facecolor="white")
-        print(path.relative_to(PICTURES.parent.parent))
+        save(FIGURES[name](), PICTURES / f"{name}.svg")
+        print(f"docs/pictures/{name}.svg")
     return 0
 
 

@@ -49,8 +49,8 @@ class Mask(Value):
         """How many positions back, itself included, a query sees at most; None where there is no bound."""
         return None
 
-    def causal(self) -> bool:
-        """Whether it is proved that no query sees a later position."""
+    def causal(self, prefix: bool = False) -> bool:
+        """Whether it is proved that no query sees a later position (with ``prefix``: but for a fixed prefix)."""
         return False
 
     def __and__(self, other: Mask) -> Mask:
@@ -97,7 +97,7 @@ class Causal(Mask):
     def bounds(self, q: Span, k: Span) -> Bounds:
         return k.lo <= q.hi, k.hi <= q.lo
 
-    def causal(self) -> bool:
+    def causal(self, prefix: bool = False) -> bool:
         return True
 
 
@@ -144,6 +144,9 @@ class Prefix(Mask):
 
     def bounds(self, q: Span, k: Span) -> Bounds:
         return (k.lo < self.length) & (q.lo == q.lo), (k.hi < self.length) & (q.lo == q.lo)
+
+    def causal(self, prefix: bool = False) -> bool:
+        return prefix
 
 
 @dataclass(frozen=True)
@@ -296,8 +299,8 @@ class And(Mask):
     def reach(self) -> int | None:
         return min((n for n in (self.a.reach(), self.b.reach()) if n is not None), default=None)
 
-    def causal(self) -> bool:
-        return self.a.causal() or self.b.causal()
+    def causal(self, prefix: bool = False) -> bool:
+        return self.a.causal(prefix) or self.b.causal(prefix)
 
 
 @dataclass(frozen=True)
@@ -316,8 +319,8 @@ class Or(Mask):
         a, b = self.a.reach(), self.b.reach()
         return None if a is None or b is None else max(a, b)
 
-    def causal(self) -> bool:
-        return self.a.causal() and self.b.causal()
+    def causal(self, prefix: bool = False) -> bool:
+        return self.a.causal(prefix) and self.b.causal(prefix)
 
 
 @dataclass(frozen=True)

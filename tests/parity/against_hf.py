@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.families.table import Table, load_weights, to_theirs
 from pellucid.nn.models import Decoder, build_model
-from pellucid.spec import AttentionSpec, BlockSpec, ModelSpec
+from pellucid.spec import BlockSpec, ModelSpec
 
 TOLERANCE = 1e-5  # fp32; the closest trap, exact for tanh GELU, is larger
 VISIBLE = 1e-3  # what a wrong model must differ by
@@ -144,7 +144,7 @@ def every_block(spec: Any, mixer: dict[str, Any] | None = None, **changes: Any) 
     """The spec, of a decoder or an encoder, with these fields of every block (``mixer``: of its attention) replaced."""
 
     def changed(block: BlockSpec) -> BlockSpec:
-        attention: AttentionSpec = replace(block.mixer, **(mixer or {}))
+        attention: Any = replace(block.mixer, **(mixer or {}))
         return replace(block, mixer=attention, **changes)
 
     return replace(spec, stack=replace(spec.stack, blocks=tuple(map(changed, spec.stack.blocks))))

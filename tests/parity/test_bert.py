@@ -300,7 +300,7 @@ def test_the_first_files_call_norms_otherwise(model: Encoder, hf: Any) -> None:
     }
     old["bert.embeddings.position_ids"] = torch.arange(40)[None]
     assert old.keys() & hf.state_dict().keys() < old.keys()
-    fresh = build_model(model.spec)
+    fresh: Any = build_model(model.spec)
     load_weights(fresh, old, bert.table(model.spec))
     assert head_gap(fresh.eval(), hf) <= TOLERANCE
 

@@ -107,11 +107,13 @@ def test_padded_sources_agree(model: EncoderDecoder, hf: Any, side: str) -> None
     assert padded_pair_gap(model, hf, side) <= TOLERANCE
 
 
-def test_greedy_text_agrees(model: EncoderDecoder, hf: Any) -> None:
+def test_greedy_text_agrees() -> None:
+    reference = theirs(num_decoder_layers=2, **GATED)  # their cache has as many layers as the encoder
     source, valid = random_pair()[0], ragged("right")
-    hf.generation_config.eos_token_id = None
-    wanted = hf.generate(source, attention_mask=valid.long(), do_sample=False, max_new_tokens=12)
-    assert torch.equal(greedy_pair(model, source, valid, 12), wanted)
+    reference.generation_config.eos_token_id = None
+    wanted = reference.generate(source, attention_mask=valid.long(), do_sample=False, max_new_tokens=12)
+    assert len(wanted.unique()) > 4  # it says something
+    assert torch.equal(greedy_pair(ours(t5, reference), source, valid, 12), wanted)
 
 
 @pytest.mark.parametrize("changes", [{}, GATED])
@@ -145,22 +147,22 @@ def buckets(spec: Any, which: str, **changes: Any) -> Any:
 
 NEXT = Causal() | Prefix(1000)
 USUAL = RMSNormSpec()
-WRONG: dict[str, Callable[[Any], Any]] = {
-    "scores scaled": lambda s: blocks_of(s, mixer={"scale": None}),
-    "scores of the encoder scaled": lambda s: blocks_of(s, "encoder", mixer={"scale": None}),
-    "cross scores scaled": lambda s: cross(s, scale=None),
-    "logits not scaled": lambda s: head(s, scale=1.0),
-    "one-directional buckets in the encoder": lambda s: buckets(s, "encoder", both_directions=False),
-    "buckets for both directions in the decoder": lambda s: buckets(s, "decoder", both_directions=True),
-    "another farthest distance": lambda s: buckets(s, "encoder", max_distance=128),
-    "another farthest distance in the decoder": lambda s: buckets(s, "decoder", max_distance=128),
-    "a decoder that sees the future": lambda s: blocks_of(s, "decoder", mixer={"mask": NEXT}),
-    "an encoder that does not": lambda s: blocks_of(s, "encoder", mixer={"mask": Causal()}),
-    "norm after the branch": lambda s: blocks_of(s, placement=REORDERED_NORM),
-    "GELU for ReLU": lambda s: blocks_of(s, ffn=FFNSpec(48, "gelu", bias=False)),
-    "default eps": lambda s: blocks_of(s, norm=USUAL),
-    "default eps at the end": lambda s: stack(s, "encoder decoder", final_norm=USUAL),
-    "gain 1 + weight": lambda s: blocks_of(s, norm=RMSNormSpec(1e-2, offset=1.0)),
+WRONG: dict[str, Callable[[Any], Any]] = {  # measured:
+    "scores scaled": lambda s: blocks_of(s, mixer={"scale": None}),  # 0.067
+    "scores of the encoder scaled": lambda s: blocks_of(s, "encoder", mixer={"scale": None}),  # 0.047
+    "cross scores scaled": lambda s: cross(s, scale=None),  # 0.098
+    "logits not scaled": lambda s: head(s, scale=1.0),  # 2.5
+    "one-directional buckets in the encoder": lambda s: buckets(s, "encoder", both_directions=False),  # 0.020
+    "buckets for both directions in the decoder": lambda s: buckets(s, "decoder", both_directions=True),  # 0.030
+    "another farthest distance": lambda s: buckets(s, "encoder", max_distance=128),  # 8.4e-3
+    "another farthest distance in the decoder": lambda s: buckets(s, "decoder", max_distance=128),  # 0.030
+    "a decoder that sees the future": lambda s: blocks_of(s, "decoder", mixer={"mask": NEXT}),  # 0.18
+    "an encoder that does not": lambda s: blocks_of(s, "encoder", mixer={"mask": Causal()}),  # 0.34
+    "norm after the branch": lambda s: blocks_of(s, placement=REORDERED_NORM),  # 0.36
+    "GELU for ReLU": lambda s: blocks_of(s, ffn=FFNSpec(48, "gelu", bias=False)),  # 0.29
+    "default eps": lambda s: blocks_of(s, norm=USUAL),  # 0.012
+    "default eps at the end": lambda s: stack(s, "encoder decoder", final_norm=USUAL),  # 4.9e-3
+    "gain 1 + weight": lambda s: blocks_of(s, norm=RMSNormSpec(1e-2, offset=1.0)),  # 0.59
 }
 
 
@@ -169,11 +171,11 @@ def test_a_wrong_model_is_seen(model: EncoderDecoder, hf: Any, change: Callable[
     assert pair_gap(forced(change(model.spec), model), hf) > VISIBLE
 
 
-LEFT_OUT: dict[str, Callable[[Any], Any]] = {
-    "no buckets in the encoder": lambda s: stack(s, "encoder", bias=None),
-    "no buckets in the decoder": lambda s: stack(s, "decoder", bias=None),
-    "memory without its norm": lambda s: stack(s, "encoder", final_norm=None),
-    "decoder without its last norm": lambda s: stack(s, "decoder", final_norm=None),
+LEFT_OUT: dict[str, Callable[[Any], Any]] = {  # measured:
+    "no buckets in the encoder": lambda s: stack(s, "encoder", bias=None),  # 0.011
+    "no buckets in the decoder": lambda s: stack(s, "decoder", bias=None),  # 0.041
+    "memory without its norm": lambda s: stack(s, "encoder", final_norm=None),  # 0.30
+    "decoder without its last norm": lambda s: stack(s, "decoder", final_norm=None),  # 1.7
 }
 
 

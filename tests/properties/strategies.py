@@ -23,15 +23,19 @@ from pellucid.spec import (
     SANDWICH_NORM,
     Activation,
     ALiBiSpec,
+    AlignmentSpec,
     AttentionSpec,
+    AttentiveRecurrentSpec,
     BlockSpec,
     BucketedBiasSpec,
     ByPartsScaling,
     Causal,
+    ClassifierHeadSpec,
     DecayRule,
     DecoderSpec,
     DeltaRule,
     EmbedSpec,
+    EncoderDecoderSpec,
     EncoderSpec,
     FFNSpec,
     Full,
@@ -47,6 +51,7 @@ from pellucid.spec import (
     MaskedLMHeadSpec,
     MoESpec,
     NTKScaling,
+    PoolerHeadSpec,
     Prefix,
     RecurrentSpec,
     ResidualSpec,
@@ -55,6 +60,7 @@ from pellucid.spec import (
     SameSegment,
     SinusoidalSpec,
     StackSpec,
+    TaggerHeadSpec,
     Window,
     YaRNScaling,
 )
@@ -112,11 +118,16 @@ biases = st.sampled_from([None, ALiBiSpec(), BucketedBiasSpec(8, 6), BucketedBia
 head_counts = st.sampled_from([(1, 1), (2, 2), (3, 3), (4, 2), (2, 1), (4, 1)])  # MHA, GQA, MQA
 caps = st.sampled_from([None, None, 1.5])
 heads = st.builds(LMHeadSpec, st.booleans(), st.booleans(), caps, st.sampled_from([1.0, 0.5]))
-ffns = st.sampled_from([FFNSpec, GatedFFNSpec]).flatmap(
-    lambda kind: st.builds(kind, d_ff=st.just(12), activation=st.sampled_from(get_args(Activation)), bias=st.booleans())
+activations = st.sampled_from(get_args(Activation))
+masked_heads = st.builds(MaskedLMHeadSpec, activations, norms, st.booleans(), st.booleans())
+poolers = st.builds(
+    PoolerHeadSpec, st.sampled_from(["first", "last", "mean", "max"]), dense=st.booleans(), normalise=st.booleans()
 )
-
-
+classifiers = st.builds(ClassifierHeadSpec, st.integers(2, 4), poolers)
+taggers = st.builds(TaggerHeadSpec, st.integers(2, 4))
+ffns = st.sampled_from([FFNSpec, GatedFFNSpec]).flatmap(
+    lambda kind: st.builds(kind, d_ff=st.just(12), activation=activations, bias=st.booleans())
+)
 residuals = st.sampled_from(
     [ResidualSpec(), ResidualSpec(), ResidualSpec(skip=0.0), ResidualSpec(1.5, 0.7), ResidualSpec(layer_scale=0.3)]
 )
@@ -157,15 +168,15 @@ def linear_attentions(draw: st.DrawFn, rotary: bool, causal: bool = True) -> Lin
 def recurrences(causal: bool = True) -> st.SearchStrategy[RecurrentSpec]:
     cells = st.sampled_from(["lstm", "gru"])
     narrow = st.builds(RecurrentSpec, cells, st.integers(3, 6), st.just(False) if causal else st.booleans())
-    return narrow | st.builds(RecurrentSpec, cells, st.just(8), project=st.just(False))
+    fitting = [RecurrentSpec("lstm", 8, project=False), RecurrentSpec("gru", 8, project=False)]
+    if not causal:
+        fitting.append(RecurrentSpec("gru", 4, both_directions=True, project=False))
+    return narrow | st.sampled_from(fitting)
 
 
 @st.composite
-def blocks(
-    draw: st.DrawFn, mask: st.SearchStrategy[Mask], n_heads: tuple[int, int], rotary: bool, causal: bool = True
-) -> BlockSpec:
-    attention = attentions(mask, n_heads, rotary)
-    mixer = draw(st.one_of(attention, attention, linear_attentions(rotary, causal), recurrences(causal)))
+def blocks(draw: st.DrawFn, attention: st.SearchStrategy[AttentionSpec], *others: st.SearchStrategy[Any]) -> BlockSpec:
+    mixer = draw(st.one_of(attention, attention, *others))
     placement = draw(st.sampled_from([PRE_NORM, POST_NORM, SANDWICH_NORM, REORDERED_NORM, NO_NORM]))
     ffn = draw(st.one_of(ffns, ffns, experts, st.none()))
     parallel = draw(st.booleans()) and not placement.out and ffn is not None
@@ -173,33 +184,73 @@ def blocks(
 
 
 @st.composite
-def specs(draw: st.DrawFn, mask: st.SearchStrategy[Mask] = causal_masks) -> DecoderSpec:
+def specs(draw: st.DrawFn, mask: st.SearchStrategy[Mask] = causal_masks, only_attention: bool = False) -> DecoderSpec:
     """A legal decoder of one to three layers, equal or each its own: any mixer, any feed-forward layer."""
-    embed, stack = draw(stacks(mask))
+    embed, stack = draw(stacks(mask, only_attention=only_attention))
     with steady():
         return DecoderSpec(VOCAB, CONTEXT, embed, stack, draw(heads))
 
 
 @st.composite
-def encoder_specs(draw: st.DrawFn, mask: st.SearchStrategy[Mask]) -> EncoderSpec:
-    """A legal encoder with a head that predicts at every place."""
-    embed, stack = draw(stacks(mask, causal=False))
+def encoder_specs(
+    draw: st.DrawFn,
+    mask: st.SearchStrategy[Mask],
+    head: st.SearchStrategy[Any] = masked_heads,
+    only_attention: bool = False,
+) -> EncoderSpec:
+    """A legal encoder, with a head that predicts at every place unless another is wanted."""
+    embed, stack = draw(stacks(mask, False, only_attention))
     with steady():
-        return EncoderSpec(VOCAB, CONTEXT, embed, stack, MaskedLMHeadSpec())
+        return EncoderSpec(VOCAB, CONTEXT, embed, stack, draw(head))
 
 
 @st.composite
-def stacks(draw: st.DrawFn, mask: st.SearchStrategy[Mask], causal: bool = True) -> tuple[EmbedSpec, StackSpec]:
+def stacks(
+    draw: st.DrawFn, mask: st.SearchStrategy[Mask], causal: bool = True, only_attention: bool = False
+) -> tuple[EmbedSpec, StackSpec]:
     """Embedding and layers of a legal model."""
     positions = draw(st.sampled_from(["none", "rotary", "bias", "learned", "sinusoidal", "rotary and bias"]))
-    n_heads = draw(head_counts)
-    one = blocks(mask, n_heads, "rotary" in positions, causal)
+    rotary = "rotary" in positions
+    others = [] if only_attention else [linear_attentions(rotary, causal), recurrences(causal)]
+    one = blocks(attentions(mask, draw(head_counts), rotary), *others)
     layers = draw(st.one_of(st.lists(one, min_size=1, max_size=3), one.map(lambda b: [b] * 3)))
-    added = {"learned": LearnedSpec(), "sinusoidal": SinusoidalSpec()}.get(positions)
-    embed = EmbedSpec(added, draw(st.sampled_from([1.0, 8**0.5])), draw(st.none() | norms))
+    bare = [i for i, block in enumerate(layers) if block.placement == NO_NORM]
+    for i in bare[1:]:  # products of what is not normed grow by powers: after three such layers numbers end (1e188)
+        layers[i] = replace(layers[i], placement=PRE_NORM)
+    added = {"learned": LearnedSpec(draw(st.sampled_from([0, 2]))), "sinusoidal": SinusoidalSpec()}.get(positions)
+    n_types = draw(st.sampled_from([0, 0, 2]))
+    embed = EmbedSpec(added, draw(st.sampled_from([1.0, 8**0.5])), draw(st.none() | norms), n_types)
     scored = "bias" in positions and any(isinstance(block.mixer, AttentionSpec) for block in layers)
+    last = draw(norms) if bare else draw(st.one_of(norms, norms, st.none()))
     with steady():
-        return embed, StackSpec(8, tuple(layers), draw(norms), draw(biases) if scored else None)
+        return embed, StackSpec(8, tuple(layers), last, draw(biases) if scored else None)
+
+
+alignments = st.sampled_from([AlignmentSpec("dot"), AlignmentSpec("general"), AlignmentSpec("additive", 5)])
+
+
+@st.composite
+def reading(draw: st.DrawFn, block: BlockSpec) -> BlockSpec:
+    """The block, and in it attention to an encoder: before each step of a recurrence, or as a sublayer of its own."""
+    if isinstance(block.mixer, RecurrentSpec) and draw(st.booleans()):
+        look = draw(alignments)
+        wide = 8 if look.score == "dot" else draw(st.integers(3, 6))  # dot scores compare it with the stream
+        return replace(block, mixer=AttentiveRecurrentSpec(block.mixer.cell, wide, look))
+    everyone = attentions(st.just(Full()), draw(head_counts), rotary=False)
+    return replace(block, cross=draw(st.one_of(everyone, everyone, alignments)), parallel=False)
+
+
+@st.composite
+def encoder_decoder_specs(draw: st.DrawFn) -> EncoderDecoderSpec:
+    """A legal encoder–decoder: any encoder; any decoder of which one layer or more attends to it, in any way."""
+    shared = draw(st.booleans())
+    embed, stack = draw(stacks(masks, causal=False))
+    embed_, stack_ = draw(stacks(causal_masks))
+    layers = [draw(reading(b)) if i == 0 or draw(st.booleans()) else b for i, b in enumerate(stack_.blocks)]
+    with steady():
+        encoder = EncoderSpec(VOCAB if shared else VOCAB + 2, CONTEXT + 3, embed, stack)
+        decoder = DecoderSpec(VOCAB, CONTEXT, embed_, replace(stack_, blocks=tuple(layers)), draw(heads))
+        return EncoderDecoderSpec(encoder, decoder, draw(st.integers(0, VOCAB - 1)), shared)
 
 
 def as_encoder(spec: DecoderSpec) -> EncoderSpec:
@@ -221,6 +272,7 @@ def build(spec: Any, seed: int = 0) -> Any:
 
 
 models = specs().map(build)
+encoder_decoders = encoder_decoder_specs().map(build)
 # grouped heads, rotary positions, gated layers: what a test takes that needs one model and not all of them
 EXAMPLE = DecoderSpec(
     VOCAB,

@@ -77,9 +77,11 @@ def test_t_falls_towards_the_normal_distribution() -> None:
 
 
 def test_what_a_longer_row_costs_is_foreseen() -> None:
-    assert predicted([]) == 0.0 and predicted([2.0]) == 8.0
-    assert predicted([1.0, 4.0]) == 16.0  # grew fourfold, will again
-    assert predicted([1.0, 1.0]) == 2.0 and predicted([1.0, 50.0]) == 225.0  # noise: at least 2, at most 4.5 times
+    assert predicted({}, 64) == 0.0 and predicted({32: 2.0}, 64) == pytest.approx(8.0)
+    assert predicted({1: 9.0, 16: 1.0, 32: 3.0}, 64) == pytest.approx(9.0)  # grew threefold lately, will again
+    assert predicted({16: 1.0, 64: 4.0}, 128) == pytest.approx(8.0)
+    assert predicted({16: 2.0, 32: 1.0}, 64) == pytest.approx(2.0)  # noise
+    assert predicted({16: 1.0, 32: 50.0}, 64) == pytest.approx(50 * 2**2.2)
 
 
 def measured(name: str, peer: str | None, seconds: list[float]) -> Measured:

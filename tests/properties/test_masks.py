@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import VOCAB, as_encoder, build, ids, masks, models, places, specs, with_mask
+from strategies import (
+    EXAMPLE,
+    VOCAB,
+    as_encoder,
+    build,
+    ids,
+    linear_attentions,
+    masks,
+    models,
+    places,
+    recurrences,
+    specs,
+    with_mask,
+)
 from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.errors import SpecError
 from pellucid.nn.masks import Dense, dense, prove, see
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import Decoder, Encoder
 from pellucid.predicates import (
     GlobalTokens,
     NearBlocks,
@@ -27,7 +41,17 @@ from pellucid.predicates import (
     sparse_transformer,
     sparse_transformer_fixed,
 )
-from pellucid.spec import Causal, DecoderSpec, Full, Mask, Prefix, SameSegment, Window
+from pellucid.spec import (
+    Causal,
+    DecoderSpec,
+    Full,
+    LinearAttentionSpec,
+    Mask,
+    Prefix,
+    RecurrentSpec,
+    SameSegment,
+    Window,
+)
 
 few = settings(max_examples=25)
 Places = tuple[Tokens, Tokens]
@@ -241,7 +265,7 @@ def test_a_dense_mask_of_another_shape_is_refused() -> None:
 # --- no token sees the future ----------------------------------------------------------------------------------------
 
 
-def leak(model: Decoder, text: Tensor, t: int) -> float:
+def leak(model: Decoder | Encoder, text: Tensor, t: int) -> float:
     """By how much logits up to and including t change when every later token does."""
     other = text.clone()
     other[:, t + 1 :] = (other[:, t + 1 :] + 1) % VOCAB
@@ -265,11 +289,20 @@ def test_no_gradient_flows_to_later_tokens(model: Decoder, text: Tensor, data: s
     assert not grad[:, t + 1 :].any() and grad[:, t].any()
 
 
-@given(specs(), st.sampled_from([Full(), Causal() | Prefix(9), Window(3)]))
+@given(specs(only_attention=True), st.sampled_from([Full(), Causal() | Prefix(9), Window(3)]))
 @few
 def test_control_a_mask_that_looks_ahead_leaks(spec: DecoderSpec, mask: Mask) -> None:
     text = torch.arange(8)[None]
     assert leak(build(with_mask(as_encoder(spec), mask)), text, 3) > 1e-6
+
+
+@given(linear_attentions(rotary=False, causal=False) | recurrences(causal=False))
+@few
+def test_control_a_mixer_that_looks_ahead_leaks(mixer: LinearAttentionSpec | RecurrentSpec) -> None:
+    """And exactly those that say so: the others are causal in an encoder, too."""
+    blocks = tuple(replace(block, mixer=mixer) for block in EXAMPLE.stack.blocks)
+    model = build(replace(as_encoder(EXAMPLE), stack=replace(EXAMPLE.stack, blocks=blocks)))
+    assert (leak(model, torch.arange(8)[None], 3) > 1e-6) == blocks[0].sees_future
 
 
 def test_control_a_window_off_by_one_is_seen() -> None:

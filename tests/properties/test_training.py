@@ -16,11 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float
-from strategies import EXAMPLE, VOCAB, build, models
+from strategies import EXAMPLE, VOCAB, build, encoder_decoder_specs, models, specs
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid.batch import IGNORE, Batch, Tokens
+from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.data.packing import evaluation
 from pellucid.data.sources import Document
 from pellucid.data.store import build_store
@@ -29,15 +29,48 @@ from pellucid.designs import modern
 from pellucid.errors import CheckpointError
 from pellucid.families.native import load_tensors, save_tensors
 from pellucid.nn.init import initialise
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import AnyModel, Decoder
+from pellucid.nn.moe import MixtureOfExperts, load_balance, router_z
+from pellucid.spec import (
+    BlockSpec,
+    DecoderSpec,
+    DeltaRule,
+    EncoderDecoderSpec,
+    FFNSpec,
+    GatedDecayRule,
+    LinearAttentionSpec,
+    MoESpec,
+    RecurrentSpec,
+    ResidualSpec,
+)
 from pellucid.train.config import OptimizerName
-from pellucid.train.objectives import NegativeLogLikelihood, nll
-from pellucid.train.optim import build_optimizers, load_state_tensors, parameter_groups, set_rate, state_tensors
+from pellucid.train.objectives import NegativeLogLikelihood, Objective, Routed, nll, objective_for
+from pellucid.train.optim import (
+    MATRICES_TO_TABLES,
+    build_optimizers,
+    load_state_tensors,
+    parameter_groups,
+    set_rate,
+    state_tensors,
+)
 from pellucid.train.schedule import factor
 from pellucid.train.step import accumulate, step
 from pellucid.train.validate import bits_per_byte
 
-few = settings(max_examples=20)
+few = settings(max_examples=15)
+routed = MoESpec(FFNSpec(12), 3, 2)
+HYBRID = replace(  # one layer of each kind of mixer, with experts, a learned gain and no feed-forward among them
+    EXAMPLE,
+    stack=replace(
+        EXAMPLE.stack,
+        blocks=(
+            replace(EXAMPLE.stack.blocks[0], ffn=routed),
+            BlockSpec(LinearAttentionSpec(2, 4, DeltaRule()), routed, EXAMPLE.stack.blocks[0].norm),
+            BlockSpec(LinearAttentionSpec(2, 4, GatedDecayRule(2)), None, EXAMPLE.stack.blocks[0].norm),
+            BlockSpec(RecurrentSpec("lstm", 5), None, EXAMPLE.stack.blocks[0].norm, residual=ResidualSpec(1.0, 1.0, 0.3)),
+        ),
+    ),
+)
 RATES: dict[str, Any] = {"learning_rate": 0.01, "matrix_learning_rate": 0.02, "weight_decay": 0.1}
 
 
@@ -52,9 +85,9 @@ def gradients(model: Decoder) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
-def accumulated(model: Decoder, parts: list[Batch]) -> tuple[Tensor, list[Tensor]]:
+def accumulated(model: Decoder, parts: list[Batch], objective: Objective = nll) -> tuple[Tensor, list[Tensor]]:
     model.zero_grad()
-    loss, _ = accumulate(model, nll, parts)
+    loss, _ = accumulate(model, objective, parts)
     return loss, gradients(model)
 
 
@@ -71,9 +104,9 @@ def packed(draw: st.DrawFn) -> Batch:
     return Batch(ids, Tokens.packed(seg) if draw(st.booleans()) else Tokens.plain(rows, time), labels)
 
 
-@given(packed(), st.data())
-def test_accumulation_split_any_way_is_the_same_gradient(batch: Batch, data: st.DataObject) -> None:
-    model, rows = build(EXAMPLE), len(batch.ids)
+@given(st.just(EXAMPLE) | specs(), packed(), st.data())
+def test_accumulation_split_any_way_is_the_same_gradient(spec: DecoderSpec, batch: Batch, data: st.DataObject) -> None:
+    model, rows = build(spec), len(batch.ids)
     cuts = sorted(data.draw(st.sets(st.integers(1, rows - 1)), label="cuts"))
     parts = [rows_of(batch, slice(a, b)) for a, b in zip([0, *cuts], [*cuts, rows], strict=True)]
     loss, expected = accumulated(model, [batch])
@@ -181,7 +214,7 @@ def test_wsd_is_stable_in_between() -> None:
     assert rates[51] < 1 and rates[-1] == pytest.approx(1 / 50)
 
 
-# --- parameter groups and optimiser state -----------------------------------------------------------------------------
+# --- parameter groups, and a step --------------------------------------------------------------------------------------
 
 
 @given(models, st.sampled_from(["muon", "adamw"]))
@@ -201,23 +234,109 @@ def test_every_parameter_is_in_one_group(model: Decoder, name: OptimizerName) ->
     if name == "muon":
         (muon,) = [o for o in optimizers if isinstance(o, torch.optim.Muon)]
         in_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
-        assert in_muon == {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
+        in_blocks = {n: p for n, p in model.named_parameters() if n.startswith("blocks.")}
+        assert in_muon == {n for n, p in in_blocks.items() if p.ndim == 2 and not n.endswith(".bias")}
+        stacked = {n for n, p in in_blocks.items() if p.ndim == 3}
+        assert set(by_role["experts"]) == stacked and all(".ffn." in n and n.endswith("weight") for n in stacked)
     set_rate(optimizers, 0.25)
-    assert {group["lr"] for group in groups} <= {0.25 * 0.01, 0.25 * 0.02}
+    assert {group["lr"] for group in groups} <= {0.25 * 0.01, 0.25 * 0.02, 0.25 * (0.01 * MATRICES_TO_TABLES)}
 
 
-def trained(name: OptimizerName, steps: int) -> tuple[Decoder, list[torch.optim.Optimizer]]:
-    model = build(EXAMPLE).float()
+@given(models, packed(), st.sampled_from(["muon", "adamw"]))
+@few
+def test_a_step_goes_down(model: Decoder, batch: Batch, name: OptimizerName) -> None:
+    """Every kind of layer takes part: one small step, and the loss is less; every weight has its gradient."""
+    model, objective = model.double(), objective_for(model, 0.0, 0.0)
+    first = step(model, [torch.optim.SGD(model.parameters(), lr=0.0)], objective, [batch], clip=None)
+    if first.grad_norm < 1e-6:  # nothing scored, or nothing to learn
+        return
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    rate = 1e-9 * max(first.loss, 1e-3) / first.grad_norm**2
+    step(model, [torch.optim.SGD(model.parameters(), lr=rate)], objective, [batch], clip=None)
+    assert float(accumulate(model, objective, [batch])[0].detach()) <= first.loss
+    single = model.float()
+    for _ in range(2):
+        assert step(single, build_optimizers(single, name, **RATES), objective, [batch]).finite
+    assert all(p.isfinite().all() for p in single.parameters())
+
+
+# --- experts ---------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> Batch:
+    """The rows of ``packed`` that are not packed, and as many to read, with padding behind some."""
+    batch = draw(packed().filter(lambda batch: batch.tokens.seg is None))
+    rows, time = len(batch.ids), draw(st.integers(1, 6))
+    lengths = torch.tensor([[draw(st.integers(1, time))] for _ in range(rows)])
+    valid = torch.arange(time) < lengths
+    text = torch.randint(VOCAB, (rows, time), generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    return replace(batch, source=Source(text, Tokens.padded(valid)))
+
+
+def by_hand(model: AnyModel, batch: Batch, balance: float, z: float) -> Tensor:
+    """The router's losses of every layer, from logits that are caught on their way."""
+    caught: list[tuple[str, int, Tensor]] = []
+    hooks = [
+        module.router.register_forward_hook(lambda _, __, out, n=name, k=module.top_k: caught.append((n, k, out)))
+        for name, module in model.named_modules()
+        if isinstance(module, MixtureOfExperts)
+    ]
+    loss = nll(model, batch)
+    for hook in hooks:
+        hook.remove()
+    for name, top_k, logits in caught:
+        tokens = batch.tokens if batch.source is None or name.startswith("decoder.") else batch.source.tokens
+        seen = logits[tokens.pos >= 0][None]  # without padding at all
+        loss = loss + nll.count(batch) * (balance * load_balance(seen, top_k) + z * router_z(seen))
+    return loss
+
+
+@given(st.tuples(specs(), packed()) | st.tuples(encoder_decoder_specs(), pairs()), st.floats(0, 1), st.floats(0, 1))
+@few
+def test_routed_is_the_loss_and_what_keeps_routers_in_order(
+    drawn: tuple[DecoderSpec | EncoderDecoderSpec, Batch], balance: float, z: float
+) -> None:
+    spec, batch = drawn
+    model = build(spec)
+    objective = Routed(balance, z)
+    assert objective.count(batch) == nll.count(batch)
+    loss = objective(model, batch)
+    torch.testing.assert_close(loss, by_hand(model, batch, balance, z))
+    torch.testing.assert_close(Routed(0.0, 0.0)(model, batch), nll(model, batch))
+    routers = [m for m in model.modules() if isinstance(m, MixtureOfExperts)]
+    assert isinstance(objective_for(model, balance, z), Routed) == bool(routers)
+    if routers and z > 0.1 and nll.count(batch):
+        weights = [m.router.weight for m in routers]
+        assert all(g.any() for g in torch.autograd.grad(loss, weights))
+
+
+def test_control_a_router_s_losses_are_not_linear_in_the_split() -> None:
+    """Why Routed says that it is the one loss that another split changes; the rest of it does not."""
+    model = build(HYBRID)
+    parts = [rows_of(BATCH, slice(0, 1)), rows_of(BATCH, slice(1, 2))]
+    plain = [accumulated(model, split, Routed(0.0, 0.0))[0] for split in ([BATCH], parts)]
+    balanced = [accumulated(model, split, Routed(1.0, 0.0))[0] for split in ([BATCH], parts)]
+    torch.testing.assert_close(*plain)
+    assert abs(float(balanced[0] - balanced[1])) > 1e-6
+
+
+# --- optimiser state -------------------------------------------------------------------------------------------------
+
+
+def trained(name: OptimizerName, steps: int, spec: DecoderSpec = EXAMPLE) -> tuple[Decoder, list[Any]]:
+    model = build(spec).float()
     optimizers = build_optimizers(model, name, **RATES)
     for _ in range(steps):
         step(model, optimizers, nll, [BATCH])
     return model, optimizers
 
 
+@pytest.mark.parametrize("spec", [EXAMPLE, HYBRID], ids=["plain", "hybrid"])
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_optimiser_state_round_trip(name: OptimizerName, tmp_path: Path) -> None:
+def test_optimiser_state_round_trip(name: OptimizerName, spec: DecoderSpec, tmp_path: Path) -> None:
     """Through a file: the next steps are the same, bit for bit; without the state they are not."""
-    model, optimizers = trained(name, 3)
+    model, optimizers = trained(name, 3, spec)
     save_tensors(tmp_path / "state.safetensors", state_tensors(model, optimizers))
     again, forgetful = copy.deepcopy(model), copy.deepcopy(model)
     restored, fresh = build_optimizers(again, name, **RATES), build_optimizers(forgetful, name, **RATES)

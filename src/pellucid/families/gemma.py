@@ -102,6 +102,8 @@ def to_spec(config: Mapping[str, Any]) -> DecoderSpec:
     read.expect("model_type", *SILENT)
     kind = read.take("model_type", str)
     read.expect("use_bidirectional_attention", None, False)
+    if kind == "gemma3_text":
+        read.expect("attn_logit_softcapping", None)  # the library keeps the number and never applies it
     d_model, context = read.take("hidden_size", int), read.take("max_position_embeddings", int, 8192)
     activation = read.take("hidden_activation", str, "gelu_pytorch_tanh")
     read.expect("hidden_act", activation)  # some files say it twice

@@ -199,10 +199,11 @@ class Cache:
     @property
     def n_bytes(self) -> int:
         """Memory of all keys, values and states, and of what the encoder has read."""
-        kept = [t for layer in self.layers for t in layer.tensors]
-        kept += [t for layer in self.cross for t in layer.tensors or ()]
-        kept += [] if self.memory is None else [self.memory.states]  # unprojected, it is what a layer keeps, too
-        return sum(t.numel() * t.element_size() for t in {id(t): t for t in kept}.values())
+        own = [t for layer in self.layers for t in layer.tensors]
+        read = [] if self.memory is None else [self.memory.states]
+        read += [t for layer in self.cross for t in layer.tensors or ()]
+        once = {id(t): t for t in read}.values()  # a layer that projects nothing keeps the states themselves
+        return sum(t.numel() * t.element_size() for t in (*own, *once))
 
     def __repr__(self) -> str:
         kinds = ", ".join(layout.name for layout in self.layouts)

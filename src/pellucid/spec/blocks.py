@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from pellucid.predicates import And, Causal, Full, Mask, Or, Prefix
+from pellucid.predicates import Full
 from pellucid.spec.mixers import (
     AlignmentSpec,
     AttentionSpec,
@@ -133,19 +133,10 @@ class BlockSpec(Value):
         """Whether its mixer lets a token see later ones (those of a fixed prefix excepted)."""
         mixer = self.mixer
         if isinstance(mixer, AttentionSpec):
-            return not _looks_back(mixer.mask)
+            return not mixer.mask.causal(prefix=True)
         if isinstance(mixer, LinearAttentionSpec):
             return not getattr(mixer.rule, "causal", True)
         return isinstance(mixer, RecurrentSpec) and mixer.both_directions
-
-
-def _looks_back(mask: Mask) -> bool:
-    """Certainly nothing later is seen, but for a fixed prefix."""
-    if isinstance(mask, And):
-        return _looks_back(mask.a) or _looks_back(mask.b)
-    if isinstance(mask, Or):
-        return _looks_back(mask.a) and _looks_back(mask.b)
-    return isinstance(mask, Causal | Prefix)
 
 
 @dataclass(frozen=True)
