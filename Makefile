@@ -9,8 +9,8 @@ SHELL := bash
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 PYTEST := $(BIN)/python -m pytest
-# `make test ARGS="-n 4 -k cache"` hands ARGS to pytest.
-ARGS :=
+# Handed to pytest: as many workers as there are cores. `make test ARGS="-k cache"` runs the tests about caches, one by one.
+ARGS := -n auto
 
 # The first of these that runs and is new enough makes .venv; `make PYTHON=/path/to/python …` chooses another.
 PYTHON := python3 python3.11 python3.12 python3.13 python3.14
@@ -48,8 +48,10 @@ bench: .venv/.bench .venv-litgpt/.run ## every benchmark, with the peers beside 
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 .PHONY: docs
-docs: .venv/.dev ## that the documentation tells the truth: its tree, commands, code and links
-	$(PYTEST) tests/architecture/test_readme.py $(wildcard tests/docs) $(ARGS)
+docs: .venv/.docs ## put the code into the documentation, draw its figures, test that it tells the truth
+	$(BIN)/python docs/include.py
+	$(BIN)/python docs/figures.py
+	$(PYTEST) tests/architecture/test_readme.py tests/docs $(ARGS)
 
 .PHONY: clean
 clean: ## remove .venv and everything else that was built
@@ -76,6 +78,10 @@ clean: ## remove .venv and everything else that was built
 .venv/.dev: .venv/.run
 	@echo "Installing the tools for tests and lint into .venv"
 	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/.docs: .venv/.dev
+	$(PIP) -c constraints.txt -e '.[docs]'
 	@touch $@
 
 .venv/.bench: .venv/.dev

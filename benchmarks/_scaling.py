@@ -106,7 +106,7 @@ class Verdict:
 
     def show(self) -> str:
         word = {True: "met", False: "MISSED", None: "not measured"}[self.met]
-        return f"  {self.target:64} {self.measured:>24}   {word}"
+        return f"  {self.target:84} {self.measured:>22}   {word}"
 
 
 def at_most(target: str, limit: float, measured: Interval) -> Verdict:
@@ -227,8 +227,8 @@ def draw_exponents(axes: Any, everyone: Sequence[Measured], fit: int) -> None:
     axes.set_yticks(range(len(some)), names, fontsize=8)
     axes.axvline(LINEAR_TARGET, color=GREY, linewidth=0.8)
     axes.axvline(2.0, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_title(f"forward: exponent from {short(fit)} tokens (target ≤ {LINEAR_TARGET})")
-    axes.set_xlabel("time ∝ tokens to the power of … (95 % interval)")
+    axes.set_title(f"forward: exponents (target ≤ {LINEAR_TARGET})")
+    axes.set_xlabel(f"time ∝ tokens to the power of …, from {short(fit)} (95 % interval)")
     axes.grid(axis="y", visible=False)
 
 

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,10 @@ def timed(work: Any, made: Any, seconds: float, known: float) -> float:
     return statistics.median(took)
 
 
-def take_turns(everyone: Sequence[Measured], sizes: Sequence[int], rounds: int, seconds: float) -> None:
-    """All rounds: length by length, contestant by contestant, forward and then with the backward."""
+def take_turns(
+    everyone: Sequence[Measured], sizes: Sequence[int], rounds: int, seconds: float, keep: Callable[[], None]
+) -> None:
+    """All rounds: length by length, contestant by contestant, forward and then with the backward; ``keep`` after each."""
     for done in range(rounds):
         for n in sizes:
             for found in everyone:
@@ -102,6 +104,7 @@ def take_turns(everyone: Sequence[Measured], sizes: Sequence[int], rounds: int, 
                     found.times[mode].setdefault(n, []).append(timed(case.work(mode), made, seconds, known))
                 del case, made
                 give_back()
+        keep()
         print(f"round {done + 1} of {rounds}", file=sys.stderr, flush=True)
 
 
@@ -157,16 +160,18 @@ def main() -> None:
             measure_alone(found, sizes, chosen.threads, limits)
             if found.alone["forward"]:
                 found.error = largest_difference(found.who, sizes[0])
-    take_turns(everyone, sizes, rounds, seconds)
+
+    def keep() -> None:
+        if chosen.json is not None:
+            settings = {"machine": machine, "rounds": rounds, "seconds": seconds, "sizes": sizes, "fit_from": fit}
+            told = {"verdicts": [vars(verdict) for verdict in verdicts(everyone, sizes, fit)]}
+            save_json(chosen.json, settings | told | {"contestants": [record(found, fit) for found in everyone]})
+
+    take_turns(everyone, sizes, rounds, seconds, keep)
     report(everyone, sizes, fit)
     print("\nTargets")
-    made = verdicts(everyone, sizes, fit)
-    for verdict in made:
+    for verdict in verdicts(everyone, sizes, fit):
         print(verdict.show())
-    if chosen.json is not None:
-        settings = {"machine": machine, "rounds": rounds, "seconds": seconds, "sizes": sizes, "fit_from": fit}
-        cells = {"contestants": [record(found, fit) for found in everyone], "verdicts": [vars(v) for v in made]}
-        save_json(chosen.json, settings | cells)
     if chosen.plot is not None:
         draw(everyone, fit, chosen.plot)
 

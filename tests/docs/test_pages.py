@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -43,6 +44,14 @@ def test_a_page_has_all_its_parts(path: Path) -> None:
     for part in ("Formula", "Shapes", "Code", "Exercise"):
         assert part in headings, part
     assert re.search(r"!\[[^\]]+\]\([^)]+\.(svg|png)\)", page), "one figure, with words for who cannot see it"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_its_figure_is_drawn_by_the_package(path: Path) -> None:
+    tree = ast.parse((DOCS / "figures.py").read_text(encoding="utf-8"))
+    drawn = {node.name.replace("_", "-") for node in tree.body if isinstance(node, ast.FunctionDef)}
+    shown = re.findall(r"\(\.\./pictures/([\w-]+)\.svg\)", path.read_text(encoding="utf-8"))
+    assert path.stem in shown and set(shown) <= drawn
 
 
 @pytest.mark.parametrize("path", [*PAGES, DOCS / "README.md", DOCS / "architecture.md"], ids=named)

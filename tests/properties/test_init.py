@@ -175,7 +175,7 @@ NEW_NAMES = {  # of READS, and of BOTH beyond
     "in": [
         *(f"blocks.0.attn.{name}.weight" for name in ("q", "k", "v", "gate", "decay.0", "decay.1")),
         *(f"blocks.0.ffn.{name}.weight" for name in ("router", "up", "gate")),
-        "blocks.1.attn.beta.weight",
+        *(f"blocks.1.attn.{name}.weight" for name in ("q", "k", "v", "beta")),
         *(f"blocks.2.rnn.{cell}.weight_{way}_l0" for cell in ("cell", "back") for way in ("ih", "hh")),
         "head.pooler.dense.weight",
     ],
