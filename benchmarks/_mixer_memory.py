@@ -29,6 +29,7 @@ import torch
 from _mixers import MODES, Case, Contestant, Mode, contestants
 
 M_MMAP_THRESHOLD, SMALL = -3, 65536  # glibc's mallopt(3); fixed, it no longer grows by itself
+SHORT = 2.0  # seconds: what takes longer does not notice whether it runs for the first time
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -49,10 +50,11 @@ def peak_of(work: Callable[[], object]) -> int:
     return max(0, resident("VmHWM") - before)
 
 
-def cell(case: Case, mode: Mode, counted: bool) -> dict[str, float | None]:
-    """One go that does not count, which compiles and loads code; then one that does."""
+def cell(case: Case, mode: Mode, counted: bool, foreseen: float) -> dict[str, float | None]:
+    """A go that counts; before it, where it is ``foreseen`` to be short, one that compiles and loads code."""
     work, size = case.work(mode), None
-    work(case.prepare())
+    if foreseen < SHORT:
+        work(case.prepare())
     start = time.perf_counter()
     if counted:
         size = peak_of(lambda: work(case.prepare()))
@@ -89,7 +91,7 @@ def cells(who: Contestant, job: dict[str, Any], counted: bool, answer: Callable[
                 costs = [f"{foreseen[what] / units[what][0]:.0f} {units[what][1]}" for what in over]
                 answer({"mode": mode, "n": n, "why": f"would take about {' and '.join(costs)}"})
                 break
-            done = cell(who.build(n), mode, counted)
+            done = cell(who.build(n), mode, counted, foreseen["seconds"])
             answer({"mode": mode, "n": n} | done)
             for what, costs in past.items():
                 if (cost := done[what]) is not None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from _harness import HERE, cores, processor, save_json
+from _mixer_memory import SHORT
 from _mixers import HEAD_DIM, MODES, ROOM, WINDOW, Contestant, Mode, contestants, one_row
 from _pictures import check_plot, short
 from _scaling import Measured, draw, record, report, verdicts
@@ -37,6 +38,7 @@ from pellucid.train.memory import keep_freed_memory
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768)
 FIT_FROM = 4096  # shorter rows are mostly overhead
+CHECKED = 1024  # tokens of the comparison with the reference, which takes n² memory
 
 
 def measure_alone(found: Measured, sizes: Sequence[int], threads: int, limits: dict[str, float]) -> None:
@@ -75,7 +77,7 @@ def largest_difference(who: Contestant, n: int) -> float | None:
 def timed(work: Any, made: Any, seconds: float, known: float) -> float:
     """Median seconds of one go, over as many as fit into ``seconds``; short ones are done once before that."""
     took: list[float] = []
-    if known < 2.0:
+    if known < SHORT:
         work(made)
     begin = time.perf_counter()
     while not took or (time.perf_counter() - begin < seconds and len(took) < ROOM - 1):
@@ -88,7 +90,7 @@ def timed(work: Any, made: Any, seconds: float, known: float) -> float:
 def take_turns(
     everyone: Sequence[Measured], sizes: Sequence[int], rounds: int, seconds: float, keep: Callable[[], None]
 ) -> None:
-    """All rounds: length by length, contestant by contestant, forward and then with the backward; ``keep`` after each."""
+    """All rounds: length by length, contestant by contestant, forward and then forward and backward; then ``keep``."""
     for done in range(rounds):
         for n in sizes:
             for found in everyone:
@@ -159,7 +161,8 @@ def main() -> None:
             print(f"alone: {found.who.group} {found.who.name}", file=sys.stderr, flush=True)
             measure_alone(found, sizes, chosen.threads, limits)
             if found.alone["forward"]:
-                found.error = largest_difference(found.who, sizes[0])
+                found.error = largest_difference(found.who, min(CHECKED, sizes[0]))
+                give_back()
 
     def keep() -> None:
         if chosen.json is not None:

