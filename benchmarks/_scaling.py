@@ -156,18 +156,19 @@ def verdicts(everyone: Sequence[Measured], sizes: Sequence[int], fit: int) -> li
                 made.append(at_most(f"{name}: time, exponent", LINEAR_TARGET, named[key].time_exponent(mode, fit)))
                 made.append(at_most(f"{name}: memory, exponent", LINEAR_TARGET, named[key].memory_exponent(mode, fit)))
     ours, full = named.get(("kernel", "window: blocked")), named.get(("kernel", "full: SDPA"))
-    faster = ratios(full, ours, "forward", at)
-    made.append(at_least(f"window {WINDOW} at {short(at)}: times faster than full, forward", FASTER_TARGET, faster))
+    if ours is not None:
+        faster = ratios(full, ours, "forward", at)
+        made.append(at_least(f"window {WINDOW} at {short(at)}: times faster than full, forward", FASTER_TARGET, faster))
     against: list[tuple[str, Measured | None, Group, str]] = [
         (f"window {WINDOW} (kernel)", ours, "kernel", "window"),
         ("linear (mixer)", named.get(("mixer", "linear")), "mixer", "linear"),
         ("full (mixer)", named.get(("mixer", "full")), "mixer", "full"),
     ]
     for words, mine, group, kind in against:
-        for mode in MODES:
+        for mode in MODES if mine is not None else ():
             reached = max((n for n in sizes if n <= at and fastest_peer(everyone, group, kind, mode, n)), default=at)
             peer = fastest_peer(everyone, group, kind, mode, reached)
-            name = peer.who.name if peer else "none"
+            name = peer.who.name if peer else "any peer"
             target = f"{words} at {short(reached)}, {mode}: times faster than {name}"
             made.append(at_least(target, PEER_TARGET, ratios(peer, mine, mode, reached)))
     for name in ("ring window", "linear", "delta rule", "LSTM"):

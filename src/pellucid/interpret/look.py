@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,14 +15,23 @@ from pellucid.errors import UsageError
 from pellucid.interpret.capture import capture
 from pellucid.interpret.display import label, prose, reader
 from pellucid.interpret.lens import Lens, logit_lens
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
+from pellucid.spec import AttentionSpec, BlockSpec, MoESpec, RecurrentSpec
 
 NATS_TO_BITS = 1 / np.log(2.0)
+# what is measured of each layer -> the points that may hold it, by the kind of layer
+_STREAMS = {
+    "resid_pre": ("resid_pre",),
+    "mixer_out": ("attn_out", "rnn_out"),
+    "ffn_out": ("ffn_out",),
+    "resid_post": ("resid_post",),
+    "state": ("rnn.h",),
+}
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The model in one line: its name and sizes. ``n_heads`` is the largest of its layers'."""
+    """The model in one line: its name and sizes. ``n_heads``: of the layer with most attention patterns, 0 without any."""
 
     name: str
     n_parameters: int
@@ -31,6 +40,14 @@ class ModelFacts:
     d_model: int
     vocab_size: int
     context: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer is made of: "attention", "linear attention", "LSTM" or "GRU"; "feed-forward", "experts" or ""."""
+
+    mixer: str
+    feed_forward: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,21 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Which experts a layer gave each token to, best first (numbered from 0), and what each one's word weighed."""
+
+    layer: int
+    n_experts: int
+    ids: Int[np.ndarray, "time top_k"]
+    weights: Float[np.ndarray, "time top_k"]
+
+    @property
+    def load(self) -> Float[np.ndarray, " experts"]:
+        """Share of all choices that fell on each expert."""
+        return np.bincount(self.ids.ravel(), minlength=self.n_experts) / self.ids.size
+
+
+@dataclass(frozen=True)
 class Look:
     """What ``look`` saw. Position t of a per-position field is the distribution after reading tokens 0..t.
 
@@ -81,10 +113,15 @@ class Look:
     top_ids, top_probs: the likeliest next tokens, best first. entropy: of that distribution, bits.
     loss, rank: of the token that really comes next (nats; 1 is the best guess); nothing follows the last token.
     lens: shallow to deep, the last row being the model's output.
-    patterns: one array a layer, rows sum to 1. norms: point -> Euclidean length of each layer's vectors.
+    patterns: one array a layer, rows sum to 1; no heads where the layer has no softmax attention.
+    norms: Euclidean lengths of each layer's vectors: the stream before and after it (``resid_pre``, ``resid_post``),
+    what its token mixer and its feed-forward layer add (``mixer_out``, ``ffn_out``), and the ``state`` of a recurrent
+    one; NaN for a layer without it, left out where no layer has it.
+    experts: of the layers that have some.
     """
 
     model: ModelFacts
+    layers: tuple[Layer, ...]
     tokens: tuple[Token, ...]
     labels: dict[int, str]
     top_ids: Int[np.ndarray, "time rank"]
@@ -96,6 +133,7 @@ class Look:
     patterns: tuple[Float[np.ndarray, "heads query key"], ...]
     heads: tuple[Head, ...]
     norms: dict[str, Float[np.ndarray, "layer time"]]
+    experts: tuple[Experts, ...] = ()
 
     @property
     def bits(self) -> Float[np.ndarray, " next"]:
@@ -158,6 +196,61 @@ def _read(model: Decoder, text_or_ids: str | Sequence[int]) -> list[int]:
     return ids
 
 
+def _reads_on(model: AnyModel) -> Decoder:
+    """The model, if it guesses what comes next; raises UsageError for one that does something else."""
+    if isinstance(model, Encoder):
+        why = "an encoder sees all of the text at once"
+    elif isinstance(model, EncoderDecoder) or any(block.reads_memory for block in model.spec.stack.blocks):
+        why = "this one answers what an encoder reads"
+    else:
+        return model
+    raise UsageError(
+        f"look shows what a model that reads on expects next; {why}",
+        "read its patterns and streams with model.taps(read=...); model.point_names() lists them",
+    )
+
+
+def _layer(spec: BlockSpec) -> Layer:
+    mixer = spec.mixer
+    mixes = "attention" if isinstance(mixer, AttentionSpec) else "linear attention"
+    mixes = mixer.cell.upper() if isinstance(mixer, RecurrentSpec) else mixes
+    return Layer(mixes, "" if spec.ffn is None else "experts" if isinstance(spec.ffn, MoESpec) else "feed-forward")
+
+
+def _norms(acts: Mapping[str, Tensor], n_layers: int) -> dict[str, Float[np.ndarray, "layer time"]]:
+    time = acts["embed"].shape[1]
+    norms: dict[str, np.ndarray] = {}
+    for stream, points in _STREAMS.items():
+        rows = np.full((n_layers, time), np.nan, np.float32)
+        for layer in range(n_layers):
+            for name in (f"blocks.{layer}.{point}" for point in points):
+                if name in acts:
+                    rows[layer] = acts[name][0].float().norm(dim=-1).cpu().numpy()
+        if not np.isnan(rows).all():
+            norms[stream] = rows
+    return norms
+
+
+def _experts(model: Decoder, acts: Mapping[str, Tensor]) -> tuple[Experts, ...]:
+    return tuple(
+        Experts(
+            layer,
+            spec.ffn.n_experts,
+            acts[f"blocks.{layer}.expert_ids"][0].cpu().numpy(),
+            acts[f"blocks.{layer}.expert_weights"][0].float().cpu().numpy(),
+        )
+        for layer, spec in enumerate(model.spec.stack.blocks)
+        if isinstance(spec.ffn, MoESpec)
+    )
+
+
+def _patterns(acts: Mapping[str, Tensor], n_layers: int) -> tuple[Float[np.ndarray, "heads query key"], ...]:
+    time = acts["embed"].shape[1]
+    none = np.zeros((0, time, time), np.float32)
+    names = [f"blocks.{layer}.attn.pattern" for layer in range(n_layers)]
+    return tuple(acts[name][0].float().cpu().numpy() if name in acts else none for name in names)
+
+
 def _summary(layer: int, head: int, pattern: Float[np.ndarray, "query key"]) -> Head:
     time = len(pattern)
     # with fewer than three tokens in view "first", "previous" and "itself" are not yet three different ones
@@ -195,22 +288,26 @@ def _lens_rows(lens: Lens, ids: Int[Tensor, " time"]) -> tuple[LensRow, ...]:
     )
 
 
-def look(model: Decoder, text_or_ids: str | Sequence[int], top: int = 10, name: str = "model") -> Look:
+def look(model: AnyModel, text_or_ids: str | Sequence[int], top: int = 10, name: str = "model") -> Look:
     """Read a text (or token ids) once and keep everything worth seeing.
 
-    A text is begun with the model's <|endoftext|>, as every training document was. Raises UsageError for an empty text,
-    one longer than the model's context, ids outside the vocabulary, and ``top`` below 1.
+    A text is begun with the model's <|endoftext|>, as every training document was. Raises UsageError for a model that
+    is no language model reading on, an empty text, one longer than the model's context, ids outside the vocabulary,
+    and ``top`` below 1.
     """
     if top < 1:
         raise UsageError(f"top = {top}", "show at least 1 guess")
+    model = _reads_on(model)
     device = next(model.parameters()).device
     ids = torch.tensor([_read(model, text_or_ids)], device=device)
-    layers = range(len(model.spec.stack.blocks))
-    streams = ("resid_pre", "attn_out", "ffn_out", "resid_post")
-    acts = capture(model, ids, ["embed", "blocks.*.attn.pattern", *(f"blocks.*.{stream}" for stream in streams)])
-    residuals = {point: acts[point] for point in ("embed", *(f"blocks.{layer}.resid_post" for layer in layers))}
+    n_layers = len(model.spec.stack.blocks)
+    wanted = {point for points in _STREAMS.values() for point in points}
+    wanted |= {"attn.pattern", "expert_ids", "expert_weights"}
+    names = [name for name in model.point_names() if name.startswith("blocks.") and name.split(".", 2)[2] in wanted]
+    acts = capture(model, ids, ["embed", *names])
+    residuals = {name: acts[name] for name in ("embed", *(f"blocks.{i}.resid_post" for i in range(n_layers)))}
     lens = logit_lens(model, residuals, ids, top=top)
-    patterns = tuple(acts[f"blocks.{layer}.attn.pattern"][0].float().cpu().numpy() for layer in layers)
+    patterns = _patterns(acts, n_layers)
 
     read = reader(model.tokenizer)
     written = [read(token) for token in ids[0].tolist()]
@@ -220,12 +317,13 @@ def look(model: Decoder, text_or_ids: str | Sequence[int], top: int = 10, name: 
         model=ModelFacts(
             name,
             sum(parameter.numel() for parameter in model.parameters()),
-            len(layers),
+            n_layers,
             max(len(pattern) for pattern in patterns),
             model.spec.stack.d_model,
             model.spec.vocab_size,
             model.spec.context,
         ),
+        layers=tuple(map(_layer, model.spec.stack.blocks)),
         tokens=tuple(Token(i, prose(text), label(text)) for i, text in zip(ids[0].tolist(), written, strict=True)),
         labels={token: label(read(token)) for token in guessed},
         top_ids=rows[-1].ids,
@@ -236,12 +334,6 @@ def look(model: Decoder, text_or_ids: str | Sequence[int], top: int = 10, name: 
         lens=rows,
         patterns=patterns,
         heads=tuple(_summary(i, h, head) for i, layer in enumerate(patterns) for h, head in enumerate(layer)),
-        norms={
-            stream: torch.stack([acts[f"blocks.{layer}.{stream}"][0] for layer in layers])
-            .float()
-            .norm(dim=-1)
-            .cpu()
-            .numpy()
-            for stream in streams
-        },
+        norms=_norms(acts, n_layers),
+        experts=_experts(model, acts),
     )

@@ -23,6 +23,7 @@ _SPARK = "▁▂▃▄▅▆▇█"
 _LABEL = 11  # columns of the first column of every table
 _CELL = 10  # columns of one lens cell: a guess and its percentage
 _MAX_HEADS = 24
+_MAX_BARS = 32  # experts whose load is drawn
 
 
 def _surprise_step(bits: float) -> int:
@@ -140,13 +141,39 @@ def _heads(look: Look, heads: Sequence[Head], width: int) -> Table:
     return table
 
 
+def _experts(look: Look, width: int) -> tuple[Table, int]:
+    """Deep layers above: how even the load is, and where each of the last tokens went; experts count from 1."""
+    from rich.text import Text
+
+    most = max(experts.n_experts for experts in look.experts)
+    cell = max(6, (len(f"{most}") + 1) * max(experts.ids.shape[1] for experts in look.experts))
+    bars = most if most <= _MAX_BARS else 0
+    shown = max(1, min(len(look.tokens), (width - _LABEL - max(bars, 4) - 2) // (cell + 1)))
+    places = range(len(look.tokens) - shown, len(look.tokens))
+    table = _table("", "load", *(_cut(look.tokens[t].label, cell) for t in places))
+    for experts in reversed(look.experts):
+        load = _spark([0.0, *experts.load.tolist()])[1:] if bars else ""
+        went = (" ".join(f"{expert + 1}" for expert in experts.ids[t]) for t in places)
+        table.add_row(Text(f"layer {experts.layer + 1}", "dim"), Text(load, "blue"), *went)
+    return table, shown
+
+
+def _added(look: Look) -> dict[str, str]:
+    """What layers add to the stream, and the state they keep: heading of a column -> name in ``norms``."""
+    words = {"attention": "+attn", "linear attention": "+attn", "LSTM": "+lstm", "GRU": "+gru"}
+    mixers = {words[layer.mixer] for layer in look.layers}
+    columns = {mixers.pop() if len(mixers) == 1 else "+mixer": "mixer_out", "+ffn": "ffn_out", "state": "state"}
+    return {heading: stream for heading, stream in columns.items() if stream in look.norms}
+
+
 def _norms(look: Look, width: int) -> tuple[Table, int]:
     stream = np.concatenate([look.norms["resid_pre"][:1], look.norms["resid_post"]])
-    shown = min(len(look.tokens), max(width - _LABEL - 30, 8))
-    table = _table("", "stream, token by token", "mean", "+attn", "+ffn")
+    columns = _added(look)
+    shown = min(len(look.tokens), max(width - _LABEL - 14 - 8 * len(columns), 8))
+    table = _table("", "stream, token by token", "mean", *columns)
     for depth in reversed(range(len(stream))):
-        parts = () if depth == 0 else ("attn_out", "ffn_out")  # the embedding is where the stream begins
-        added = [f"{look.norms[part][depth - 1].mean():.3g}" for part in parts]
+        means = [] if depth == 0 else [look.norms[part][depth - 1].mean() for part in columns.values()]
+        added = ["" if np.isnan(mean) else f"{mean:.3g}" for mean in means]  # the stream begins with the embedding
         name = "embed" if depth == 0 else f"layer {depth}"
         table.add_row(name, _spark(stream[depth, -shown:].tolist()), f"{stream[depth].mean():.3g}", *added)
     return table, shown
@@ -156,13 +183,22 @@ def _cut_note(shown: int, total: int) -> str:
     return "" if shown >= total else f"; the last {shown} of {total} tokens (the HTML page has all)"
 
 
+def _kinds(look: Look) -> str:
+    """How many layers mix tokens by what, where it is not attention everywhere."""
+    mixers = [layer.mixer for layer in look.layers]
+    if set(mixers) == {"attention"}:
+        return ""
+    return " · " + ", ".join(f"{mixers.count(mixer)} {mixer}" for mixer in dict.fromkeys(mixers))
+
+
 def show(look: Look, console: Console) -> None:
     """Print the look: text by surprisal, next-token table, logit lens, attention habits, residual norms."""
     from rich.text import Text
 
     facts, width, time = look.model, console.width, len(look.tokens)
     colour = console.color_system is not None and not console.no_color
-    sizes = f"{facts.n_layers} layers × {facts.n_heads} heads × {facts.d_model} wide"
+    heads = f" × {facts.n_heads} heads" if facts.n_heads else ""
+    sizes = f"{facts.n_layers} layers{heads} × {facts.d_model} wide{_kinds(look)}"
     console.print(
         Text.assemble((facts.name, "bold"), (f"  {facts.n_parameters / 1e6:.2f} M parameters · {sizes}", "dim"))
     )
@@ -189,8 +225,16 @@ def show(look: Look, console: Console) -> None:
     heads = _plainest(look.heads)
     cut = len(heads) < len(look.heads)
     note = f"; {len(heads)} of {len(look.heads)} heads, those with the plainest habit" if cut else ""
-    console.print(_title("Attention", f"share of each head's looking, on average{note}"))
-    console.print(_heads(look, heads, width))
+    if heads:
+        console.print(_title("Attention", f"share of each head's looking, on average{note}"))
+        console.print(_heads(look, heads, width))
+    else:
+        console.print(_title("Attention", "none to show: every layer keeps what it read in a running state"))
+
+    if look.experts:
+        experts, shown = _experts(look, width)
+        console.print(_title("Experts", f"those each token was given to, strongest first{_cut_note(shown, time)}"))
+        console.print(experts)
 
     norms, shown = _norms(look, width)
     console.print(

@@ -18,7 +18,7 @@ from pellucid.interpret.look import Look
 # Bytes of quantised attention that a page may carry; beyond it neighbouring cells are merged, so that a long text in a
 # large model stays a page of a few MB that a phone can open (12 layers x 12 heads x 64 tokens fit unmerged).
 MAX_PATTERN_BYTES = 3_000_000
-SCRIPTS = ("core.js", "reading.js", "depth.js", "attention.js", "main.js")  # one script, in this order
+SCRIPTS = ("core.js", "reading.js", "depth.js", "attention.js", "experts.js", "main.js")  # one script, in this order
 LENS_GUESSES = 3  # alternatives listed when a lens cell is pointed at
 
 
@@ -55,6 +55,7 @@ def payload(look: Look) -> dict[str, Any]:
     """What the page draws, as JSON values: ``Look.to_json`` with fewer digits, fewer lens guesses, packed patterns."""
     return {
         "model": vars(look.model),
+        "layers": [[layer.mixer, layer.feed_forward] for layer in look.layers],
         "tokens": [[token.id, token.prose, token.label] for token in look.tokens],
         "labels": {str(token): text for token, text in look.labels.items()},
         "topIds": look.top_ids.tolist(),
@@ -76,6 +77,15 @@ def payload(look: Look) -> dict[str, Any]:
         "norms": {point: _short(values) for point, values in look.norms.items()},
         "heads": [[round(share, 3) for share in (head.first, head.previous, head.itself)] for head in look.heads],
         "patterns": _patterns(look),
+        "experts": [
+            {
+                "layer": experts.layer,
+                "load": _short(experts.load),
+                "ids": experts.ids.tolist(),
+                "weights": _short(experts.weights),
+            }
+            for experts in look.experts
+        ],
     }
 
 

@@ -39,7 +39,11 @@ function habit(layer, head) {
   return { first, previous, itself, word };
 }
 
+const anyHeads = data.patterns.heads.some((heads) => heads.length > 0);
+
 function headsPanel() {
+  $("no-heads").hidden = anyHeads;
+  for (const id of ["attention", "attention-explain", "attention-legend"]) $(id).hidden = !anyHeads;
   const buttons = [];
   const widest = Math.max(...data.patterns.heads.map((heads) => heads.length));
   const body = el("tbody");
@@ -56,6 +60,7 @@ function headsPanel() {
       buttons.push({ layer, head, button, canvas });
       row.append(el("td", {}, button));
     });
+    if (heads.length === 0) row.append(el("td", { class: "headless", colspan: widest }, `${data.layers[layer][0]}: a running state, no heads to draw`));
     body.prepend(row);
   });
   const numbers = Array.from({ length: widest }, (_, head) => el("th", { scope: "col" }, `${head + 1}`));
@@ -188,5 +193,5 @@ function headPanel() {
     reveal($("head-text"), spans[position]);
     drawMap();
   }
-  return { select: show };
+  return anyHeads ? { select: show } : {};
 }

@@ -60,11 +60,20 @@ function lensPanel() {
   };
 }
 
+/** The one word for what layers have in a place, or `mixed` where they differ; layers without anything do not count. */
+function named(part, mixed) {
+  const kinds = new Set(data.layers.map((layer) => layer[part]).filter(Boolean));
+  return kinds.size === 1 ? [...kinds][0] : mixed;
+}
+const [mixer, feedForward] = [named(0, "token mixing"), named(1, "feed-forward")];
+const article = ["LSTM", "GRU"].includes(mixer) ? "the " : "";
+// [name, name in short, colour, dashes, rows from shallow to deep, layer of the first]; null where a layer has no such thing
 const STREAMS = [
-  ["The stream after each layer", () => [data.norms.resid_pre[0], ...data.norms.resid_post], 0],
-  ["What attention adds", () => data.norms.attn_out, 1],
-  ["What feed-forward adds", () => data.norms.ffn_out, 1],
-];
+  ["The stream after each layer", "stream", "--ink", "", [data.norms.resid_pre[0], ...data.norms.resid_post], 0],
+  [`What ${article}${mixer} adds`, mixer.replace("linear attention", "linear attn.").replace("token mixing", "mixing"), "--attn", "", data.norms.mixer_out, 1],
+  [`What ${feedForward === "experts" ? "the experts add" : "feed-forward adds"}`, feedForward, "--ffn", "5 3", data.norms.ffn_out, 1],
+  ["The state after each token", "state", "--state", "2 3", data.norms.state, 1],
+].filter(([, , , , rows]) => rows);
 
 function normsPanel() {
   const node = $("norms");
@@ -90,8 +99,9 @@ function normsPanel() {
   hover(node, (target) => {
     if (target.dataset.row === undefined) return null;
     const [row, at] = [Number(target.dataset.row), Number(target.dataset.position)];
-    const layer = row + STREAMS[which][2];
-    return [pair(glyph(labelOf(at)), layer === 0 ? "embed" : `layer ${layer}`), el("div", {}, `length ${short(STREAMS[which][1]()[row][at])}`)];
+    const layer = row + STREAMS[which][5];
+    const kind = layer === 0 ? "embed" : `layer ${layer} (${data.layers[layer - 1].filter(Boolean).join(", ")})`;
+    return [pair(glyph(labelOf(at)), kind), el("div", {}, `length ${short(STREAMS[which][4][row][at])}`)];
   });
   node.addEventListener("click", (event) => {
     if (event.target.dataset.position) select(Number(event.target.dataset.position));
@@ -102,8 +112,8 @@ function normsPanel() {
         button.setAttribute("aria-checked", i === which);
         button.tabIndex = i === which ? 0 : -1;
       });
-      const rows = STREAMS[which][1]();
-      const first = STREAMS[which][2];
+      const rows = STREAMS[which][4];
+      const first = STREAMS[which][5];
       const values = rows.flat().filter((value) => value > 0);
       const [low, high] = [Math.min(...values), Math.max(...values)];
       // lengths grow by factors, and the first token's is often many times the others': a logarithmic ramp
@@ -120,6 +130,7 @@ function normsPanel() {
         const y = (rows.length - 1 - r) * cell;
         svg.append(el("svg:text", { x: left - 8, y: y + cell / 2 + 4, "text-anchor": "end" }, r + first === 0 ? "embed" : `${r + first}`));
         row.forEach((value, i) => {
+          if (value === null) return;
           const gap = width > 5 ? 1 : 0;
           svg.append(svgRect({ x: left + i * width, y, width: width - gap, height: cell - 1, fill: shade("norm", place(value)), "data-row": r, "data-position": i }));
         });
@@ -142,13 +153,13 @@ function linesPanel() {
   return {
     select() {
       const at = state.position;
-      const lines = [
-        ["stream", "--ink", "", [data.norms.resid_pre[0][at], ...data.norms.resid_post.map((row) => row[at])], 0],
-        ["attention", "--attn", "", data.norms.attn_out.map((row) => row[at]), 1],
-        ["feed-forward", "--ffn", "5 3", data.norms.ffn_out.map((row) => row[at]), 1],
-      ];
+      // [name, colour, dashes, points (layer, length)]
+      const lines = STREAMS.map(([, name, colour, dash, rows, first]) => {
+        const points = rows.map((row, layer) => [layer + first, row[at]]);
+        return [name, colour, dash, points.filter(([, value]) => value !== null)];
+      });
       const [left, right, top, height, total] = [40, 82, 10, 210, node.clientWidth];
-      const highest = Math.max(...lines.flatMap((line) => line[3]));
+      const highest = Math.max(...lines.flatMap((line) => line[3].map(([, value]) => value)));
       const depth = data.norms.resid_post.length;
       const x = (layer) => left + ((total - left - right) * layer) / depth;
       const y = (value) => top + height * (1 - value / highest);
@@ -159,14 +170,14 @@ function linesPanel() {
       }
       for (let layer = 0; layer <= depth; layer += Math.ceil(depth / 6))
         svg.append(el("svg:text", { x: x(layer), y: top + height + 18, "text-anchor": "middle" }, layer === 0 ? "embed" : `${layer}`));
-      const ends = lines.map((line) => y(line[3].at(-1)));
+      const ends = lines.map((line) => y(line[3].at(-1)[1]));
       const order = ends.map((_, i) => i).sort((a, b) => ends[a] - ends[b]);
       order.slice(1).forEach((line, i) => (ends[line] = Math.max(ends[line], ends[order[i]] + 14))); // labels apart
       const over = Math.max(0, ...ends) - (top + height + 4);
-      lines.forEach(([name, colour, dash, values, first], i) => {
-        const points = values.map((value, layer) => `${x(layer + first)},${y(value)}`).join(" ");
+      lines.forEach(([name, colour, dash, values], i) => {
+        const points = values.map(([layer, value]) => `${x(layer)},${y(value)}`).join(" ");
         svg.append(el("svg:polyline", { points, fill: "none", stroke: css(colour), "stroke-width": 2, "stroke-dasharray": dash, "stroke-linejoin": "round" }));
-        values.forEach((value, layer) => svg.append(el("svg:circle", { cx: x(layer + first), cy: y(value), r: 2.5, fill: css(colour) })));
+        values.forEach(([layer, value]) => svg.append(el("svg:circle", { cx: x(layer), cy: y(value), r: 2.5, fill: css(colour) })));
         const text = el("svg:text", { x: total - right + 8, y: ends[i] + 4 - Math.max(0, over) }, name);
         text.style.fill = css(colour);
         svg.append(text);

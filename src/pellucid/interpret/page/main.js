@@ -3,11 +3,13 @@
 function header() {
   const { name, n_parameters, n_layers, n_heads, d_model, vocab_size, context } = data.model;
   $("name").textContent = name;
+  const mixers = data.layers.map(([mixer]) => mixer);
+  const kinds = [...new Set(mixers)].map((kind) => `${mixers.filter((mixer) => mixer === kind).length} ${kind}`);
   const whole = (x) => x.toLocaleString("en");
   $("facts").textContent = [
     `${count(n_parameters)} parameters`,
-    `${n_layers} layers`,
-    `${n_heads} heads a layer`,
+    kinds.length > 1 || !anyHeads ? `${n_layers} layers (${kinds.join(", ")})` : `${n_layers} layers`,
+    ...(anyHeads ? [`${n_heads} heads ${kinds.length > 1 ? "where it attends" : "a layer"}`] : []),
     `${whole(d_model)} wide`,
     `vocabulary of ${whole(vocab_size)}`,
     `context of ${whole(context)} tokens`,
@@ -37,6 +39,10 @@ function readAddress() {
   state.position = number("position", n - 1, Math.floor((n - 1) * 0.6));
   state.layer = number("layer", layers, Math.ceil(layers / 2)) - 1;
   state.layer = Math.max(0, state.layer);
+  // of layers without heads, the nearest that has some
+  const far = (layer) => Math.abs(layer - state.layer);
+  const headed = data.patterns.heads.flatMap((heads, layer) => (heads.length ? [layer] : []));
+  state.layer = headed.sort((a, b) => far(a) - far(b))[0] ?? state.layer;
   state.head = Math.max(0, number("head", data.patterns.heads[state.layer].length, 1) - 1);
 }
 
@@ -47,7 +53,7 @@ function redraw() {
 
 readAddress();
 header();
-panels.push(textPanel(), selectedPanel(), nextPanel(), lossPanel(), lensPanel(), headsPanel(), headPanel(), normsPanel(), linesPanel());
+panels.push(textPanel(), selectedPanel(), nextPanel(), lossPanel(), lensPanel(), headsPanel(), headPanel(), expertsPanel(), normsPanel(), linesPanel());
 $("theme").addEventListener("click", () => {
   document.documentElement.dataset.theme = theme() === "dark" ? "light" : "dark";
   redraw();
