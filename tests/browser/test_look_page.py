@@ -17,7 +17,7 @@ import pytest
 
 from pellucid.interpret import view
 from pellucid.interpret.display import label, prose
-from pellucid.interpret.look import Head, LensRow, Look, ModelFacts, Token
+from pellucid.interpret.look import Experts, Head, Layer, LensRow, Look, ModelFacts, Token
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -57,9 +57,10 @@ def synthetic(time: int = 10, n_layers: int = 2, n_heads: int = 3, name: str = "
     scores = np.tril(np.exp(4 * floats(n_layers, n_heads, time, time)))
     patterns = (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
     heads = tuple(Head(i, h, 0.6, 0.2, 0.1, time - 1, 0, 0.5) for i in range(n_layers) for h in range(n_heads))
-    streams = ("resid_pre", "attn_out", "ffn_out", "resid_post")
+    streams = ("resid_pre", "mixer_out", "ffn_out", "resid_post")
     return Look(
         ModelFacts(name, 1_234_567, n_layers, n_heads, 32, len(HOSTILE), 512),
+        (Layer("attention", "feed-forward"),) * n_layers,
         tokens,
         {t: label(text) for t, text in enumerate(HOSTILE)},
         rows[-1].ids,
@@ -72,6 +73,29 @@ def synthetic(time: int = 10, n_layers: int = 2, n_heads: int = 3, name: str = "
         heads,
         {stream: 1 + floats(n_layers, time) for stream in streams},
     )
+
+
+def without_heads(look: Look, layers: tuple[int, ...]) -> Look:
+    """The same, with an LSTM and no feed-forward in some layers."""
+    kinds = tuple(Layer("LSTM", "") if i in layers else layer for i, layer in enumerate(look.layers))
+    patterns = tuple(each[:0] if i in layers else each for i, each in enumerate(look.patterns))
+    heads = tuple(head for head in look.heads if head.layer not in layers)
+    norms = {stream: values.copy() for stream, values in look.norms.items()}
+    norms["state"] = norms["resid_post"].copy()
+    norms["ffn_out"][list(layers)] = np.nan
+    norms["state"][[i for i in range(len(kinds)) if i not in layers]] = np.nan
+    norms = {stream: values for stream, values in norms.items() if not np.isnan(values).all()}
+    facts = replace(look.model, n_heads=max(map(len, patterns)))
+    return replace(look, model=facts, layers=kinds, patterns=patterns, heads=heads, norms=norms)
+
+
+def with_experts(look: Look, n_experts: int = 5) -> Look:
+    """The same, every layer a mixture of experts of which the last is never chosen."""
+    time, random = len(look.tokens), np.random.default_rng(1)
+    ids = random.integers(0, n_experts - 1, (len(look.layers), time, 2))
+    weights = np.full((time, 2), 0.5, np.float32)
+    experts = tuple(Experts(layer, n_experts, chosen, weights) for layer, chosen in enumerate(ids))
+    return replace(look, layers=(Layer("attention", "experts"),) * len(look.layers), experts=experts)
 
 
 class Page(HTMLParser):
@@ -216,6 +240,55 @@ def test_it_draws_itself_without_an_error(tmp_path: Path, time: int, n_layers: i
     assert drawn.count("<td data-position=") + drawn.count('<td class="') >= time * (n_layers + 1)
     assert "<img" not in drawn
     assert len(re.findall(r"<script[ >]", drawn)) == 2
+
+
+def draw(tmp_path: Path, look: Look, fragment: str = "") -> str:
+    page = tmp_path / "look.html"
+    page.write_text(view.to_html(look), encoding="utf-8")
+    drawn, console = dump(page, fragment, tmp_path / "profile")
+    assert console == ""
+    assert 'data-ready="yes"' in drawn
+    assert "NaN" not in drawn.split('<script id="data"', maxsplit=1)[0]
+    return drawn
+
+
+def hidden(drawn: str, element: str) -> bool:
+    tag = re.search(rf'<[^>]*\bid="{element}"[^>]*>', drawn)
+    assert tag is not None
+    return "hidden" in tag[0]
+
+
+@needs_chromium
+def test_it_opens_at_a_layer_that_has_heads(tmp_path: Path) -> None:
+    look = without_heads(synthetic(n_layers=4, n_heads=2), (0, 1, 2))
+    for fragment in ("", "#layer=2"):
+        drawn = draw(tmp_path, look, fragment)
+        assert "Layer 4, head 1" in drawn
+        assert drawn.count('class="head"') == 2
+        assert drawn.count("LSTM: a running state") == 3
+        assert "4 layers (3 LSTM, 1 attention)" in drawn
+        assert hidden(drawn, "no-heads")
+
+
+@needs_chromium
+def test_it_draws_a_model_without_any_heads(tmp_path: Path) -> None:
+    drawn = draw(tmp_path, without_heads(synthetic(n_layers=2), (0, 1)))
+    assert not hidden(drawn, "no-heads")
+    assert all(hidden(drawn, name) for name in ("attention", "attention-explain", "experts-panel"))
+    assert "2 LSTM layers" in drawn
+    assert "What the LSTM adds" in drawn
+    assert "What feed-forward adds" not in drawn
+
+
+@needs_chromium
+def test_it_draws_where_experts_were_sent_tokens(tmp_path: Path) -> None:
+    look = with_experts(synthetic(time=12))
+    drawn = draw(tmp_path, look)
+    assert not hidden(drawn, "experts-panel")
+    assert "What the experts add" in drawn
+    cells = re.findall(r'<td data-row="1" data-position="(\d+)"[^>]*>(.*?)</td>', drawn)
+    shown = {int(at): [int(expert) for expert in re.findall(r">(\d+)</span>", marks)] for at, marks in cells}
+    assert shown == {at: [expert + 1 for expert in ids] for at, ids in enumerate(look.experts[1].ids.tolist())}
 
 
 @needs_chromium

@@ -215,9 +215,7 @@ def test_control_the_source_matters() -> None:
 
 @given(encoder_decoders, pairs(), ids(st.just(3), max_time=9), st.data())
 @settings(max_examples=25)
-def test_cached_is_uncached(
-    model: EncoderDecoder, drawn: tuple[Rows, Rows], text: Tensor, data: st.DataObject
-) -> None:
+def test_cached_is_uncached(model: EncoderDecoder, drawn: tuple[Rows, Rows], text: Tensor, data: st.DataObject) -> None:
     """In chunks of any lengths, ragged sources in the cache: read once, and asked ever after."""
     source, read = data.draw(spread(drawn[0]))
     text, places = text[: len(source)], Tokens.padded(read)

@@ -88,7 +88,8 @@ def test_pairs_are_counted_one_by_one(mask: Mask, time: int) -> None:
 
 def cell_by_cell(cell: nn.LSTM | nn.GRU, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What torch's kernel computes over (time, rows, d_in), in operations that the counter knows."""
-    weights, out = (cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0), []
+    weights: Any = (cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0)
+    out: list[Tensor] = []
     for token in x:
         if isinstance(cell, nn.LSTM):
             state = torch.lstm_cell(token, list(state), *weights)
@@ -115,7 +116,7 @@ def counted(model: Any, *texts: Tensor) -> int:
 
 
 def uncounted(block: BlockSpec, time: int) -> int:
-    """What torch counts beyond the formula, of one block: hidden pairs; less the outer products that it does not see."""
+    """What torch counts beyond the formula, of one block: hidden pairs, less the outer products that it misses."""
     mixer = block.mixer
     if isinstance(mixer, AttentionSpec):
         return 4 * (time * time - visible_pairs(mixer.mask, time)) * mixer.n_heads * mixer.head_dim

@@ -32,8 +32,8 @@ import pellucid.spec
 from pellucid.errors import SpecError
 from pellucid.spec import (
     POST_NORM,
-    AlignmentSpec,
     ALiBiSpec,
+    AlignmentSpec,
     AttentionSpec,
     AttentiveRecurrentSpec,
     BlockSpec,
@@ -253,7 +253,7 @@ def places(value: Any) -> Iterator[tuple[dict[str, Any], str]]:
 @given(anything, st.data())
 @settings(max_examples=60)
 def test_one_illegal_edit_of_a_legal_model_is_refused(spec: ModelSpec, data: st.DataObject) -> None:
-    """Wherever in the tree: as long as the edit stands, there is no such model; the message says which field of what."""
+    """Wherever in the tree; the message says which field of what, and its value."""
     json_ = json.loads(json.dumps(spec.to_json()))
     assert type(spec).from_json(json_) == spec
     part, field = data.draw(st.sampled_from(list(places(json_))))
@@ -265,9 +265,7 @@ def test_one_illegal_edit_of_a_legal_model_is_refused(spec: ModelSpec, data: st.
 
 @given(specs(), st.sampled_from([Full(), ~Causal(), Window(3), Causal() | Window(2)]), st.data())
 @settings(max_examples=20)
-def test_a_decoder_with_one_layer_that_looks_ahead_is_refused(
-    spec: Any, mask: Any, data: st.DataObject
-) -> None:
+def test_a_decoder_with_one_layer_that_looks_ahead_is_refused(spec: Any, mask: Any, data: st.DataObject) -> None:
     i = data.draw(st.integers(0, spec.n_layers - 1))
     blocks = list(spec.stack.blocks)
     blocks[i] = BlockSpec(AttentionSpec(1, 1, 4, mask), None, BLOCK.norm)

@@ -247,7 +247,7 @@ def test_no_two_matrices_are_the_same_draw() -> None:
 
 @pytest.mark.parametrize("spec", [WIDE, READS])
 def test_fan_in_starts_as_the_identity(spec: DecoderSpec | EncoderSpec) -> None:
-    """Zero residual branches, of every kind that has a matrix into the stream: what enters the first leaves the last."""
+    """Zero residual branches, of every kind with a matrix into the stream: what enters the first leaves the last."""
     model, last = initialise(build_model(spec), "fan_in"), f"blocks.{spec.n_layers - 1}.resid_post"
     with torch.no_grad(), model.taps(read=["embed", last]) as acts:
         model(torch.arange(8)[None])

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pellucid import build
 from pellucid.data.tokenizer import Tokenizer
+from pellucid.designs import DESIGNS
 from pellucid.errors import TapError, UsageError
 from pellucid.interpret.capture import capture
 from pellucid.interpret.display import label, prose
@@ -28,9 +31,13 @@ from pellucid.spec import (
     BlockSpec,
     DecoderSpec,
     EmbedSpec,
+    EncoderDecoderSpec,
+    EncoderSpec,
     FFNSpec,
+    Full,
     LearnedSpec,
     LMHeadSpec,
+    MaskedLMHeadSpec,
     Placement,
     RMSNormSpec,
     StackSpec,
@@ -132,6 +139,89 @@ def test_patterns_and_norms_are_the_activations(seen: Look, tokenizer: Tokenizer
     assert len(seen.heads) == 3 * 4
     head = seen.heads[5]
     assert seen.patterns[head.layer][head.head, head.query, head.key] == pytest.approx(head.weight)
+
+
+def designed(name: str, tokenizer: Tokenizer | None, n_layers: int = 4) -> Decoder:
+    model = build(DESIGNS[name](300, CONTEXT, n_layers, 32, 8))
+    model.tokenizer = tokenizer
+    return model
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_design_can_be_looked_into(name: str, tokenizer: Tokenizer) -> None:
+    model = designed(name, tokenizer, n_layers=2)
+    seen = look(model, TEXT, name=name)
+    attends = [isinstance(block.mixer, AttentionSpec) for block in model.spec.stack.blocks]
+    assert [len(layer) > 0 for layer in seen.patterns] == attends
+    assert [layer.mixer == "attention" for layer in seen.layers] == attends
+    assert (seen.model.n_heads > 0) == any(attends)
+    assert len(seen.lens) == 3
+    assert np.isfinite(seen.norms["mixer_out"]).all()
+    for layer, block in enumerate(model.spec.stack.blocks):
+        assert (block.ffn is None) == (not seen.layers[layer].feed_forward)
+        assert (block.ffn is None) == (
+            "ffn_out" not in seen.norms or bool(np.isnan(seen.norms["ffn_out"][layer]).all())
+        )
+    json.dumps(seen.to_json(), allow_nan=False)
+    assert "nan" not in printed(seen, 80).split("Attention")[1]
+
+
+def test_a_hybrid_shows_heads_only_where_it_attends(tokenizer: Tokenizer) -> None:
+    model = designed("lstm_attention", tokenizer)
+    seen = look(model, TEXT)
+    assert [layer.mixer for layer in seen.layers] == ["LSTM", "LSTM", "LSTM", "attention"]
+    assert [head.layer for head in seen.heads] == [3] * 4
+    assert "1 attention" in printed(seen, 80)
+    ids = torch.tensor([[token.id for token in seen.tokens]])
+    acts = capture(model, ids, ["blocks.2.rnn.h", "blocks.2.rnn_out", "blocks.3.attn_out"])
+    norms = {name: act[0].norm(dim=-1).numpy() for name, act in acts.items()}
+    np.testing.assert_allclose(seen.norms["state"][2], norms["blocks.2.rnn.h"], rtol=1e-4)
+    np.testing.assert_allclose(seen.norms["mixer_out"][2], norms["blocks.2.rnn_out"], rtol=1e-4)
+    np.testing.assert_allclose(seen.norms["mixer_out"][3], norms["blocks.3.attn_out"], rtol=1e-4)
+    assert np.isnan(seen.norms["state"][3]).all()
+
+
+def test_without_attention_it_says_so_in_a_line(tokenizer: Tokenizer) -> None:
+    seen = look(designed("gru", tokenizer, n_layers=2), TEXT)
+    assert seen.heads == ()
+    assert "Attention  none to show" in printed(seen, 80)
+    assert "heads ×" not in printed(seen, 80)
+    assert "+ffn" not in printed(seen, 80)
+
+
+def test_experts_are_the_routers_choices(tokenizer: Tokenizer) -> None:
+    model = designed("moe", tokenizer, n_layers=2)
+    seen = look(model, TEXT)
+    ids = torch.tensor([[token.id for token in seen.tokens]])
+    logits = capture(model, ids, ["blocks.1.router_logits"])["blocks.1.router_logits"][0]
+    best = logits.softmax(-1).topk(2)
+    experts = seen.experts[1]
+    assert (experts.layer, experts.n_experts) == (1, 8)
+    assert experts.ids.tolist() == best.indices.tolist()
+    np.testing.assert_allclose(experts.weights, (best.values / best.values.sum(-1, keepdim=True)).numpy(), rtol=1e-4)
+    assert experts.load.sum() == pytest.approx(1)
+    assert experts.load[3] == pytest.approx((best.indices == 3).sum().item() / best.indices.numel())
+    last = "·".join(f"{expert + 1}" for expert in experts.ids[-1])
+    row = next(line for line in printed(seen, 80).split("Experts")[1].splitlines() if line.startswith("layer 2"))
+    assert row.split()[-1] == last
+    assert look(decoder(tokenizer), TEXT).experts == ()
+    assert max(map(len, printed(seen, 40).splitlines())) <= 40
+    assert "layer 2" in printed(look(model, [7]), 80).split("Experts")[1]
+
+
+def test_what_does_not_read_on_is_refused(tokenizer: Tokenizer) -> None:
+    everywhere = AttentionSpec(4, 4, 8, Full())
+    block = BlockSpec(everywhere, FFNSpec(48), RMSNormSpec())
+    stack = StackSpec(32, (block,), RMSNormSpec())
+    encoder = EncoderSpec(300, CONTEXT, EmbedSpec(LearnedSpec()), stack, MaskedLMHeadSpec())
+    crossing = BlockSpec(AttentionSpec(4, 4, 8), FFNSpec(48), RMSNormSpec(), cross=everywhere)
+    writer = DecoderSpec(300, CONTEXT, EmbedSpec(LearnedSpec()), StackSpec(32, (crossing,), RMSNormSpec()))
+    with pytest.raises(UsageError, match=r"(?s)sees all of the text at once.*model\.taps"):
+        look(build(encoder), [1, 2])
+    with pytest.raises(UsageError, match="answers what an encoder reads"):
+        look(build(EncoderDecoderSpec(replace(encoder, head=None), writer, start_id=0)), [1, 2])
+    with pytest.raises(UsageError, match="answers what an encoder reads"):
+        look(build(writer), [1, 2])
 
 
 def test_looking_leaves_the_model_as_it_was(tokenizer: Tokenizer) -> None:

@@ -28,6 +28,7 @@ from pellucid.spec import (
     GatedDecayRule,
     LinearAttentionSpec,
     MoESpec,
+    RecurrentSpec,
 )
 from pellucid.taps import Activations, Tapped
 
@@ -109,7 +110,7 @@ def test_shapes(model: Decoder, text: Tensor) -> None:
         _, i, *_, point = name.split(".")
         block = model.spec.stack.blocks[int(i)]
         assert x.shape == (batch, *(inner_shapes(block, time) | {"h": (time, x.shape[-1])}).get(point, (time, d))), name
-        if point == "h":
+        if isinstance(block.mixer, RecurrentSpec) and point == "h":
             assert x.shape[-1] == block.mixer.d_out
 
 
@@ -138,6 +139,7 @@ def test_pattern_times_v_is_z(model: Encoder, drawn: tuple[list[Tensor], Tensor,
     with torch.no_grad(), model.taps(read="blocks.*.attn.*") as acts:
         model(text, Tokens.padded(valid))
     for i, block in enumerate(model.spec.stack.blocks):
+        assert isinstance(block.mixer, AttentionSpec)
         pattern, v, z = (acts[f"blocks.{i}.attn.{name}"] for name in ("pattern", "v", "z"))
         shared = v.repeat_interleave(block.mixer.n_heads // block.mixer.n_kv_heads, dim=1)
         close(pattern @ shared, z)

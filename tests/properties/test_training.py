@@ -58,16 +58,16 @@ from pellucid.train.step import accumulate, step
 from pellucid.train.validate import bits_per_byte
 
 few = settings(max_examples=15)
-routed = MoESpec(FFNSpec(12), 3, 2)
+EXPERTS, NORM = MoESpec(FFNSpec(12), 3, 2), EXAMPLE.stack.blocks[0].norm
 HYBRID = replace(  # one layer of each kind of mixer, with experts, a learned gain and no feed-forward among them
     EXAMPLE,
     stack=replace(
         EXAMPLE.stack,
         blocks=(
-            replace(EXAMPLE.stack.blocks[0], ffn=routed),
-            BlockSpec(LinearAttentionSpec(2, 4, DeltaRule()), routed, EXAMPLE.stack.blocks[0].norm),
-            BlockSpec(LinearAttentionSpec(2, 4, GatedDecayRule(2)), None, EXAMPLE.stack.blocks[0].norm),
-            BlockSpec(RecurrentSpec("lstm", 5), None, EXAMPLE.stack.blocks[0].norm, residual=ResidualSpec(1.0, 1.0, 0.3)),
+            replace(EXAMPLE.stack.blocks[0], ffn=EXPERTS),
+            BlockSpec(LinearAttentionSpec(2, 4, DeltaRule()), EXPERTS, NORM),
+            BlockSpec(LinearAttentionSpec(2, 4, GatedDecayRule(2)), None, NORM),
+            BlockSpec(RecurrentSpec("lstm", 5), None, NORM, residual=ResidualSpec(layer_scale=0.3)),
         ),
     ),
 )
@@ -146,14 +146,14 @@ def test_clipping_is_torch_s(batch: Batch, clip: float | None) -> None:
 
 
 class NaNLoss(NegativeLogLikelihood):
-    def __call__(self, model: Decoder, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, model: Any, batch: Batch) -> Float[Tensor, ""]:
         return model.nll_sum(batch) * math.nan
 
 
 class InfiniteGradient(NegativeLogLikelihood):
     """The loss is 0, its gradient is not finite."""
 
-    def __call__(self, model: Decoder, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(self, model: Any, batch: Batch) -> Float[Tensor, ""]:
         return (model.embed.tokens.weight.sum() * 0).sqrt()
 
 
@@ -214,7 +214,7 @@ def test_wsd_is_stable_in_between() -> None:
     assert rates[51] < 1 and rates[-1] == pytest.approx(1 / 50)
 
 
-# --- parameter groups, and a step --------------------------------------------------------------------------------------
+# --- parameter groups, and a step -------------------------------------------------------------------------------------
 
 
 @given(models, st.sampled_from(["muon", "adamw"]))
@@ -277,11 +277,14 @@ def pairs(draw: st.DrawFn) -> Batch:
 def by_hand(model: AnyModel, batch: Batch, balance: float, z: float) -> Tensor:
     """The router's losses of every layer, from logits that are caught on their way."""
     caught: list[tuple[str, int, Tensor]] = []
-    hooks = [
-        module.router.register_forward_hook(lambda _, __, out, n=name, k=module.top_k: caught.append((n, k, out)))
-        for name, module in model.named_modules()
-        if isinstance(module, MixtureOfExperts)
-    ]
+
+    def listen(name: str, experts: MixtureOfExperts) -> Any:
+        def hook(module: Any, inputs: Any, out: Any) -> None:
+            caught.append((name, experts.top_k, out))
+
+        return experts.router.register_forward_hook(hook)
+
+    hooks = [listen(name, m) for name, m in model.named_modules() if isinstance(m, MixtureOfExperts)]
     loss = nll(model, batch)
     for hook in hooks:
         hook.remove()

@@ -11,9 +11,7 @@ from torch import Tensor
 from pellucid.nn.models import Decoder, Encoder
 
 
-def capture(
-    model: Decoder | Encoder, ids: Int[Tensor, "batch time"], names: Iterable[str]
-) -> dict[str, Tensor]:
+def capture(model: Decoder | Encoder, ids: Int[Tensor, "batch time"], names: Iterable[str]) -> dict[str, Tensor]:
     """The activations at the points ``names`` (globs allowed), by full name, from one forward pass without gradients.
 
     Dropout is off during the pass; the model's mode is given back. Raises TapError for a name that matches no point.

@@ -31,7 +31,7 @@ _STREAMS = {
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The model in one line: its name and sizes. ``n_heads``: of the layer with most attention patterns, 0 without any."""
+    """The model in one line: its name and sizes. ``n_heads``: of the layer that attends with most, 0 without any."""
 
     name: str
     n_parameters: int
@@ -113,7 +113,7 @@ class Look:
     top_ids, top_probs: the likeliest next tokens, best first. entropy: of that distribution, bits.
     loss, rank: of the token that really comes next (nats; 1 is the best guess); nothing follows the last token.
     lens: shallow to deep, the last row being the model's output.
-    patterns: one array a layer, rows sum to 1; no heads where the layer has no softmax attention.
+    patterns: one array (heads, query, key) a layer, rows sum to 1; no heads where the layer has no softmax attention.
     norms: Euclidean lengths of each layer's vectors: the stream before and after it (``resid_pre``, ``resid_post``),
     what its token mixer and its feed-forward layer add (``mixer_out``, ``ffn_out``), and the ``state`` of a recurrent
     one; NaN for a layer without it, left out where no layer has it.
@@ -130,7 +130,7 @@ class Look:
     loss: Float[np.ndarray, " next"]
     rank: Int[np.ndarray, " next"]
     lens: tuple[LensRow, ...]
-    patterns: tuple[Float[np.ndarray, "heads query key"], ...]
+    patterns: tuple[Float[np.ndarray, "_ query key"], ...]
     heads: tuple[Head, ...]
     norms: dict[str, Float[np.ndarray, "layer time"]]
     experts: tuple[Experts, ...] = ()
@@ -244,7 +244,7 @@ def _experts(model: Decoder, acts: Mapping[str, Tensor]) -> tuple[Experts, ...]:
     )
 
 
-def _patterns(acts: Mapping[str, Tensor], n_layers: int) -> tuple[Float[np.ndarray, "heads query key"], ...]:
+def _patterns(acts: Mapping[str, Tensor], n_layers: int) -> tuple[Float[np.ndarray, "_ query key"], ...]:
     time = acts["embed"].shape[1]
     none = np.zeros((0, time, time), np.float32)
     names = [f"blocks.{layer}.attn.pattern" for layer in range(n_layers)]

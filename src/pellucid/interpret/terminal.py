@@ -153,7 +153,7 @@ def _experts(look: Look, width: int) -> tuple[Table, int]:
     table = _table("", "load", *(_cut(look.tokens[t].label, cell) for t in places))
     for experts in reversed(look.experts):
         load = _spark([0.0, *experts.load.tolist()])[1:] if bars else ""
-        went = (" ".join(f"{expert + 1}" for expert in experts.ids[t]) for t in places)
+        went = ("·".join(f"{expert + 1}" for expert in experts.ids[t]) for t in places)
         table.add_row(Text(f"layer {experts.layer + 1}", "dim"), Text(load, "blue"), *went)
     return table, shown
 
@@ -186,8 +186,8 @@ def _cut_note(shown: int, total: int) -> str:
 def _kinds(look: Look) -> str:
     """How many layers mix tokens by what, where it is not attention everywhere."""
     mixers = [layer.mixer for layer in look.layers]
-    if set(mixers) == {"attention"}:
-        return ""
+    if len(set(mixers)) == 1:
+        return "" if mixers[0] == "attention" else f" · {mixers[0]}"
     return " · " + ", ".join(f"{mixers.count(mixer)} {mixer}" for mixer in dict.fromkeys(mixers))
 
 

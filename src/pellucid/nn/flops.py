@@ -320,9 +320,9 @@ def training_flops(spec: ModelSpec, time: int, source_time: int | None = None) -
 
 
 def cache_bytes(spec: ModelSpec, time: int, bytes_per_value: int = 4, source_time: int | None = None) -> int:
-    """Bytes of a cache for one row of ``time`` tokens: keys and values, of a window no more than it reaches; or a state,
-    which does not grow (in float32 for linearised attention). An encoder keeps nothing; of what it read, the side that
-    writes keeps states, keys and values of ``source_time`` tokens (default: as many)."""
+    """Bytes of a cache for one row of ``time`` tokens: keys and values, of a window no more than it reaches; or a
+    state, which does not grow (in float32 for linearised attention). An encoder keeps nothing; of what it read, the
+    side that writes keeps states, keys and values of ``source_time`` tokens (default: as many)."""
     if isinstance(spec, EncoderSpec):
         return 0
     source_time = time if source_time is None else source_time

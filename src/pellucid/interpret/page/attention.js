@@ -60,7 +60,7 @@ function headsPanel() {
       buttons.push({ layer, head, button, canvas });
       row.append(el("td", {}, button));
     });
-    if (heads.length === 0) row.append(el("td", { class: "headless", colspan: widest }, `${data.layers[layer][0]}: a running state, no heads to draw`));
+    if (heads.length === 0) row.append(el("td", { class: "headless", colspan: widest }, `${data.layers[layer][0]}: a running state, no pattern to draw`));
     body.prepend(row);
   });
   const numbers = Array.from({ length: widest }, (_, head) => el("th", { scope: "col" }, `${head + 1}`));

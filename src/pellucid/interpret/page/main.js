@@ -8,7 +8,7 @@ function header() {
   const whole = (x) => x.toLocaleString("en");
   $("facts").textContent = [
     `${count(n_parameters)} parameters`,
-    kinds.length > 1 || !anyHeads ? `${n_layers} layers (${kinds.join(", ")})` : `${n_layers} layers`,
+    kinds.length > 1 ? `${n_layers} layers (${kinds.join(", ")})` : anyHeads ? `${n_layers} layers` : `${n_layers} ${mixers[0]} layers`,
     ...(anyHeads ? [`${n_heads} heads ${kinds.length > 1 ? "where it attends" : "a layer"}`] : []),
     `${whole(d_model)} wide`,
     `vocabulary of ${whole(vocab_size)}`,
