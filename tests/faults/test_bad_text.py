@@ -23,7 +23,7 @@ from pellucid.data.tokenizer import END_OF_TEXT, Tokenizer
 from pellucid.errors import DataError, RunError
 
 GOOD = b"What is named must be good text.\n"
-BROKEN_GZ = gzip.compress(GOOD * 100)
+BROKEN_GZ = gzip.compress(GOOD * 100, mtime=0)
 
 # name of the file, its bytes (None: there is none), what the message says, what it advises
 BAD = [
@@ -52,7 +52,7 @@ BAD = [
     ("plain.xz", GOOD, r"plain\.xz is damaged", r"again"),
     ("cut.bz2", bz2.compress(GOOD)[:-20], r"cut\.bz2 is damaged", r"again"),
     ("plain.bz2", GOOD, r"plain\.bz2 is damaged", r"again"),
-    ("empty.txt.gz", gzip.compress(b""), r"empty\.txt\.gz is empty", r"holds text"),
+    ("empty.txt.gz", gzip.compress(b"", mtime=0), r"empty\.txt\.gz is empty", r"holds text"),
     ("latin.jsonl", b'{"text": "a"}\n{"text": "\xf6"}\n', r"latin\.jsonl line 2 is not JSON", r"one object"),
     ("cut.jsonl", b'{"text": "a"}\n{"text": "b', r"cut\.jsonl line 2 is not JSON", r"one object"),
     ("deep.jsonl", b"[" * 100_000, r"deep\.jsonl line 1 is not JSON", r"one object"),
