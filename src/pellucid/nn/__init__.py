@@ -13,6 +13,7 @@ slots       places of a cache, each with the position of the token it holds (-1:
 =========== ==========================================================================================
 
 Masks and positions: ``masks`` (over ``layout``) ``biases`` ``positions`` ``rope``. Layers: ``norms`` ``attention``
-(over ``kernels``) ``ffn`` ``residual``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``, and ``cache``
-``init`` ``flops``.
+(over ``kernels``) ``ffn`` ``moe`` (over ``grouped``) ``residual``. In attention's place: ``linear_attention`` (over
+``running_sum``) ``recurrent`` ``alignment``, with ``runs`` for what a state must know. Models: ``embed`` ``block``
+``stack`` ``heads`` ``models``, and ``cache`` ``init`` ``flops``.
 """
