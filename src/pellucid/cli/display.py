@@ -69,6 +69,7 @@ class Lines(Reporter):
 
     @contextmanager
     def working(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar while the block runs, named ``what``; yields a function to be told how much of ``total`` was done."""
         bars = Progress(
             TextColumn("{task.description:28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
             console=self.console, transient=True, disable=not self.console.is_terminal,
@@ -133,6 +134,7 @@ class Panels(Lines):
         self.written = (step, text)
 
     def end(self) -> None:
+        """Stop the live display; its last status and sample stay on the screen."""
         if self.live is not None:
             self.live.stop()
             self.live = None

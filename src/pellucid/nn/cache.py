@@ -52,6 +52,7 @@ class Contiguous(Slots):
         self.seg, self.packed = torch.zeros_like(self.pos), False
 
     def take(self, tokens: Tokens) -> None:
+        """The next columns, one for each column of ``tokens``. Raises DataError where there are not that many left."""
         end = self.length + tokens.pos.shape[1]
         if end > self.capacity:
             raise DataError(

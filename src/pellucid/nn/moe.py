@@ -70,6 +70,7 @@ class MixtureOfExperts(Tapped):
         return ids, self.tap("expert_weights", weights)
 
     def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+        """What each token's experts say, weighed by the router; padding is computed too, and touches nobody else."""
         logits = self.router(x)
         x = x.to(logits.dtype)  # under autocast the experts' products are made as the router's was
         ids, weights = self.route(self.tap("router_logits", logits))

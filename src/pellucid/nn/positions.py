@@ -41,6 +41,7 @@ class Learned(nn.Module):
         self.weight = nn.Parameter(torch.zeros(context + offset, d_model))
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "rows time d_model"]:
+        """The vector of each token's position; one row where all are alike. Raises DataError beyond ``context``."""
         pos, context = distinct_rows(tokens), self.weight.shape[0] - self.offset
         needed = 0 if tokens.start is None else tokens.start + pos.shape[1]
         if tokens.start is None and pos.device.type == "cpu" and pos.numel() and not torch.compiler.is_compiling():
