@@ -79,6 +79,9 @@ SPECS = {
     "prefix, q and k normed": spec(
         plain(replace(MHA, mask=Causal() | Prefix(3), qk_norm=RMS), placement=REORDERED_NORM), EmbedSpec()
     ),
+    "shared layers, narrow vectors": spec(
+        plain(MHA), EmbedSpec(d_embed=8), StackSpec(16, (plain(MHA),) * 2, LAYER, shared=(0, 0)), LMHeadSpec(False)
+    ),
 }
 
 

@@ -51,6 +51,7 @@ from pellucid.spec import (
     MaskedLMHeadSpec,
     MoESpec,
     NTKScaling,
+    PatchSpec,
     PoolerHeadSpec,
     Prefix,
     RecurrentSpec,
@@ -122,7 +123,7 @@ activations = st.sampled_from(get_args(Activation))
 masked_heads = st.builds(MaskedLMHeadSpec, activations, norms, st.booleans(), st.booleans())
 poolers = st.builds(
     PoolerHeadSpec, st.sampled_from(["first", "last", "mean", "max"]), dense=st.booleans(), normalise=st.booleans()
-)
+) | st.builds(PoolerHeadSpec, activation=st.just("relu"))
 classifiers = st.builds(ClassifierHeadSpec, st.integers(2, 4), poolers)
 taggers = st.builds(TaggerHeadSpec, st.integers(2, 4))
 ffns = st.sampled_from([FFNSpec, GatedFFNSpec]).flatmap(
@@ -184,11 +185,25 @@ def blocks(draw: st.DrawFn, attention: st.SearchStrategy[AttentionSpec], *others
 
 
 @st.composite
+def embeddings(draw: st.DrawFn, positions: str) -> EmbedSpec:
+    """What stands before the blocks, with positions if they are added there."""
+    layout = draw(st.sampled_from(["pairs", "halves"]))
+    added = {"learned": LearnedSpec(draw(st.sampled_from([0, 2]))), "sinusoidal": SinusoidalSpec(layout)}.get(positions)
+    scale, n_types = draw(st.sampled_from([1.0, 8**0.5])), draw(st.sampled_from([0, 0, 2]))
+    return EmbedSpec(added, scale, draw(st.none() | norms), n_types, draw(st.sampled_from([None, None, 4, 8])))
+
+
+@st.composite
 def specs(draw: st.DrawFn, mask: st.SearchStrategy[Mask] = causal_masks, only_attention: bool = False) -> DecoderSpec:
     """A legal decoder of one to three layers, equal or each its own: any mixer, any feed-forward layer."""
     embed, stack = draw(stacks(mask, only_attention=only_attention))
     with steady():
-        return DecoderSpec(VOCAB, CONTEXT, embed, stack, draw(heads))
+        return DecoderSpec(VOCAB, CONTEXT, embed, stack, draw(head_for(embed)))
+
+
+def head_for(embed: EmbedSpec) -> st.SearchStrategy[LMHeadSpec]:
+    """One with a table of its own where the vectors of tokens have another width."""
+    return heads if embed.d_embed is None else heads.map(lambda head: replace(head, tied=False))
 
 
 @st.composite
@@ -205,6 +220,15 @@ def encoder_specs(
 
 
 @st.composite
+def image_specs(draw: st.DrawFn, head: st.SearchStrategy[Any]) -> EncoderSpec:
+    """A legal model of images, as many places as it has."""
+    embed, stack = draw(stacks(masks, False))
+    patches = PatchSpec(*draw(st.sampled_from([(4, 4, 2), (2, 6, 2), (3, 2, 1)])), draw(st.integers(1, 3)))
+    with steady():
+        return EncoderSpec(0, patches.n_places, replace(embed, patches=patches), stack, draw(head))
+
+
+@st.composite
 def stacks(
     draw: st.DrawFn, mask: st.SearchStrategy[Mask], causal: bool = True, only_attention: bool = False
 ) -> tuple[EmbedSpec, StackSpec]:
@@ -217,13 +241,13 @@ def stacks(
     bare = [i for i, block in enumerate(layers) if block.placement == NO_NORM]
     for i in bare[1:]:  # products of what is not normed grow by powers: after three such layers numbers end (1e188)
         layers[i] = replace(layers[i], placement=PRE_NORM)
-    added = {"learned": LearnedSpec(draw(st.sampled_from([0, 2]))), "sinusoidal": SinusoidalSpec()}.get(positions)
-    n_types = draw(st.sampled_from([0, 0, 2]))
-    embed = EmbedSpec(added, draw(st.sampled_from([1.0, 8**0.5])), draw(st.none() | norms), n_types)
+    shared = draw(st.sampled_from([(), (), (0, 0, 0), (0, 1, 0), (0, 0, 2)]))
+    alike = len(layers) == len(shared) and all(layers[i] == layers[owner] for i, owner in enumerate(shared))
     scored = "bias" in positions and any(isinstance(block.mixer, AttentionSpec) for block in layers)
     last = draw(norms) if bare else draw(st.one_of(norms, norms, st.none()))
     with steady():
-        return embed, StackSpec(8, tuple(layers), last, draw(biases) if scored else None)
+        bias = draw(biases) if scored else None
+        return draw(embeddings(positions)), StackSpec(8, tuple(layers), last, bias, shared if alike else ())
 
 
 alignments = st.sampled_from([AlignmentSpec("dot"), AlignmentSpec("general"), AlignmentSpec("additive", 5)])
@@ -241,15 +265,25 @@ def reading(draw: st.DrawFn, block: BlockSpec) -> BlockSpec:
 
 
 @st.composite
+def writers(draw: st.DrawFn) -> tuple[EmbedSpec, StackSpec]:
+    """Embedding and layers of which one or more attend to an encoder, in any way."""
+    embed, stack = draw(stacks(causal_masks))
+    layers = [draw(reading(b)) if i == 0 or draw(st.booleans()) else b for i, b in enumerate(stack.blocks)]
+    alike = all(layers[i] == layers[owner] for i, owner in enumerate(stack.shared))
+    with steady():
+        return embed, replace(stack, blocks=tuple(layers), shared=stack.shared if alike else ())
+
+
+@st.composite
 def encoder_decoder_specs(draw: st.DrawFn) -> EncoderDecoderSpec:
     """A legal encoder–decoder: any encoder; any decoder of which one layer or more attends to it, in any way."""
     shared = draw(st.booleans())
     embed, stack = draw(stacks(masks, causal=False))
-    embed_, stack_ = draw(stacks(causal_masks))
-    layers = [draw(reading(b)) if i == 0 or draw(st.booleans()) else b for i, b in enumerate(stack_.blocks)]
+    embed_, stack_ = draw(writers())
+    shared = shared and (embed.d_embed or 8) == (embed_.d_embed or 8)
     with steady():
         encoder = EncoderSpec(VOCAB if shared else VOCAB + 2, CONTEXT + 3, embed, stack)
-        decoder = DecoderSpec(VOCAB, CONTEXT, embed_, replace(stack_, blocks=tuple(layers)), draw(heads))
+        decoder = DecoderSpec(VOCAB, CONTEXT, embed_, stack_, draw(head_for(embed_)))
         return EncoderDecoderSpec(encoder, decoder, draw(st.integers(0, VOCAB - 1)), shared)
 
 

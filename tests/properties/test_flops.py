@@ -26,6 +26,7 @@ from strategies import (
     classifiers,
     encoder_decoder_specs,
     encoder_specs,
+    image_specs,
     masked_heads,
     masks,
     poolers,
@@ -66,7 +67,8 @@ from pellucid.spec import (
 
 few = settings(max_examples=20)
 any_head = st.one_of(masked_heads, poolers, classifiers, taggers, st.none())
-any_model = st.one_of(specs(), encoder_specs(masks, any_head), encoder_decoder_specs())
+no_words = st.one_of(poolers, classifiers, taggers, st.none())
+any_model = st.one_of(specs(), encoder_specs(masks, any_head), image_specs(no_words), encoder_decoder_specs())
 times = st.integers(1, 9)
 
 
@@ -144,6 +146,15 @@ def some(time: int) -> Tensor:
 def test_flops_are_what_torch_counts(spec: DecoderSpec | EncoderSpec, time: int) -> None:
     assert forward_flops(spec, time) + difference(spec, time) == counted(build(spec), some(time))
     assert training_flops(spec, time) == 3 * forward_flops(spec, time)
+
+
+@given(image_specs(no_words))
+@few
+def test_flops_of_images(spec: EncoderSpec) -> None:
+    patches = spec.embed.patches
+    assert patches is not None
+    image = torch.zeros(1, patches.channels, patches.height, patches.width, dtype=torch.float64)
+    assert forward_flops(spec, spec.context) + difference(spec, spec.context) == counted(build(spec), image)
 
 
 @given(encoder_decoder_specs(), times, times)

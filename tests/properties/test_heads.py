@@ -73,7 +73,7 @@ def pooled(spec: PoolerHeadSpec, head: PoolerHead, row: Tensor) -> Tensor:
     takes = {"first": row[:1], "last": row[-1:], "mean": row.mean(0, keepdim=True), "max": row}
     y = takes[spec.take].amax(0) if len(row) else torch.zeros(row.shape[-1], dtype=row.dtype)
     if head.dense is not None:
-        y = torch.tanh(head.dense.weight @ y + head.dense.bias)
+        y = {"tanh": torch.tanh, "relu": torch.relu}[spec.activation](head.dense.weight @ y + head.dense.bias)
     return y / y.norm().clamp(min=1e-12) if spec.normalise else y
 
 

@@ -21,6 +21,7 @@ from strategies import (
     classifiers,
     encoder_decoder_specs,
     encoder_specs,
+    image_specs,
     masked_heads,
     masks,
     poolers,
@@ -56,6 +57,8 @@ from pellucid.spec import (
     ModelSpec,
     MoESpec,
     NTKScaling,
+    PatchSpec,
+    PoolerHeadSpec,
     RecurrentSpec,
     RotarySpec,
     SinusoidalSpec,
@@ -68,6 +71,7 @@ STACK, BLOCK = EXAMPLE.stack, EXAMPLE.stack.blocks[0]
 ATTENTION, CROSS = AttentionSpec(4, 2, 4), AttentionSpec(2, 2, 4, Full())
 LUONG, BAHDANAU = AlignmentSpec("general"), AttentiveRecurrentSpec("gru", 5, AlignmentSpec("additive", 3))
 READS = replace(as_encoder(EXAMPLE), head=None)
+SEES = replace(READS, vocab_size=0, context=5, embed=EmbedSpec(patches=PatchSpec(4, 4, 2)))
 WRITES = replace(EXAMPLE, stack=replace(STACK, blocks=(replace(BLOCK, cross=CROSS),)))
 
 
@@ -128,14 +132,29 @@ ILLEGAL: dict[str, Callable[[], object]] = {
     r"blocks\[0\]: dot scores compare d_hidden = 5 with d_model = 8": lambda: stacked(
         EXAMPLE, AttentiveRecurrentSpec("gru", 5, AlignmentSpec("dot"))
     ),
+    r"shared = \(0,\) is not one number for each of 2": lambda: replace(STACK, shared=(0,)),
+    r"shared = \(0, 1\) shares nothing": lambda: replace(STACK, shared=(0, 1)),
+    r"shared\[0\] = 1, which is no block above it": lambda: replace(STACK, shared=(1, 1)),
+    r"shared: blocks\[1\] is another than blocks\[0\]": lambda: stacked(
+        EXAMPLE, ATTENTION, LinearAttentionSpec(2, 4), shared=(0, 0)
+    ),
     # models
+    "PatchSpec: height = 0, width = 4, size = 2, channels = 3": lambda: PatchSpec(0, 4, 2),
+    "squares of size = 4 do not fill 8 × 6 pixels": lambda: PatchSpec(8, 6, 4),
     "EmbedSpec: n_types = -1": lambda: EmbedSpec(n_types=-1),
+    "EmbedSpec: d_embed = 0": lambda: EmbedSpec(d_embed=0),
     "LMHeadSpec: soft_cap = -1.0 must be positive": lambda: LMHeadSpec(soft_cap=-1.0),
+    "activation = relu stands after a matrix that": lambda: PoolerHeadSpec(dense=False, activation="relu"),
     "ClassifierHeadSpec: n_classes = 1": lambda: ClassifierHeadSpec(1),
     "TaggerHeadSpec: n_classes = 0": lambda: TaggerHeadSpec(0),
     "DecoderSpec: vocab_size = 1": lambda: replace(EXAMPLE, vocab_size=1),
     "EncoderSpec: .* context = 1": lambda: replace(READS, context=1),
-    "even d_model, not 9": lambda: replace(EXAMPLE, embed=EmbedSpec(SinusoidalSpec()), stack=replace(STACK, d_model=9)),
+    "even width, not 9": lambda: replace(EXAMPLE, embed=EmbedSpec(SinusoidalSpec()), stack=replace(STACK, d_model=9)),
+    "EncoderSpec: vocab_size = 11, but patches": lambda: replace(SEES, vocab_size=11),
+    "context = 9, but the image has 5 places": lambda: replace(SEES, context=9),
+    "an image has no tokens that a head could": lambda: replace(SEES, head=MaskedLMHeadSpec()),
+    "patches are read at once, by an encoder": lambda: replace(EXAMPLE, vocab_size=0, context=5, embed=SEES.embed),
+    "vectors of d_embed = 4 cannot be a head's": lambda: replace(EXAMPLE, embed=EmbedSpec(d_embed=4)),
     r"blocks\[1\] lets a token see later ones": lambda: stacked(EXAMPLE, ATTENTION, CROSS),
     r"blocks\[0\] lets a token see": lambda: stacked(EXAMPLE, RecurrentSpec("gru", 4, both_directions=True)),
     r"DecoderSpec: blocks\[0\] lets": lambda: stacked(EXAMPLE, LinearAttentionSpec(2, 4, KernelRule(causal=False))),
@@ -147,6 +166,10 @@ ILLEGAL: dict[str, Callable[[], object]] = {
         replace(READS, stack=replace(STACK, d_model=6)), WRITES, 0
     ),
     "vocabularies of 9 and 11 share no table": lambda: EncoderDecoderSpec(replace(READS, vocab_size=9), WRITES, 0),
+    "its encoder reads a text, not patches": lambda: EncoderDecoderSpec(SEES, WRITES, 0, False),
+    "vectors of 4 and 8 share no table": lambda: EncoderDecoderSpec(
+        replace(READS, embed=EmbedSpec(d_embed=4)), WRITES, 0
+    ),
     "start_id = 11": lambda: EncoderDecoderSpec(READS, WRITES, VOCAB),
     "start_id = -1": lambda: EncoderDecoderSpec(READS, WRITES, -1),
 }
@@ -203,7 +226,8 @@ def test_a_choice_of_words_is_read_with_a_suggestion() -> None:
 # --- one edit of a legal model ---------------------------------------------------------------------------------------
 
 any_head = st.one_of(masked_heads, poolers, classifiers, taggers, st.none())
-anything = st.one_of(specs(), encoder_specs(masks, any_head), encoder_decoder_specs())
+no_words = st.one_of(poolers, classifiers, taggers, st.none())
+anything = st.one_of(specs(), encoder_specs(masks, any_head), image_specs(no_words), encoder_decoder_specs())
 # type -> fields, each with what it may not be, given the rest of the part
 EDITS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "AttentionSpec": {
@@ -226,11 +250,12 @@ EDITS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "YaRNScaling": {"factor": lambda s: 0.0},
     "LearnedSpec": {"offset": lambda p: -1},
     "BucketedBiasSpec": {"n_buckets": lambda b: 1, "max_distance": lambda b: 1},
-    "EmbedSpec": {"n_types": lambda e: -1},
+    "EmbedSpec": {"n_types": lambda e: -1, "d_embed": lambda e: 0},
+    "PatchSpec": {"height": lambda p: 0, "size": lambda p: 99, "channels": lambda p: -1},
     "LMHeadSpec": {"soft_cap": lambda h: -1.0},
     "ClassifierHeadSpec": {"n_classes": lambda h: 1},
     "TaggerHeadSpec": {"n_classes": lambda h: 1},
-    "StackSpec": {"d_model": lambda s: 0, "blocks": lambda s: []},
+    "StackSpec": {"d_model": lambda s: 0, "blocks": lambda s: [], "shared": lambda s: [0, 0, 0, 0]},
     "DecoderSpec": {"vocab_size": lambda d: 1, "context": lambda d: 0},
     "EncoderSpec": {"vocab_size": lambda d: 1, "context": lambda d: 0},
     "EncoderDecoderSpec": {"start_id": lambda m: m["decoder"]["vocab_size"]},
@@ -270,7 +295,7 @@ def test_a_decoder_with_one_layer_that_looks_ahead_is_refused(spec: Any, mask: A
     blocks = list(spec.stack.blocks)
     blocks[i] = BlockSpec(AttentionSpec(1, 1, 4, mask), None, BLOCK.norm)
     with pytest.raises(SpecError, match=rf"blocks\[{i}\] lets a token see later ones"):
-        replace(spec, stack=replace(spec.stack, blocks=tuple(blocks), bias=None))
+        replace(spec, stack=replace(spec.stack, blocks=tuple(blocks), bias=None, shared=()))
 
 
 @given(encoder_decoder_specs(), st.data())
@@ -280,7 +305,7 @@ def test_two_halves_that_do_not_fit_are_refused(spec: EncoderDecoderSpec, data: 
     wrong: dict[str, Callable[[], object]] = {
         "it has no head": lambda: replace(spec, encoder=replace(spec.encoder, head=MaskedLMHeadSpec())),
         "no block of the decoder attends": lambda: replace(
-            spec, decoder=replace(spec.decoder, stack=replace(spec.decoder.stack, blocks=silent, bias=None))
+            spec, decoder=replace(spec.decoder, stack=replace(spec.decoder.stack, blocks=silent, bias=None, shared=()))
         ),
         f"start_id = {VOCAB + 7}": lambda: replace(spec, start_id=VOCAB + 7),
         "share no table": lambda: replace(

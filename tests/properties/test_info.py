@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import EXAMPLE, causal_masks, encoder_specs, specs
+from strategies import EXAMPLE, causal_masks, classifiers, encoder_specs, image_specs, specs
 
 from pellucid.cli.costs import kernels, rows
 from pellucid.cli.diagram import draw
@@ -100,7 +100,7 @@ def test_every_design_is_drawn_whole(name: str) -> None:
     check_picture(ALL[name])
 
 
-@given(specs() | encoder_specs(causal_masks))
+@given(specs() | encoder_specs(causal_masks) | image_specs(classifiers))
 @settings(max_examples=40)
 def test_any_model_is_drawn_whole(spec: DecoderSpec | EncoderSpec) -> None:
     check_picture(spec)
@@ -211,7 +211,7 @@ def test_the_parts_add_up(name: str) -> None:
     check_rows(ALL[name], 50)
 
 
-@given(specs() | encoder_specs(causal_masks), st.integers(1, 24))
+@given(specs() | encoder_specs(causal_masks) | image_specs(classifiers), st.integers(1, 24))
 @settings(max_examples=40)
 def test_the_parts_of_any_model_add_up(spec: DecoderSpec | EncoderSpec, time: int) -> None:
     check_rows(spec, time)

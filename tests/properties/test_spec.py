@@ -20,6 +20,7 @@ from strategies import (
     classifiers,
     encoder_decoder_specs,
     encoder_specs,
+    image_specs,
     masked_heads,
     masks,
     poolers,
@@ -48,7 +49,8 @@ from pellucid.values import encode
 
 few = settings(max_examples=25)
 any_head = st.one_of(masked_heads, poolers, classifiers, taggers, st.none())
-anything = st.one_of(specs(), encoder_specs(masks, any_head), encoder_decoder_specs())
+no_words = st.one_of(poolers, classifiers, taggers, st.none())
+anything = st.one_of(specs(), encoder_specs(masks, any_head), image_specs(no_words), encoder_decoder_specs())
 
 
 def written(spec: ModelSpec) -> Any:
@@ -60,7 +62,8 @@ def objects(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every JSON object that stands for a part of the model, with the path that errors name."""
     if isinstance(value, list):
         for i, item in enumerate(value):
-            yield from objects(item["of"] if "times" in item else item, f"{path}[{i}]")
+            folded = isinstance(item, dict) and "times" in item
+            yield from objects(item["of"] if folded else item, f"{path}[{i}]")
     elif isinstance(value, dict):
         yield path, value
         for key, item in value.items():

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pellucid.cli.words import Part, bias_words, block_parts, cross_part, describe, fold, mixer_part
+from pellucid.cli.words import (
+    Part,
+    bias_words,
+    block_parts,
+    cross_part,
+    describe,
+    mixer_part,
+    table_words,
+    wider_words,
+)
 from pellucid.spec import (
     AttentionSpec,
     AttentiveRecurrentSpec,
     BlockSpec,
+    BucketedBiasSpec,
     DecoderSpec,
     EncoderDecoderSpec,
     EncoderSpec,
     LinearAttentionSpec,
     ModelSpec,
+    StackSpec,
 )
 
 if TYPE_CHECKING:
@@ -45,29 +57,37 @@ def rows(spec: ModelSpec, time: int) -> list[Row]:
     states = Row("its states", f"{time:,} × {spec.d_model}", kept=4 * spec.d_model * time, side="encoder")
     first, *others = (replace(row, side="decoder") for row in _side(spec.decoder, time))
     if spec.shared_embedding:
-        own = first.parameters - spec.vocab_size * spec.d_model
+        own = first.parameters - spec.vocab_size * spec.decoder.d_embed
         first = replace(first, matrices="the encoder's", parameters=own)
     return [*encoder, states, first, *others]
 
 
 def _side(spec: DecoderSpec | EncoderSpec, time: int) -> list[Row]:
-    from pellucid.nn.flops import count_parameters, forward_flops, layers
+    from pellucid.nn.flops import count_parameters, embedding_flops, forward_flops, layers
 
-    found: dict[tuple[Part, Layer], tuple[int, int]] = {}  # how many of it, and bytes that each keeps
-    for group in fold(spec.stack.blocks):
-        for n, block in group.runs:
-            parts = block_parts(block, spec.d_model, spec.stack.bias)
-            for part, layer, kept in zip(parts, layers(block, spec.d_model), _kept(spec, block, time), strict=True):
-                found[part, layer] = found.get((part, layer), (0, 0))[0] + n * group.times, kept
-    inner = [_row(part, layer, n, kept, spec, time) for (part, layer), (n, kept) in found.items()]
+    stack = spec.stack
+    found: dict[tuple[Part, Layer], tuple[int, int, int]] = {}  # how many, with weights of their own; bytes each keeps
+    for block, n in Counter(stack.blocks).items():
+        own = sum(stack.blocks[i] == block for i in set(stack.owners))
+        parts = block_parts(block, spec.d_model, stack.bias)
+        for part, layer, kept in zip(parts, layers(block, spec.d_model), _kept(spec, block, time), strict=True):
+            before = found.get((part, layer), (0, 0, 0))
+            found[part, layer] = before[0] + n, before[1] + own, kept
+    inner = [_row(part, layer, *counts, spec, time) for (part, layer), counts in found.items()]
     counted = count_parameters(spec)
-    shared = counted.mixers + counted.ffn - sum(row.parameters for row in inner)
-    bias = [Row(" ".join(bias_words(spec.stack.bias)), "one table for all layers", shared)] if shared else []
-    tables = Row("embedding", f"{spec.vocab_size:,} × {spec.d_model}", counted.embedding)
+    bias = [Row(" ".join(bias_words(stack.bias)), "one table for all layers", size)] if (size := _table(stack)) else []
+    vectors = "\n".join([table_words(spec), *wider_words(spec)])
+    tables = Row("embedding", vectors, counted.embedding, embedding_flops(spec, time))
     norms = [Row("norms", parameters=counted.norms)] if counted.norms else []
-    flops = forward_flops(spec, time) - sum(row.flops for row in inner)
+    flops = forward_flops(spec, time) - tables.flops - sum(row.flops for row in inner)
     head = [] if spec.head is None else [Row("head", "" if counted.head else "the embedding's", counted.head, flops)]
     return [tables, *bias, *inner, *norms, *head]
+
+
+def _table(stack: StackSpec) -> int:
+    """Numbers in the table of score terms that all attention layers share."""
+    heads = next((block.mixer.n_heads for block in stack.blocks if isinstance(block.mixer, AttentionSpec)), 0)
+    return stack.bias.n_buckets * heads if isinstance(stack.bias, BucketedBiasSpec) else 0
 
 
 def _kept(spec: DecoderSpec | EncoderSpec, block: BlockSpec, time: int) -> list[int]:
@@ -75,20 +95,21 @@ def _kept(spec: DecoderSpec | EncoderSpec, block: BlockSpec, time: int) -> list[
     from pellucid.nn.flops import cache_bytes
 
     def alone(block: BlockSpec) -> int:
-        return cache_bytes(replace(spec, stack=replace(spec.stack, blocks=(block,), bias=None)), time)
+        return cache_bytes(replace(spec, stack=replace(spec.stack, blocks=(block,), bias=None, shared=())), time)
 
     mixer = alone(replace(block, cross=None))
     cross = [alone(block) - mixer] if block.cross else []
     return [mixer, *cross, *([0] if block.ffn else [])]
 
 
-def _row(part: Part, layer: Layer, n: int, kept: int, spec: DecoderSpec | EncoderSpec, time: int) -> Row:
+def _row(part: Part, layer: Layer, n: int, own: int, kept: int, spec: DecoderSpec | EncoderSpec, time: int) -> Row:
     from pellucid.nn.flops import visible_pairs
 
-    own = part.mask is not None and not part.reads_encoder
-    pairs = visible_pairs(part.mask, time) if own and part.mask else time * time
+    hides = part.mask is not None and not part.reads_encoder
+    pairs = visible_pairs(part.mask, time) if hides and part.mask else time * time
     name = part.title if n == 1 else f"{n} × {part.title}"
-    return Row(name, "\n".join(part.matrices), n * layer.parameters, n * layer.flops(time, pairs, time), n * kept)
+    name += f", {own} with weights" if own != n else ""
+    return Row(name, "\n".join(part.matrices), own * layer.parameters, n * layer.flops(time, pairs, time), n * kept)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,18 @@ from __future__ import annotations
 import textwrap
 
 from pellucid.cli.pen import LINE, Pen, fits, lines_height
-from pellucid.cli.words import Part, block_parts, fold, head_words, norm_name, times
+from pellucid.cli.words import (
+    Part,
+    block_parts,
+    fold,
+    head_words,
+    input_words,
+    norm_name,
+    shared_words,
+    table_words,
+    times,
+    wider_words,
+)
 from pellucid.predicates import Span
 from pellucid.spec import (
     BlockSpec,
@@ -47,14 +58,15 @@ def draw(spec: ModelSpec, name: str) -> str:
         masks, layers = reads.masks | writes.masks, f"{spec.encoder.n_layers} + {spec.decoder.n_layers}"
     else:
         column = Column(pen, spec, 0.0, 1)
-        column.draw("token ids")
+        column.draw(input_words(spec))
         masks, layers = column.masks, f"{spec.n_layers}"
     layers = (
         f"{spec.encoder.n_layers} + {spec.decoder.n_layers}" if isinstance(spec, EncoderDecoderSpec) else spec.n_layers
     )
     total = count_parameters(spec).total
     counted = f"{total / 1e9:.2f} G" if total >= 1e9 else f"{total / 1e6:.1f} M" if total >= 1e5 else f"{total:,}"
-    sizes = f"{layers} layers × {spec.d_model} · vocabulary {spec.vocab_size:,} · {counted} parameters"
+    vocabulary = f"vocabulary {spec.vocab_size:,} · " if spec.vocab_size else ""
+    sizes = f"{layers} layers × {spec.d_model} · {vocabulary}{counted} parameters"
     left, top = pen.left, pen.top
     pen.text(left, top + 44, name, "title text strong", "start")
     pen.text(left, top + 26, sizes, "small faint", "start")
@@ -76,7 +88,8 @@ class Column:
 
     def draw(self, ids: str) -> float:
         """The whole stack; returns the height at which its result leaves."""
-        self.pen.text(self.x, -14.0, ids, "small faint")
+        shared = shared_words(self.spec.stack)
+        self.pen.text(self.x, -14.0, f"{ids}; {shared}" if shared else ids, "small faint")
         y = self._embedding(0.0)
         for group in fold(self.spec.stack.blocks):
             nested = group.times > 1 and len(group.runs) > 1
@@ -235,15 +248,16 @@ class Column:
     # --- both ends ----------------------------------------------------------------------------------------------------
 
     def _embedding(self, y: float) -> float:
-        spec, embed = self.spec, self.spec.embed
+        embed = self.spec.embed
         self.pen.wire((self.x, y), (self.x, y + GAP))
         scaled = f", × {times(embed.scale)}" if embed.scale != 1 else ""
-        y = self._box("embedding", self.x, y + GAP, "embedding", [f"{spec.vocab_size:,} × {spec.d_model}{scaled}"])
+        y = self._box("embedding", self.x, y + GAP, "embedding", [table_words(self.spec) + scaled])
         if embed.positions is not None:
             y = self._added(y, "positions", isinstance(embed.positions, SinusoidalSpec))
         if embed.n_types:
             y = self._added(y, f"{embed.n_types} types", False)
-        return self._thin(y, norm_name(embed.norm)) if embed.norm is not None else y
+        y = self._thin(y, norm_name(embed.norm)) if embed.norm is not None else y
+        return self._thin(y, wider_words(self.spec)[0], kind="embedding") if embed.d_embed else y
 
     def _added(self, y: float, words: str, sines: bool) -> float:
         """Something that is added to the embedding: sines, or a small box for a table that is learned."""

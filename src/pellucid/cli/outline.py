@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import textwrap
 
-from pellucid.cli.words import block_parts, embed_words, fold, head_words, norm_name, times
+from pellucid.cli.words import (
+    block_parts,
+    embed_words,
+    fold,
+    head_words,
+    input_words,
+    norm_name,
+    shared_words,
+    table_words,
+    times,
+)
 from pellucid.spec import BlockSpec, DecoderSpec, EncoderDecoderSpec, EncoderSpec, ModelSpec
 
 LABEL = 20  # columns of what stands on the left
@@ -57,9 +67,10 @@ def _block(block: BlockSpec, spec: DecoderSpec | EncoderSpec, width: int, edge: 
 
 
 def _side(spec: DecoderSpec | EncoderSpec, width: int) -> list[str]:
-    """One stack, from ids to what comes out."""
-    embedding = [f"{spec.vocab_size:,} × {spec.d_model}", *embed_words(spec.embed)]
-    lines = ["  token ids", "    │", *_line("embedding", ", ".join(embedding), width, "  ")]
+    """One stack, from what goes in to what comes out."""
+    embedding, shared = [table_words(spec), *embed_words(spec)], shared_words(spec.stack)
+    lines = [f"  {input_words(spec)}", "    │", *_line("embedding", ", ".join(embedding), width, "  ")]
+    lines += _line("shared", shared, width, "  ") if shared else []
     for group in fold(spec.stack.blocks):
         nested = group.times > 1 and len(group.runs) > 1
         lines.append("    │")

@@ -21,7 +21,6 @@ from pellucid.spec import (
     DecayRule,
     DecoderSpec,
     DeltaRule,
-    EmbedSpec,
     EncoderSpec,
     FeedForwardSpec,
     FFNSpec,
@@ -42,6 +41,7 @@ from pellucid.spec import (
     RMSNormSpec,
     RotarySpec,
     SinusoidalSpec,
+    StackSpec,
 )
 
 PLAIN = {"relu": "ReLU", "relu2": "ReLU²", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "silu": "SiLU"}
@@ -213,13 +213,41 @@ def block_parts(block: BlockSpec, d: int, bias: BiasSpec | None = None) -> list[
 # --- before and after the stack --------------------------------------------------------------------------------------
 
 
-def embed_words(spec: EmbedSpec) -> list[str]:
+def table_words(spec: DecoderSpec | EncoderSpec) -> str:
+    """Where vectors come from: a table of tokens, or a matrix for patches."""
+    patches = spec.embed.patches
+    return f"{spec.vocab_size:,} × {spec.d_embed}" if patches is None else f"patches {patches.n_values}→{spec.d_embed}"
+
+
+def wider_words(spec: DecoderSpec | EncoderSpec) -> list[str]:
+    """The matrix from a width of its own to the stream's."""
+    return [] if spec.embed.d_embed is None else [f"linear {spec.d_embed}→{spec.d_model}"]
+
+
+def embed_words(spec: DecoderSpec | EncoderSpec) -> list[str]:
     """What happens to token vectors before the first block."""
-    words = [f"× {times(spec.scale)}"] if spec.scale != 1 else []
-    if spec.positions is not None:
-        words.append("+ sines of positions" if isinstance(spec.positions, SinusoidalSpec) else "+ learned positions")
-    words += [f"+ {spec.n_types} token types"] if spec.n_types else []
-    return words + ([norm_name(spec.norm)] if spec.norm else [])
+    embed = spec.embed
+    words = [f"× {times(embed.scale)}"] if embed.scale != 1 else []
+    if embed.positions is not None:
+        words.append("+ sines of positions" if isinstance(embed.positions, SinusoidalSpec) else "+ learned positions")
+    words += [f"+ {embed.n_types} token types"] if embed.n_types else []
+    return words + ([norm_name(embed.norm)] if embed.norm else []) + wider_words(spec)
+
+
+def input_words(spec: DecoderSpec | EncoderSpec) -> str:
+    """What goes in."""
+    patches = spec.embed.patches
+    return "token ids" if patches is None else f"image, {patches.channels} × {patches.height} × {patches.width}"
+
+
+def shared_words(spec: StackSpec) -> str:
+    """Which blocks have whose weights; nothing where each has its own."""
+    n = len(set(spec.owners))
+    if n == len(spec.blocks):
+        return ""
+    if n == 1:
+        return "all layers have the same weights"
+    return f"{n} sets of weights, of layers {', '.join(map(str, spec.owners))}"
 
 
 def head_words(spec: DecoderSpec | EncoderSpec) -> tuple[str, list[str]]:
@@ -228,7 +256,8 @@ def head_words(spec: DecoderSpec | EncoderSpec) -> tuple[str, list[str]]:
     if head is None:
         return "states", ["one vector a token"]
     if isinstance(head, LMHeadSpec | MaskedLMHeadSpec):
-        own = ["by a matrix of its own", f"{spec.d_model} × {spec.vocab_size:,}"]
+        width = spec.d_embed if isinstance(head, MaskedLMHeadSpec) else spec.d_model
+        own = ["by a matrix of its own", f"{width} × {spec.vocab_size:,}"]
         how = ["by the embedding's vectors"] if head.tied else own
         if isinstance(head, MaskedLMHeadSpec):
             return "logits", [f"dense, {PLAIN[head.activation]}, {norm_name(head.norm)}", *how]
@@ -237,7 +266,11 @@ def head_words(spec: DecoderSpec | EncoderSpec) -> tuple[str, list[str]]:
     if isinstance(head, PoolerHeadSpec | ClassifierHeadSpec):
         pooler = head if isinstance(head, PoolerHeadSpec) else head.pooler
         taken = {"first": "first token", "last": "last token", "mean": "mean of all", "max": "maximum of all"}
-        how = [taken[pooler.take], *(["dense, tanh"] if pooler.dense else []), *(["length 1"] * pooler.normalise)]
+        how = [
+            taken[pooler.take],
+            *([f"dense, {pooler.activation}"] if pooler.dense else []),
+            *(["length 1"] * pooler.normalise),
+        ]
         if isinstance(head, PoolerHeadSpec):
             return "one vector a row", how
         return f"{head.n_classes} classes a row", how

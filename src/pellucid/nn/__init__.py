@@ -3,7 +3,9 @@
 =========== ==========================================================================================
 batch       rows that are computed together; a row may be several packed documents
 time        tokens of a row; ``query`` and ``key`` are time as seen from the two sides of attention
+places      time, or of an image its patches and one before them; ``channels height width``: its pixels
 d_model     width of the residual stream
+d_embed     width of token vectors, that of the stream unless they are factorised
 heads       query heads; ``kv_heads``: key/value heads, each shared by heads / kv_heads query heads
 head_dim    width of one head's q, k and v
 d_ff        width of the feed-forward layer's inner activation

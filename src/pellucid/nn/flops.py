@@ -22,7 +22,6 @@ from pellucid.spec import (
     CrossSpec,
     DecoderSpec,
     DeltaRule,
-    EmbedSpec,
     EncoderDecoderSpec,
     EncoderSpec,
     FeedForwardSpec,
@@ -251,9 +250,20 @@ def _block_parameters(block: BlockSpec, d: int) -> Parameters:
     return Parameters(0, sum(part.parameters for part in parts) - ffn, ffn, norms, 0)
 
 
-def _embedding(spec: EmbedSpec, vocab_size: int, context: int, d: int) -> int:
-    positions = (context + spec.positions.offset) * d if isinstance(spec.positions, LearnedSpec) else 0
-    return vocab_size * d + positions + spec.n_types * d
+def _embedding(spec: DecoderSpec | EncoderSpec) -> int:
+    """Parameters of what stands before the blocks, but for its norm."""
+    embed, width = spec.embed, spec.d_embed
+    rows = spec.vocab_size + embed.n_types
+    rows += spec.context + embed.positions.offset if isinstance(embed.positions, LearnedSpec) else 0
+    rows += 0 if embed.patches is None else embed.patches.n_values + 2  # a bias, and the vector before them
+    return rows * width + (0 if embed.d_embed is None else (width + 1) * spec.d_model)
+
+
+def embedding_flops(spec: DecoderSpec | EncoderSpec, time: int) -> int:
+    """Of what stands before the blocks: patches and a factorised table have matrices; to look up a vector is none."""
+    embed, width = spec.embed, spec.d_embed
+    wider = 0 if embed.d_embed is None else 2 * time * width * spec.d_model
+    return wider if embed.patches is None else wider + 2 * (time - 1) * embed.patches.n_values * width
 
 
 def _head(spec: DecoderSpec | EncoderSpec) -> tuple[int, int, int]:
@@ -261,10 +271,12 @@ def _head(spec: DecoderSpec | EncoderSpec) -> tuple[int, int, int]:
     d, vocab, head = spec.d_model, spec.vocab_size, spec.head
     if head is None:
         return 0, 0, 0
-    if isinstance(head, LMHeadSpec | MaskedLMHeadSpec):
-        own = (0 if head.tied else vocab * d) + (vocab if head.bias else 0)
-        masked = isinstance(head, MaskedLMHeadSpec)
-        return own + masked * (d * d + d), _norm(head.norm, d) if masked else 0, vocab * d + masked * d * d
+    if isinstance(head, LMHeadSpec):
+        return (0 if head.tied else vocab * d) + (vocab if head.bias else 0), 0, vocab * d
+    if isinstance(head, MaskedLMHeadSpec):
+        width = spec.d_embed
+        own = (0 if head.tied else vocab * width) + (vocab if head.bias else 0) + (d + 1) * width
+        return own, _norm(head.norm, width), (vocab + d) * width
     if isinstance(head, TaggerHeadSpec):
         return (d + 1) * head.n_classes, 0, d * head.n_classes
     pooler = head if isinstance(head, PoolerHeadSpec) else head.pooler
@@ -276,21 +288,21 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     """Parameters of the model that this spec builds, exactly."""
     if isinstance(spec, EncoderDecoderSpec):
         both = count_parameters(spec.encoder) + count_parameters(spec.decoder)
-        shared = spec.vocab_size * spec.d_model if spec.shared_embedding else 0
+        shared = spec.vocab_size * spec.decoder.d_embed if spec.shared_embedding else 0
         return both + Parameters(-shared, 0, 0, 0, 0)
     d, bias = spec.d_model, spec.stack.bias
     heads = next((b.mixer.n_heads for b in spec.stack.blocks if isinstance(b.mixer, AttentionSpec)), 0)
     buckets = bias.n_buckets * heads if isinstance(bias, BucketedBiasSpec) else 0
     head, head_norm, _ = _head(spec)
     total = Parameters(
-        embedding=_embedding(spec.embed, spec.vocab_size, spec.context, d),
+        embedding=_embedding(spec),
         mixers=buckets,
         ffn=0,
-        norms=_norm(spec.stack.final_norm, d) + _norm(spec.embed.norm, d) + head_norm,
+        norms=_norm(spec.stack.final_norm, d) + _norm(spec.embed.norm, spec.d_embed) + head_norm,
         head=head,
     )
-    for block in spec.stack.blocks:
-        total += _block_parameters(block, d)
+    for i in sorted(set(spec.stack.owners)):
+        total += _block_parameters(spec.stack.blocks[i], d)
     return total
 
 
@@ -303,7 +315,7 @@ def forward_flops(spec: ModelSpec, time: int, source_time: int | None = None) ->
     if isinstance(spec, EncoderDecoderSpec):
         return forward_flops(spec.encoder, source_time) + forward_flops(spec.decoder, time, source_time)
     d = spec.d_model
-    total = 2 * time * _head(spec)[2]
+    total = embedding_flops(spec, time) + 2 * time * _head(spec)[2]
     for block in spec.stack.blocks:
         mixer, *others = layers(block, d)
         if isinstance(block.mixer, AttentionSpec):

@@ -30,10 +30,10 @@ class LMHead(nn.Module):
     def __init__(self, spec: LMHeadSpec, vocab_size: int, d_model: int):
         super().__init__()
         self.soft_cap, self.scale = spec.soft_cap, spec.scale
-        self.weight = None if spec.tied else nn.Parameter(torch.zeros(vocab_size, d_model))
+        self.weight = None if spec.tied else nn.Parameter(nn.init.constant_(torch.empty(vocab_size, d_model), 0.0))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if spec.bias else None
 
-    def table(self, embedding: Float[Tensor, "vocab d_model"]) -> Float[Tensor, "vocab d_model"]:
+    def table(self, embedding: Float[Tensor, "vocab d_embed"]) -> Float[Tensor, "vocab d_head"]:
         """The matrix that makes logits: its own, or the embedding's when tied."""
         return embedding if self.weight is None else self.weight
 
@@ -42,7 +42,7 @@ class LMHead(nn.Module):
         return x if self.scale == 1.0 else x * self.scale
 
     def forward(
-        self, x: Float[Tensor, "batch time d_model"], embedding: Float[Tensor, "vocab d_model"]
+        self, x: Float[Tensor, "batch time d_model"], embedding: Float[Tensor, "vocab d_embed"]
     ) -> Float[Tensor, "batch time vocab"]:
         logits = F.linear(self.transform(x), self.table(embedding), self.bias)
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
@@ -51,7 +51,7 @@ class LMHead(nn.Module):
         self,
         x: Float[Tensor, "batch time d_model"],
         labels: Int[Tensor, "batch time"],
-        embedding: Float[Tensor, "vocab d_model"],
+        embedding: Float[Tensor, "vocab d_embed"],
     ) -> Float[Tensor, ""]:
         """Sum over scored positions of -ln p(label), in nats; those labelled IGNORE cost nothing."""
         flat, targets = x.flatten(0, 1), labels.flatten()
@@ -62,15 +62,15 @@ class LMHead(nn.Module):
 
 
 class MaskedLMHead(LMHead):
-    """logits = norm(act(dense(x))) · weightᵀ + bias (Devlin et al. 2018, in their code)."""
+    """logits = norm(act(dense(x))) · weightᵀ + bias (Devlin et al. 2018, in their code); dense: d_model to d_embed."""
 
-    def __init__(self, spec: MaskedLMHeadSpec, vocab_size: int, d_model: int):
-        super().__init__(LMHeadSpec(spec.tied, spec.bias), vocab_size, d_model)
-        self.dense = nn.Linear(d_model, d_model)
+    def __init__(self, spec: MaskedLMHeadSpec, vocab_size: int, d_model: int, d_embed: int):
+        super().__init__(LMHeadSpec(spec.tied, spec.bias), vocab_size, d_embed)
+        self.dense = nn.Linear(d_model, d_embed)
         self.activation = ACTIVATIONS[spec.activation]
-        self.norm = build_norm(spec.norm, d_model)
+        self.norm = build_norm(spec.norm, d_embed)
 
-    def transform(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
+    def transform(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_embed"]:
         return self.norm(self.activation(self.dense(x)))
 
 
@@ -86,6 +86,7 @@ class PoolerHead(Tapped):
         super().__init__()
         self.take, self.normalise = spec.take, spec.normalise
         self.dense = nn.Linear(d_model, d_model) if spec.dense else None
+        self.activation = torch.tanh if spec.activation == "tanh" else torch.relu
 
     def pool(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch d_model"]:
         """The first or last token's state, or the mean or maximum over tokens."""
@@ -107,7 +108,7 @@ class PoolerHead(Tapped):
         if tokens.seg is not None:
             raise DataError("a packed row is several texts, and has no one vector", "give each text a row of its own")
         y = self.pool(x, tokens)
-        y = y if self.dense is None else torch.tanh(self.dense(y))
+        y = y if self.dense is None else self.activation(self.dense(y))
         return self.tap("pooled", F.normalize(y, dim=-1) if self.normalise else y)
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pellucid.nn.biases import BucketedBias
-from pellucid.nn.models import Model
+from pellucid.nn.models import AnyModel, Model, build_model
 from pellucid.nn.recurrent import remember_at_first
-from pellucid.spec import InitRule
+from pellucid.spec import InitRule, ModelSpec
 
 # what each rule draws, as a standard deviation; width is the fan-in of a matrix, L the number of layers
 #
 # weight                         normal              fan_in                    xavier
 # -----------------------------  ------------------  ------------------------  ------------------------------
 # token embedding                0.02                0.02                      1 / sqrt(d_model)
-# learned positions, types       0.02                0.02                      0.02
+# positions, types, first place  0.02                0.02                      0.02
 # into a layer: q k v, up, gate  0.02                1 / sqrt(width)           sqrt(2 / (fan-in + fan-out))
+# patches, a wider embedding     as into a layer
 # recurrent, router, experts     as into a layer, each expert a matrix of its own
 # into the stream: o, down       0.02 / sqrt(2 L)    0: a block starts as id   sqrt(2 / (fan-in + fan-out))
 # untied head                    0.02                0.02                      1 / sqrt(d_model)
@@ -57,7 +59,7 @@ def _kind(name: str) -> str:
     parts = name.split(".")
     if parts[0] in ("encoder", "decoder"):
         parts = parts[1:]
-    if parts[0] == "embed":
+    if parts[0] == "embed" and "project" not in parts:
         return "embed" if "tokens" in parts else "positions"
     if parts[0] == "head":
         return "in" if "dense" in parts else "head"
@@ -92,3 +94,18 @@ def initialise(model: M, rule: InitRule = "normal", seed: int = 0) -> M:
 
 def _draw(weight: Tensor, std: float, generator: torch.Generator) -> Tensor:
     return torch.randn(weight.shape, generator=generator) * std
+
+
+class _Undrawn(TorchFunctionMode):
+    """While it is on, what modules draw for their weights is not drawn: the memory is reserved, and not yet touched."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_undrawn(spec: ModelSpec) -> AnyModel:
+    """The model of a spec for one who has its weights: they hold anything until they are copied in."""
+    with _Undrawn():
+        return build_model(spec)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.errors import DataError
 from pellucid.nn.cache import Cache, Contiguous, LayerCache, Memory, Ring, Slots, StateCache
-from pellucid.nn.embed import Embedding
+from pellucid.nn.embed import Embedding, Reading
 from pellucid.nn.heads import ClassifierHead, LMHead, MaskedLMHead, PoolerHead, TaggerHead
 from pellucid.nn.runs import Progress
 from pellucid.nn.stack import Stack
@@ -23,7 +23,6 @@ from pellucid.spec import (
     ClassifierHeadSpec,
     DecoderSpec,
     EncoderDecoderSpec,
-    EncoderHeadSpec,
     EncoderSpec,
     MaskedLMHeadSpec,
     ModelSpec,
@@ -61,9 +60,10 @@ class Model(Tapped):
 
     def __rich__(self) -> str:
         spec = self.spec
+        reads = f"vocabulary {spec.vocab_size:,}" if spec.vocab_size else "images"
         return (
             f"[bold]{type(self).__name__}[/] {self.n_parameters / 1e6:.2f} M parameters · {spec.n_layers} layers"
-            f" × {spec.d_model} wide · vocabulary {spec.vocab_size:,} · context {spec.context:,}"
+            f" × {spec.d_model} wide · {reads} · context {spec.context:,}"
         )
 
 
@@ -169,19 +169,20 @@ def _cross_entropy(logits: Float[Tensor, "batch time vocab"], labels: Int[Tensor
     return F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def build_head(spec: EncoderHeadSpec | None, vocab_size: int, d_model: int) -> nn.Module | None:
+def build_head(spec: EncoderSpec) -> nn.Module | None:
     """What stands on an encoder; None: its states are the result."""
-    if spec is None:
+    head, d = spec.head, spec.d_model
+    if head is None:
         return None
-    if isinstance(spec, MaskedLMHeadSpec):
-        return MaskedLMHead(spec, vocab_size, d_model)
-    if isinstance(spec, PoolerHeadSpec):
-        return PoolerHead(spec, d_model)
-    return ClassifierHead(spec, d_model) if isinstance(spec, ClassifierHeadSpec) else TaggerHead(spec, d_model)
+    if isinstance(head, MaskedLMHeadSpec):
+        return MaskedLMHead(head, spec.vocab_size, d, spec.d_embed)
+    if isinstance(head, PoolerHeadSpec):
+        return PoolerHead(head, d)
+    return ClassifierHead(head, d) if isinstance(head, ClassifierHeadSpec) else TaggerHead(head, d)
 
 
 class Encoder(Stack, Model):
-    """A model that reads a whole text at once: a state for each token, and what its head makes of them.
+    """A model that reads a whole text or image at once: a state for each token, and what its head makes of them.
 
     Points: ``embed``, the blocks' own, ``final_norm``; ``logits`` with a head that predicts, ``head.pooled`` with one
     that pools.
@@ -194,24 +195,22 @@ class Encoder(Stack, Model):
         super().__init__(spec.stack)
         self.spec = spec
         self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model)
-        self.head = build_head(spec.head, spec.vocab_size, spec.d_model)
+        self.head = build_head(spec)
         if self.head is None or isinstance(self.head, PoolerHead):
             self.points = ("embed", "final_norm")  # type: ignore[misc]
         name_points(self)
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch time"],
-        tokens: Tokens | None = None,
-        types: Int[Tensor, "batch time"] | None = None,
+        self, ids: Reading, tokens: Tokens | None = None, types: Int[Tensor, "batch places"] | None = None
     ) -> Float[Tensor, "batch ..."]:
         """What the head gives: logits (batch, time, vocab) of a masked-LM head, (batch, time, classes) of a tagger,
         (batch, 1, classes) of a classifier; vectors (batch, d_model) of a pooler; states without a head.
 
-        tokens: where each id stands (default: one document a row). types: the kind of each. Raises DataError for ids
-        outside the vocabulary and positions beyond learned ones.
+        ids: token ids (batch, time); images (batch, channels, height, width) for a model that reads patches. tokens:
+        where each token or patch stands (default: one document a row). types: the kind of each. Raises DataError for
+        ids outside the vocabulary, positions beyond learned ones, and images of another size.
         """
-        tokens = Tokens.plain(*ids.shape, device=ids.device) if tokens is None else tokens
+        tokens = self.embed.places(ids) if tokens is None else tokens
         x = self.hidden(ids, tokens, types)
         if self.head is None:
             return x
@@ -224,13 +223,10 @@ class Encoder(Stack, Model):
         return self.head(x, self.embed.tokens.weight if isinstance(self.head, MaskedLMHead) else tokens)
 
     def hidden(
-        self,
-        ids: Int[Tensor, "batch time"],
-        tokens: Tokens | None = None,
-        types: Int[Tensor, "batch time"] | None = None,
-    ) -> Float[Tensor, "batch time d_model"]:
+        self, ids: Reading, tokens: Tokens | None = None, types: Int[Tensor, "batch places"] | None = None
+    ) -> Float[Tensor, "batch places d_model"]:
         """The residual stream after the final norm: a state for each token."""
-        tokens = Tokens.plain(*ids.shape, device=ids.device) if tokens is None else tokens
+        tokens = self.embed.places(ids) if tokens is None else tokens
         x = self.tap("embed", self.embed(ids, tokens, types))
         return self.tap("final_norm", self.final_norm(self.run(x, tokens)))
 

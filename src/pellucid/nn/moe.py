@@ -22,7 +22,7 @@ class ExpertLinear(nn.Module):
     def __init__(self, n_experts: int, d_in: int, d_out: int, bias: bool):
         super().__init__()
         bound = d_in**-0.5  # each as nn.Linear starts
-        self.weight = nn.Parameter(torch.zeros(n_experts, d_out, d_in).uniform_(-bound, bound))
+        self.weight = nn.Parameter(nn.init.uniform_(torch.empty(n_experts, d_out, d_in), -bound, bound))
         self.bias = nn.Parameter(torch.zeros(n_experts, d_out)) if bias else None
 
     def forward(

@@ -19,17 +19,21 @@ def distinct_rows(tokens: Tokens) -> Tensor:
 
 
 class Sinusoidal(nn.Module):
-    """PE(pos, 2i) = sin(pos / 10000^(2i/d)), PE(pos, 2i+1) = cos(same angle) (Vaswani et al. 2017, section 3.5)."""
+    """PE(pos, 2i) = sin(pos / 10000^(2i/d)), PE(pos, 2i+1) = cos(same angle) (Vaswani et al. 2017, section 3.5).
 
-    def __init__(self, d_model: int):
+    ``halves``: the same values in another order, PE(pos, i) = sin and PE(pos, d/2 + i) = cos.
+    """
+
+    def __init__(self, d_model: int, halves: bool = False):
         super().__init__()
-        self.d_model = d_model
+        self.d_model, self.halves = d_model, halves
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "rows time d_model"]:
         pos = distinct_rows(tokens)
-        rate = torch.exp(torch.arange(0, self.d_model, 2, device=pos.device) * (-math.log(10_000.0) / self.d_model))
-        angle = pos[..., None].float() * rate  # (rows, time, d_model / 2)
-        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+        wide = torch.float32 if pos.device.type == "mps" else torch.float64  # which that device does not have
+        i = torch.arange(0, self.d_model, 2, dtype=wide, device=pos.device)
+        angle = pos[..., None] * torch.exp(i * (-math.log(10_000.0) / self.d_model))  # (rows, time, d_model / 2)
+        return torch.stack((angle.sin(), angle.cos()), dim=-2 if self.halves else -1).flatten(-2)
 
 
 class Learned(nn.Module):
@@ -58,4 +62,6 @@ def build_positions(spec: PositionSpec | None, context: int, d_model: int) -> Si
     """The module that a spec describes; None where positions enter elsewhere (rotary, biases) or not at all."""
     if spec is None:
         return None
-    return Learned(context, d_model, spec.offset) if isinstance(spec, LearnedSpec) else Sinusoidal(d_model)
+    if isinstance(spec, LearnedSpec):
+        return Learned(context, d_model, spec.offset)
+    return Sinusoidal(d_model, spec.layout == "halves")

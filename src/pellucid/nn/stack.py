@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from pellucid.nn.norms import build_norm
 from pellucid.nn.rope import rotation
 from pellucid.nn.runs import Progress, Runs, find_runs
 from pellucid.nn.view import View
-from pellucid.spec import AttentionSpec, Full, LinearAttentionSpec, MixerSpec, StackSpec
+from pellucid.spec import AttentionSpec, BlockSpec, Full, LinearAttentionSpec, MixerSpec, StackSpec
 from pellucid.taps import Tapped
 
 
@@ -26,6 +27,23 @@ def _sight(mixer: MixerSpec) -> tuple[object, ...]:
     return (mixer.rotary, mixer.head_dim) if isinstance(mixer, LinearAttentionSpec) and mixer.rotary else ()
 
 
+def again(owner: Block, spec: BlockSpec, d_model: int) -> Block:
+    """The same block once more, deeper: with points of its own, and the weights of ``owner`` under that one's names."""
+    with torch.device("meta"):
+        block = Block(spec, d_model)
+    _adopt(block, owner)
+    return block
+
+
+def _adopt(module: Tapped, owner: Tapped) -> None:
+    for name, part in owner.named_children():
+        if isinstance(part, Tapped):
+            _adopt(getattr(module, name), part)
+        else:
+            delattr(module, name)
+            module.__dict__[name] = part  # not registered: its weights have one name
+
+
 class Stack(Tapped):
     """A residual stream: blocks, the score term they share, and the final norm. Models derive from it."""
 
@@ -33,7 +51,11 @@ class Stack(Tapped):
         super().__init__()
         heads = [block.mixer.n_heads for block in spec.blocks if isinstance(block.mixer, AttentionSpec)]
         self.score_bias = build_bias(spec.bias, heads[0]) if spec.bias else None
-        self.blocks = nn.ModuleList(Block(block, spec.d_model) for block in spec.blocks)
+        blocks: list[Block] = []
+        for i, (block, owner) in enumerate(zip(spec.blocks, spec.owners, strict=True)):
+            own = owner == i
+            blocks.append(Block(block, spec.d_model) if own else again(blocks[owner], block, spec.d_model))
+        self.blocks = nn.ModuleList(blocks)
         self.final_norm = build_norm(spec.final_norm, spec.d_model)
         # blocks that see alike share one view: which one each block takes, and an example of each
         kinds = [_sight(block.mixer) for block in spec.blocks]

@@ -61,6 +61,7 @@ from pellucid.spec.models import InitRule as InitRule
 from pellucid.spec.models import LMHeadSpec as LMHeadSpec
 from pellucid.spec.models import MaskedLMHeadSpec as MaskedLMHeadSpec
 from pellucid.spec.models import ModelSpec as ModelSpec
+from pellucid.spec.models import PatchSpec as PatchSpec
 from pellucid.spec.models import PoolerHeadSpec as PoolerHeadSpec
 from pellucid.spec.models import TaggerHeadSpec as TaggerHeadSpec
 from pellucid.spec.models import load_spec as load_spec

@@ -49,7 +49,8 @@ class GatedFFNSpec(Value):
 class MoESpec(Value):
     """``n_experts`` feed-forward layers, of which a router gives each token its ``top_k`` (Shazeer et al. 2017).
 
-    None is ever full: no token is dropped. renormalise: the chosen experts' weights sum to one.
+    None is ever full: no token is dropped. renormalise: the chosen experts' weights sum to one; of a single one it is
+    then always one, so that only the balance and z losses train its router, as in published models of that kind.
     """
 
     expert: FFNSpec | GatedFFNSpec
@@ -141,18 +142,31 @@ class BlockSpec(Value):
 
 @dataclass(frozen=True)
 class StackSpec(Value):
-    """Blocks on one residual stream of width ``d_model``. ``bias`` is a score term that all attention blocks share."""
+    """Blocks on one residual stream of width ``d_model``. ``bias`` is a score term that all attention blocks share.
+
+    shared: for each block the number of the first one with its weights (Dehghani et al. 2019, Lan et al. 2020):
+    (0, 0, 0) is one block three times, (0, 1, 0, 1) two in turn; empty: each has its own.
+    """
 
     d_model: int
     blocks: tuple[BlockSpec, ...]
     final_norm: NormSpec | None
     bias: BiasSpec | None = None
+    shared: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.d_model >= 1, self, f"d_model = {self.d_model} must be >= 1")
         require(len(self.blocks) >= 1, self, "blocks is empty", "a stack has at least one block")
         heads = sorted({block.mixer.n_heads for block in self.blocks if isinstance(block.mixer, AttentionSpec)})
         require(self.bias is None or len(heads) == 1, self, f"a shared bias needs one n_heads, not {heads}")
+        ok = len(self.shared) in (0, len(self.blocks))
+        require(ok, self, f"shared = {self.shared} is not one number for each of {len(self.blocks)} blocks")
+        ok = not self.shared or len(set(self.shared)) < len(self.shared)
+        require(ok, self, f"shared = {self.shared} shares nothing", "shared=()")
+        for i, owner in enumerate(self.shared):
+            ok = 0 <= owner <= i and self.shared[owner] == owner
+            require(ok, self, f"shared[{i}] = {owner}, which is no block above it with weights of its own")
+            require(self.blocks[i] == self.blocks[owner], self, f"shared: blocks[{i}] is another than blocks[{owner}]")
         for i, block in enumerate(self.blocks):
             mixer = block.mixer
             if isinstance(mixer, RecurrentSpec) and not mixer.project:
@@ -163,3 +177,8 @@ class StackSpec(Value):
                 ok = alignment.score != "dot" or mixer.d_hidden == self.d_model
                 problem = f"blocks[{i}]: dot scores compare d_hidden = {mixer.d_hidden} with d_model = {self.d_model}"
                 require(ok, self, problem, "use general or additive scores, or make them equal")
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """For each block the number of the one whose weights it has."""
+        return self.shared or tuple(range(len(self.blocks)))

@@ -16,20 +16,53 @@ InitRule = Literal["normal", "fan_in", "xavier"]  # the columns of the table in 
 
 
 @dataclass(frozen=True)
+class PatchSpec(Value):
+    """An image as tokens (Dosovitskiy et al. 2021): squares of ``size`` pixels, row by row, after one learned vector.
+
+    height, width: of the image, in pixels.
+    """
+
+    height: int
+    width: int
+    size: int
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        sizes = f"height = {self.height}, width = {self.width}, size = {self.size}, channels = {self.channels}"
+        require(min(self.height, self.width, self.size, self.channels) >= 1, self, f"{sizes}: all must be >= 1")
+        ok = self.height % self.size == 0 and self.width % self.size == 0
+        require(ok, self, f"squares of size = {self.size} do not fill {self.height} × {self.width} pixels")
+
+    @property
+    def n_values(self) -> int:
+        """Of one patch: what its pixels hold."""
+        return self.channels * self.size**2
+
+    @property
+    def n_places(self) -> int:
+        """Patches of an image, and the learned vector before them."""
+        return 1 + (self.height // self.size) * (self.width // self.size)
+
+
+@dataclass(frozen=True)
 class EmbedSpec(Value):
     """Token vectors times ``scale`` (sqrt(d_model) in the 2017 model), plus positions, then ``norm``.
 
     n_types: how many kinds of token there are, each with a vector that is added (which sentence of a pair; Devlin et
-    al. 2018, section 3); 0: none.
+    al. 2018, section 3); 0: none. d_embed: all this in another width, and then a matrix to d_model (Lan et al. 2020,
+    section 3.1). patches: what is read is an image, not tokens.
     """
 
     positions: PositionSpec | None = None
     scale: float = 1.0
     norm: NormSpec | None = None
     n_types: int = 0
+    d_embed: int | None = None
+    patches: PatchSpec | None = None
 
     def __post_init__(self) -> None:
         require(self.n_types >= 0, self, f"n_types = {self.n_types} must be >= 0")
+        require(self.d_embed is None or self.d_embed >= 1, self, f"d_embed = {self.d_embed} must be >= 1")
 
 
 LAYER_NORM = LayerNormSpec()
@@ -64,12 +97,17 @@ class MaskedLMHeadSpec(Value):
 class PoolerHeadSpec(Value):
     """One vector a row: the first or last token's, or the mean or maximum of all.
 
-    dense: then tanh(W x + b) (Devlin et al. 2018). normalise: then to length 1, so that a product is a cosine.
+    dense: then activation(W x + b) (Devlin et al. 2018). normalise: then to length 1, so that a product is a cosine.
     """
 
     take: Literal["first", "last", "mean", "max"] = "first"
     dense: bool = True
     normalise: bool = False
+    activation: Literal["tanh", "relu"] = "tanh"
+
+    def __post_init__(self) -> None:
+        ok = self.dense or self.activation == "tanh"
+        require(ok, self, f"activation = {self.activation} stands after a matrix that is not there", "dense=True")
 
 
 @dataclass(frozen=True)
@@ -99,10 +137,16 @@ EncoderHeadSpec: TypeAlias = MaskedLMHeadSpec | PoolerHeadSpec | ClassifierHeadS
 
 
 def _require_sizes(spec: EncoderSpec | DecoderSpec) -> None:
-    sizes = f"vocab_size = {spec.vocab_size}, context = {spec.context}: both must be >= 2"
-    require(min(spec.vocab_size, spec.context) >= 2, spec, sizes)
-    ok = spec.d_model % 2 == 0 or not isinstance(spec.embed.positions, SinusoidalSpec)
-    require(ok, spec, f"sinusoidal positions need an even d_model, not {spec.d_model}")
+    patches, width = spec.embed.patches, spec.d_embed
+    if patches is None:
+        sizes = f"vocab_size = {spec.vocab_size}, context = {spec.context}: both must be >= 2"
+        require(min(spec.vocab_size, spec.context) >= 2, spec, sizes)
+    else:
+        require(spec.vocab_size == 0, spec, f"vocab_size = {spec.vocab_size}, but patches are no tokens", "0")
+        ok, n_places = spec.context == patches.n_places, patches.n_places
+        require(ok, spec, f"context = {spec.context}, but the image has {n_places} places", f"context={n_places}")
+    ok = width % 2 == 0 or not isinstance(spec.embed.positions, SinusoidalSpec)
+    require(ok, spec, f"sinusoidal positions need an even width, not {width}")
 
 
 @dataclass(frozen=True)
@@ -120,6 +164,9 @@ class DecoderSpec(Value):
 
     def __post_init__(self) -> None:
         _require_sizes(self)
+        require(self.embed.patches is None, self, "patches are read at once, by an encoder", "an EncoderSpec")
+        ok = self.embed.d_embed is None or not self.head.tied
+        require(ok, self, f"vectors of d_embed = {self.embed.d_embed} cannot be a head's", "head.tied=False")
         for i, block in enumerate(self.stack.blocks):
             problem = f"blocks[{i}] lets a token see later ones, so a decoder would be shown what it must predict"
             require(not block.sees_future, self, problem, "a causal mixer here, or an EncoderSpec")
@@ -133,6 +180,11 @@ class DecoderSpec(Value):
         return self.stack.d_model
 
     @property
+    def d_embed(self) -> int:
+        """Width of the token vectors."""
+        return self.embed.d_embed or self.d_model
+
+    @property
     def reads_memory(self) -> bool:
         """Whether it needs an encoder."""
         return any(block.reads_memory for block in self.stack.blocks)
@@ -140,7 +192,10 @@ class DecoderSpec(Value):
 
 @dataclass(frozen=True)
 class EncoderSpec(Value):
-    """A model that reads a whole text at once; ``head`` None: its states are the result."""
+    """A model that reads a whole text at once, or an image (``embed.patches``; its vocab_size is 0).
+
+    head: None: the states are the result.
+    """
 
     vocab_size: int
     context: int
@@ -150,6 +205,8 @@ class EncoderSpec(Value):
 
     def __post_init__(self) -> None:
         _require_sizes(self)
+        ok = self.embed.patches is None or not isinstance(self.head, MaskedLMHeadSpec)
+        require(ok, self, "an image has no tokens that a head could predict", "another head, or None")
         readers = [i for i, block in enumerate(self.stack.blocks) if block.reads_memory]
         require(not readers, self, f"blocks{readers} attend to an encoder, but this is one", "cross=None")
 
@@ -160,6 +217,11 @@ class EncoderSpec(Value):
     @property
     def d_model(self) -> int:
         return self.stack.d_model
+
+    @property
+    def d_embed(self) -> int:
+        """Width of the token vectors."""
+        return self.embed.d_embed or self.d_model
 
 
 @dataclass(frozen=True)
@@ -177,10 +239,13 @@ class EncoderDecoderSpec(Value):
     def __post_init__(self) -> None:
         a, b = self.encoder, self.decoder
         require(a.head is None, self, "the encoder's states go to the decoder: it has no head", "encoder.head=None")
+        require(a.embed.patches is None, self, "its encoder reads a text, not patches", "encoder.embed.patches=None")
         require(b.reads_memory, self, "no block of the decoder attends to the encoder", "give its blocks a cross")
         require(a.d_model == b.d_model, self, f"d_model is {a.d_model} in the encoder, {b.d_model} in the decoder")
         ok = not self.shared_embedding or a.vocab_size == b.vocab_size
         require(ok, self, f"vocabularies of {a.vocab_size} and {b.vocab_size} share no table", "shared_embedding=False")
+        ok = not self.shared_embedding or a.d_embed == b.d_embed
+        require(ok, self, f"vectors of {a.d_embed} and {b.d_embed} share no table", "shared_embedding=False")
         require(0 <= self.start_id < b.vocab_size, self, f"start_id = {self.start_id} is not in the vocabulary")
 
     @property

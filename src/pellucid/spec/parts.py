@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from pellucid.errors import SpecError
 from pellucid.values import Value
@@ -41,7 +41,13 @@ NormSpec: TypeAlias = LayerNormSpec | RMSNormSpec
 
 @dataclass(frozen=True)
 class SinusoidalSpec(Value):
-    """Vaswani et al. 2017, section 3.5: fixed sines and cosines added to the embedding."""
+    """Vaswani et al. 2017, section 3.5: fixed sines and cosines added to the embedding.
+
+    layout: each sine beside the cosine of its angle, as in the paper, or all sines and then all cosines, as in the
+    authors' code.
+    """
+
+    layout: Literal["pairs", "halves"] = "pairs"
 
 
 @dataclass(frozen=True)
