@@ -105,6 +105,8 @@ def build_store(
     folder = Path(folder)
     if not documents:
         raise DataError("there is no document to encode", "name at least one text")
+    if tokenizer.bos_id is None:
+        raise DataError("the tokenizer has no token that begins a text", "use the tokenizer of a model that writes")
     sources = [_describe(document) for document in documents]
     if (known := _known(folder, sources, tokenizer)) is not None:
         if progress:
@@ -142,6 +144,7 @@ def _fill(
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     lengths = [len(tokenizer.bytes_of(number)) for number in range(tokenizer.vocab_size)]
     token_bytes = np.array(lengths, dtype=np.uint16)
+    assert tokenizer.bos_id is not None
     eot = np.array([tokenizer.bos_id], dtype=dtype)
     offsets = np.zeros(len(documents), dtype=np.int64)
     found_bytes = np.zeros(len(documents), dtype=np.int64)

@@ -1,24 +1,40 @@
-"""Byte-level BPE: any text to integers and back, exactly, byte for byte."""
+"""Text to integers and back: one class for every vocabulary, and byte-level BPE learned from texts."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from pellucid.data.token_bytes import is_byte_level, reader_of, strange_letter
+from pellucid.data.tokenizer_json import (
+    after_special,
+    around,
+    decoder_of,
+    explained,
+    parse,
+    read_text,
+    without_beginning,
+)
+from pellucid.data.tokenizer_roles import NAMES, STOPS, Roles, roles_of
 from pellucid.errors import CheckpointError, DataError, UsageError
-from pellucid.files import write_text
+from pellucid.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     import tokenizers
 
 Progress = Callable[[int], None]  # told how many more bytes of text are done; whoever passes it owns the display
 END_OF_TEXT = "<|endoftext|>"
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+_LOCK = threading.RLock()  # a vocabulary's one switch, whether special tokens are seen in text, is turned under it
 
 # Where a text may be cut into words before merges are learned: contractions; letters with the one character before
 # them; up to three digits; punctuation with its line ends; indentation and space. The alternatives are those of
@@ -70,48 +86,78 @@ def sample(texts: Sequence[str], characters: int) -> Iterator[str]:
             seen += len(piece)
 
 
-def _byte_of_letter() -> dict[str, int]:
-    """The printable character by which byte-level vocabularies write each byte (Radford et al. 2019, GPT-2)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+def _spelled_pieces(inner: tokenizers.Tokenizer, roles: Roles) -> re.Pattern[str] | None:
+    """What a unigram model would find in a text that merely spells it: bytes, and the unknown token."""
+    from tokenizers.models import Unigram
+
+    if not isinstance(inner.model, Unigram):
+        return None
+    unknown = inner.id_to_token(roles.unk_id) if roles.unk_id is not None else None
+    return re.compile("|".join(["<0x[0-9A-F]{2}>", *([re.escape(unknown)] if unknown and len(unknown) > 1 else [])]))
 
 
 class Tokenizer:
-    """A byte-level BPE vocabulary (Sennrich et al. 2016, on bytes) with one special token, ``<|endoftext|>``.
+    """A vocabulary: BPE, WordPiece or Unigram, with special tokens that text never becomes, even where it spells them.
 
-    That token begins every document (``bos_id``) and ends it (``eos_id``): one id. Text never encodes to it, even text
-    in which it is written out.
+    The one that ``train`` makes is a byte-level BPE (Sennrich et al. 2016, on bytes) with one special token,
+    ``<|endoftext|>``, which begins every document and ends it: ``bos_id`` and ``eos_id`` are one id.
+    Published ones come from ``pellucid.data.tokenizer_files`` and ``pellucid.data.tokenizer_gguf``.
+
+    special: written form -> id of the special tokens. roles: what they are for; ``bos_id`` … ``chat_template`` are
+        its fields. is_plain: one of our own, which has no other roles.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer):
-        """Wrap a byte-level ``tokenizers.Tokenizer``; raises CheckpointError for any other kind."""
+    def __init__(self, inner: tokenizers.Tokenizer, roles: Roles | None = None):
+        """``roles`` None: those of our own byte-level vocabularies. Raises CheckpointError where it is not one."""
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True  # "<|endoftext|>" inside a text is text (this is not kept by its JSON)
-        self.inner = inner
-        end = inner.token_to_id(END_OF_TEXT)
-        if end is None:
-            raise CheckpointError(f"the tokenizer has no token {END_OF_TEXT!r}", "only such vocabularies can be used")
-        self.bos_id: int = end
-        self.eos_id: int = end
+        self.inner, self.is_plain = inner, roles is None
+        if roles is None:
+            end = inner.token_to_id(END_OF_TEXT)
+            if end is None:
+                raise CheckpointError(
+                    f"the tokenizer has no token {END_OF_TEXT!r}", "only such vocabularies can be used"
+                )
+            roles = Roles(bos_id=end, eos_id=end, stop_ids=(end,))
+        self.roles = roles
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = roles.bos_id, roles.eos_id, roles.pad_id, roles.unk_id
+        self.mask_id, self.stop_ids, self.chat_template = roles.mask_id, roles.stop_ids, roles.chat_template
+        added = inner.get_added_tokens_decoder()
+        self.special: dict[str, int] = {token.content: n for n, token in sorted(added.items()) if token.special}
+        self._never = frozenset(n for written, n in self.special.items() if len(written) > 1) - {self.unk_id}
+        self._literal = _spelled_pieces(inner, roles)
         self._bytes = self._table()
+        self._before, self._after = self._around()
 
     def _table(self) -> list[bytes]:
-        special = {number for number, token in self.inner.get_added_tokens_decoder().items() if token.special}
-        vocabulary = {number: token for token, number in self.inner.get_vocab(with_added_tokens=True).items()}
-        if sorted(vocabulary) != list(range(len(vocabulary))):
+        decoder = decoder_of(self.inner)
+        added = {token.content for token in self.inner.get_added_tokens_decoder().values()}
+        vocabulary = self.inner.get_vocab(with_added_tokens=True)
+        self._is_byte_level = is_byte_level(decoder)
+        if self.is_plain and sorted(vocabulary.values()) != list(range(len(vocabulary))):
             raise CheckpointError("the tokenizer's ids are not 0, 1, 2, …", "only such vocabularies can be used")
-        byte = _byte_of_letter()
-        try:
-            return [
-                b"" if number in special else bytes(byte[letter] for letter in vocabulary[number])
-                for number in range(len(vocabulary))
-            ]
-        except KeyError as error:
-            raise CheckpointError(
-                f"the tokenizer is not byte-level: a token has {error.args[0]!r}", "only byte-level BPE can be used"
-            ) from error
+        read, special = reader_of(decoder), set(self.special.values())
+        table = [b""] * (1 + max(vocabulary.values(), default=-1))
+        for written, number in vocabulary.items():
+            if self._is_byte_level and written not in added and (strange := strange_letter(written)):
+                raise CheckpointError(
+                    f"the tokenizer is not byte-level: a token has {strange!r}", "restore it from a copy"
+                )
+            table[number] = b"" if number in special else read(written)
+        if self.is_plain and not self._is_byte_level:
+            raise CheckpointError("the tokenizer is not byte-level", "only such vocabularies are trained here")
+        return table
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The tokens that are put before and after a text."""
+        if self.is_plain:
+            return [self.roles.bos_id or 0], []
+        with explained():
+            encoding = self.inner.encode("a")
+        kept = [place for place, added in enumerate(encoding.special_tokens_mask) if not added]
+        first, last = (kept[0], kept[-1] + 1) if kept else (len(encoding.ids), len(encoding.ids))
+        return encoding.ids[:first], encoding.ids[last:]
 
     @staticmethod
     def train(texts: Iterable[str], vocab_size: int, progress: Progress | None = None) -> Tokenizer:
@@ -152,26 +198,116 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are, the special one included."""
+        """One more than the largest id, special ones included."""
         return len(self._bytes)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether ``encode_prompt`` puts a token before the text: the begin-of-text token, or ``[CLS]``."""
+        return bool(self._before)
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether ``encode_prompt`` puts a token after the text: the end-of-text token, or ``[SEP]``."""
+        return bool(self._after)
 
     @cached_property
     def hash(self) -> str:
         """sha256 of the canonical JSON: equal exactly when two tokenizers are the same."""
-        canonical = json.dumps(json.loads(self.inner.to_str()), sort_keys=True, separators=(",", ":"))
+        content = json.loads(self.inner.to_str())
+        if not self.is_plain:
+            content = [content, asdict(self.roles)]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
-        """Token ids of ``text``, with ``<|endoftext|>`` before them if ``bos``."""
+        """Token ids of the text alone, with ``bos_id`` before them if ``bos`` (and there is one)."""
         ids = self.encode_batch([text])[0]
-        return [self.bos_id, *ids] if bos else ids
+        return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text as the model expects one: behind its begin-of-text token, or in ``[CLS]`` … ``[SEP]``."""
+        return [*self._before, *self.encode(text), *self._after]
+
+    def encode_pair(self, text: str, pair: str) -> tuple[list[int], list[int]]:
+        """Ids of two texts as the model expects a pair of them, and for each id which of the two it belongs to."""
+        list(pieces(text + pair))  # refuses what has no UTF-8 form
+        with _LOCK, explained():
+            encoding = self.inner.encode(text, pair)
+        return encoding.ids, encoding.type_ids
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are written out: they become their ids. Nothing is put around."""
+        list(pieces(text))
+        with _LOCK, explained():
+            self.inner.encode_special_tokens = False
+            try:
+                return self.inner.encode(text, add_special_tokens=False).ids
+            finally:
+                self.inner.encode_special_tokens = True
+
+    def encode_between(self, texts: Sequence[str], special: Sequence[str]) -> list[int]:
+        """Token ids of texts with special tokens between them: texts[0], special[0], texts[1], …, one text more.
+
+        As ``encode_marked`` of all in one, but that special tokens written out in the texts stay text.
+        """
+        flags = {token.content: token for token in self.inner.get_added_tokens_decoder().values()}
+        parts = list(texts)
+        for i, word in enumerate(special):  # some swallow the spaces beside them
+            parts[i] = parts[i].rstrip() if flags[word].lstrip else parts[i]
+            parts[i + 1] = parts[i + 1].lstrip() if flags[word].rstrip else parts[i + 1]
+        after = self._encode_texts(self._behind, parts[1:])
+        return self.encode(parts[0]) + [n for word, ids in zip(special, after, strict=True)
+                                        for n in (self.special[word], *ids)]  # fmt: skip
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of several texts at once, on all cores."""
+        return self._encode_texts(self.inner, texts)
+
+    def _encode_texts(self, first: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         parts = [list(pieces(text)) for text in texts]
-        flat = [piece for of_text in parts for piece in of_text]
-        encoded = iter(self.inner.encode_batch_fast(flat, add_special_tokens=False))
-        return [[number for _ in of_text for number in next(encoded).ids] for of_text in parts]
+        begun = iter(self._encode_all(first, [of_text[0] for of_text in parts]))
+        rest = [piece for of_text in parts for piece in of_text[1:]]
+        more = iter(self._encode_all(self._inside, rest) if rest else ())
+        return [[*next(begun), *(n for _ in of_text[1:] for n in next(more))] for of_text in parts]
+
+    def _encode_all(self, inner: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+        with _LOCK, explained():
+            found = [encoding.ids for encoding in inner.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            self._spell(inner, text) if self._has_special(text, ids) else ids
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
+    def _has_special(self, text: str, ids: list[int]) -> bool:
+        return not self._never.isdisjoint(ids) or bool(self._literal and self._literal.search(text))
+
+    def _spell(self, inner: tokenizers.Tokenizer, text: str) -> list[int]:
+        """Ids of a text of which some pieces were taken for special tokens: it is cut inside these."""
+        with _LOCK, explained():
+            encoding = inner.encode(text, add_special_tokens=False)
+        cuts = {
+            start + 1
+            for number, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+            if number in self._never and stop - start > 1
+        }
+        cuts |= {found.start() + 1 for found in self._literal.finditer(text)} if self._literal else set()
+        places = [0, *sorted(cuts), len(text)]
+        if len(places) == 2:  # one character that is written as a special token
+            return [number for number in encoding.ids if number not in self._never]
+        first, *rest = [text[start:stop] for start, stop in itertools.pairwise(places) if start < stop]
+        parts = [*self._encode_all(inner, [first]), *self._encode_all(self._inside, rest)]
+        return list(itertools.chain(*parts))
+
+    @cached_property
+    def _inside(self) -> tokenizers.Tokenizer:
+        """The vocabulary for what stands inside a text: some put a space before its first word."""
+        return without_beginning(self.inner)
+
+    @cached_property
+    def _behind(self) -> tokenizers.Tokenizer:
+        """The vocabulary for what stands behind a special token."""
+        return after_special(self.inner)
 
     def bytes_of(self, number: int) -> bytes:
         """The bytes one token stands for, b"" for a special one; raises DataError for an id out of range."""
@@ -186,7 +322,11 @@ class Tokenizer:
 
         Bytes that are not UTF-8 show as U+FFFD. Raises DataError for an id out of range.
         """
-        return b"".join(self.bytes_of(index(number)) for number in ids).decode("utf-8", errors="replace")
+        numbers = [index(number) for number in ids]
+        joined = b"".join(map(self.bytes_of, numbers))
+        if self._is_byte_level:
+            return joined.decode("utf-8", errors="replace")
+        return self.inner.decode(numbers, skip_special_tokens=True)
 
     def tokens_as_text(self, ids: Iterable[SupportsIndex]) -> list[str]:
         r"""Each token by itself, to be shown: a part of a character as ``\xNN``, a special token by its name."""
@@ -197,26 +337,50 @@ class Tokenizer:
         return raw.decode("utf-8", errors="backslashreplace") if raw else str(self.inner.id_to_token(number))
 
     def save(self, path: str | Path) -> None:
-        """Write ``tokenizer.json`` (the format of the ``tokenizers`` library), whole or not at all."""
-        write_text(Path(path), self.inner.to_str())
+        """Write ``tokenizer.json`` (the format of the ``tokenizers`` library), whole or not at all.
+
+        path: the file, or its folder. What our own vocabularies do not need, the roles of tokens and the chat template,
+        goes to ``tokenizer_config.json`` beside it, under the names that ``transformers`` reads.
+        """
+        file = path / FILE if (path := Path(path)).suffix != ".json" else path
+        write_text(file, self.inner.to_str())
+        if self.is_plain:
+            file.with_name(CONFIG).unlink(missing_ok=True)
+        else:
+            write_json(file.with_name(CONFIG), self._config())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write both files so that ``transformers`` encodes as ``encode_prompt`` does, for our own vocabularies too."""
+        if not self.is_plain:
+            self.save(folder)
+            return
+        config = json.loads(self.inner.to_str())
+        config["post_processor"] = around([(END_OF_TEXT, self.roles.bos_id or 0)], [])
+        write_text(Path(folder) / FILE, json.dumps(config, ensure_ascii=False))
+        write_json(Path(folder) / CONFIG, self._config())
+
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        for name in NAMES:
+            if (number := getattr(self.roles, f"{name}_id")) is not None:
+                config[f"{name}_token"] = self.inner.id_to_token(number)
+        if self._before in ([], [self.bos_id]) and self._after in ([], [self.eos_id]):
+            config |= {"add_bos_token": self.adds_bos, "add_eos_token": self.adds_eos}
+        config[STOPS] = [self.inner.id_to_token(number) for number in self.stop_ids]
+        return config | ({"chat_template": self.chat_template} if self.chat_template else {})
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
-        """Read what ``save`` wrote; raises CheckpointError when missing, damaged or not byte-level."""
-        import tokenizers
-
+        """Read what ``save`` wrote; raises CheckpointError when missing, damaged or not a tokenizer."""
+        path = Path(path)
+        inner, config = parse(read_text(path), str(path)), path.with_name(CONFIG)
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read: {error}", "restore it, or train a tokenizer again"
-            ) from error
-        try:
-            inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception for whatever is wrong with the JSON
-            raise CheckpointError(f"{path} is not a tokenizer: {error}", "restore it from a copy") from error
-        try:
-            return Tokenizer(inner)
+            if not config.is_file():
+                return Tokenizer(inner)
+            said = read_json(config, CheckpointError)
+            if not isinstance(said, dict):
+                raise CheckpointError(f"{CONFIG} beside it is not a JSON object", "restore it from a copy")
+            return Tokenizer(inner, roles_of(inner, said, {}, {}, CONFIG))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error.problem}", error.remedy) from error
 

@@ -1,0 +1,222 @@
+"""The tokenizer that a GGUF file carries in its metadata (the keys are those of llama.cpp's ``tokenizer.ggml.*``)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pellucid.data.tokenizer import Tokenizer
+from pellucid.data.tokenizer_build import (
+    BYTE_LEVEL,
+    Config,
+    Kind,
+    Normal,
+    Piece,
+    added,
+    byte_bpe,
+    sentence_bpe,
+    sentence_unigram,
+    word_piece,
+)
+from pellucid.data.tokenizer_json import around, build
+from pellucid.data.tokenizer_roles import Roles, make_special
+from pellucid.errors import CheckpointError
+
+_PREFIX = "tokenizer.ggml."
+_ROLES = {
+    "bos": "bos",
+    "eos": "eos",
+    "unknown": "unk",
+    "padding": "pad",
+    "mask": "mask",
+    "cls": "cls",
+    "seperator": "sep",
+}
+_GPT2 = BYTE_LEVEL | {"use_regex": True}
+_ONE_DIGIT = {"type": "Digits", "individual_digits": True}
+_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
+_SLASHED = _ENDS.replace(r"[\r\n]*", r"[\r\n/]*", 1)
+
+
+def _split(pattern: str) -> list[Config]:
+    return [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, BYTE_LEVEL]
+
+
+_LLAMA3 = _split(rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{_ENDS}")
+_QWEN2 = _split(rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{_ENDS}")
+_GPT4O = _split(rf"{_CASED[0]}{_SHORT}?|{_CASED[1]}{_SHORT}?|\p{{N}}{{1,3}}{_SLASHED}")
+_TEKKEN = _split(rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}{_SLASHED}")
+# tokenizer.ggml.pre -> how a text is cut into words. Those of which the published tokenizer.json is known.
+_WORDS: dict[str, list[Config]] = {
+    name: words
+    for names, words in (
+        ("default gpt-2 gpt2 phi-2 roberta-bpe jina-v1-en mpt olmo", [_GPT2]),
+        ("smollm starcoder refact command-r codeshell", [_ONE_DIGIT, _GPT2]),
+        ("llama-bpe llama3 llama-v3 falcon3 dbrx smaug-bpe", _LLAMA3),
+        ("qwen2 deepseek-r1-qwen stablelm2", _QWEN2),
+        ("gpt-4o llama4", _GPT4O),
+        ("tekken", _TEKKEN),
+    )
+    for name in names.split()
+}
+_COMPOSED = {"qwen2", "mpt", "olmo"}  # those that first write accents and letters as one character
+# A word that is a token is that token; where the file does not say it, these also begin texts with a token.
+_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"}
+_WRAPPED = {"roberta-bpe", "jina-v1-en"}  # between a token that begins a text and one that ends it
+# A GGUF names one token that ends a text, but chat models also end turns; these are theirs.
+_TURN_ENDS = """<|im_end|> <|eot_id|> <|eom_id|> <|end|> <|end_of_text|> <|endoftext|> <end_of_turn> <eos> </s> <EOT>
+    <|END_OF_TURN_TOKEN|>""".split()
+
+
+def from_metadata(metadata: Mapping[str, Any], where: str) -> Tokenizer:
+    """The tokenizer in a GGUF's ``metadata``; ``where`` names the file in errors.
+
+    Raises CheckpointError where a key is missing, of a wrong type, or says what is not known here.
+    """
+    try:
+        return _Metadata(metadata, where).tokenizer()
+    except CheckpointError as error:
+        problem = error.problem if error.problem.startswith(where) else f"{where}: {error.problem}"
+        raise CheckpointError(problem, error.remedy or "get the file from another source") from error
+
+
+class _Metadata:
+    """``tokenizer.ggml.*``, read key by key with the types checked."""
+
+    def __init__(self, metadata: Mapping[str, Any], where: str):
+        self.all, self.where = metadata, where
+        self.pieces = self._pieces()
+
+    def tokenizer(self) -> Tokenizer:
+        model, pre = self.get("model", str), self.get("pre", str, "default")
+        config, begun, ended = self._config(model, pre)
+        begins, ends = self.get("add_bos_token", bool, begun), self.get("add_eos_token", bool, ended)
+        ids = {role: self._id(f"{name}_token_id") for name, role in _ROLES.items()}
+        if model == "bert":
+            ids["cls"] = ids["cls"] if ids["cls"] is not None else ids["bos"]
+            before, after, ids["bos"], ids["eos"] = ids["cls"], ids["sep"], None, None
+        else:
+            before, after = ids["bos"] if begins else None, ids["eos"] if ends else None
+        ends_of = [[(self.pieces[number].text, number)] if number is not None else [] for number in (before, after)]
+        config["post_processor"] = around(ends_of[0], ends_of[1])
+        inner = build(config, self.where)
+        make_special(inner, {number for number in (ids["bos"], ids["eos"]) if number is not None})
+        stops, numbered = self._stops(ids["eos"]), {f"{role}_id": number for role, number in ids.items()}
+        return Tokenizer(inner, Roles(**numbered, stop_ids=stops, chat_template=self._template()))
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        value = self.all.get(_PREFIX + key, default)
+        if not isinstance(value, kind):
+            problem = "is missing" if value is None else f"is {str(value)[:80]!r}"
+            raise CheckpointError(f"{_PREFIX}{key} {problem}", f"it must be of type {kind.__name__}")
+        return value
+
+    def _pieces(self) -> list[Piece]:
+        tokens = self.get("tokens", Sequence)
+        scores = self._beside(tokens, "scores", 0.0)
+        kinds = self._beside(tokens, "token_type", int(Kind.NORMAL))
+        for number, token in enumerate(tokens):
+            if not isinstance(token, str):
+                raise CheckpointError(f"{_PREFIX}tokens: token {number} is {str(token)[:80]!r}", "it must be text")
+        return [Piece(*entry) for entry in zip(tokens, scores, kinds, strict=True)]
+
+    def _beside(self, tokens: Sequence[Any], key: str, default: int | float) -> Sequence[Any]:
+        values = self.get(key, Sequence, [default] * len(tokens))
+        if len(values) != len(tokens) or not all(isinstance(v, int | float) for v in values):
+            raise CheckpointError(
+                f"{_PREFIX}{key} has {len(values)} entries, for {len(tokens)} tokens", "it needs one number for each"
+            )
+        return [type(default)(value) for value in values]
+
+    def _id(self, key: str) -> int | None:
+        number = self.all.get(_PREFIX + key)
+        if number is None or number in (-1, 0xFFFFFFFF):  # llama.cpp's "there is none"
+            return None
+        if not isinstance(number, int) or not 0 <= number < len(self.pieces):
+            raise CheckpointError(f"{_PREFIX}{key} is {number!r}", f"there are {len(self.pieces)} tokens")
+        return number
+
+    def _config(self, model: str, pre: str) -> tuple[Config, bool, bool]:
+        """The tokenizer.json, and whether texts begin and end with a token where the file does not say it."""
+        normal = Normal(
+            base64.b64decode(charsmap) if isinstance(charsmap := self._charsmap(), str) else bytes(charsmap),
+            prefix=self.get("add_space_prefix", bool, True),
+            squeeze=self.get("remove_extra_whitespaces", bool, False),
+        )
+        match model:
+            case "llama":
+                return sentence_bpe(self._with_unknown(), normal), True, False
+            case "t5":
+                return sentence_unigram(self._with_unknown(), normal), False, True
+            case "bert":
+                return self._bert(), True, True
+            case "gpt2":
+                return self._bpe(pre), pre in _WHOLE_WORDS | _WRAPPED, pre in _WRAPPED
+            case _:
+                raise CheckpointError(f"{_PREFIX}model is {model!r}", "known: llama, gpt2, bert, t5")
+
+    def _charsmap(self) -> Any:
+        value = self.all.get(f"{_PREFIX}precompiled_charsmap", b"")
+        if isinstance(value, str | bytes) or (
+            isinstance(value, Sequence) and all(isinstance(byte, int) and -128 <= byte < 256 for byte in value)
+        ):
+            return value if isinstance(value, str | bytes) else [byte % 256 for byte in value]
+        raise CheckpointError(f"{_PREFIX}precompiled_charsmap is {str(value)[:80]}", "it must be bytes")
+
+    def _with_unknown(self) -> list[Piece]:
+        """Converters often write the unknown token as one more control token: its id tells."""
+        unknown = self._id("unknown_token_id")
+        return [
+            Piece(piece.text, piece.score, Kind.UNKNOWN) if number == unknown and piece.kind == Kind.CONTROL else piece
+            for number, piece in enumerate(self.pieces)
+        ]
+
+    def _bpe(self, pre: str) -> Config:
+        if pre not in _WORDS:
+            raise CheckpointError(f"{_PREFIX}pre is {pre!r}", f"known: {', '.join(sorted(_WORDS))}")
+        merges = list(self._merges())
+        composed = {"type": "NFC"} if pre in _COMPOSED else None
+        return byte_bpe(self._vocab(), merges, added(self.pieces), _WORDS[pre], composed, pre in _WHOLE_WORDS)
+
+    def _merges(self) -> Iterator[list[str]]:
+        for number, merge in enumerate(self.get("merges", Sequence)):
+            if not isinstance(merge, str) or len(pair := merge.split(" ")) != 2:
+                raise CheckpointError(
+                    f"{_PREFIX}merges: merge {number} is {str(merge)[:80]!r}", "two tokens, one space"
+                )
+            yield pair
+
+    def _vocab(self) -> dict[str, int]:
+        vocab: dict[str, int] = {}
+        for number, piece in enumerate(self.pieces):
+            if vocab.setdefault(piece.text, number) != number:
+                raise CheckpointError(f"tokens {vocab[piece.text]} and {number} are both {piece.text[:80]!r}")
+        return vocab
+
+    def _bert(self) -> Config:
+        """A WordPiece vocabulary; GGUF marks the beginnings of words where BERT's own file marks continuations."""
+        control = (Kind.CONTROL, Kind.UNKNOWN)
+        self.pieces = [
+            piece if piece.kind in control or piece.text.startswith("[")
+            else Piece(piece.text[1:] if piece.text.startswith("▁") else "##" + piece.text, piece.score, piece.kind)
+            for piece in self.pieces
+        ]  # fmt: skip
+        words = (piece.text for piece in self.pieces if piece.kind not in control and piece.text[:1] != "[")
+        lowercase = not any(word != word.lower() for word in words)
+        return word_piece(self._vocab(), added(self.pieces), lowercase)
+
+    def _stops(self, eos: int | None) -> tuple[int, ...]:
+        """Every token that ends a text or a turn: those the file names, and those with a name that says so."""
+        named = {self._id(f"{name}_token_id") for name in ("eot", "eom")} | {eos}
+        known = {n for n, piece in enumerate(self.pieces) if piece.kind == Kind.CONTROL and piece.text in _TURN_ENDS}
+        return tuple(sorted(number for number in named | known if number is not None))
+
+    def _template(self) -> str | None:
+        template = self.all.get("tokenizer.chat_template")
+        if template is not None and not isinstance(template, str):
+            raise CheckpointError(f"tokenizer.chat_template is {str(template)[:80]}", "it must be a text")
+        return template

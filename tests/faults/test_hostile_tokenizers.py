@@ -1,0 +1,427 @@
+"""Tokenizers from strangers: each is refused by name, or read, in bounded time; nothing else comes of them."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pellucid.data.tokenizer import Tokenizer
+from pellucid.data.tokenizer_files import load_tokenizer
+from pellucid.data.tokenizer_gguf import from_metadata
+from pellucid.data.tokenizer_limits import nested
+from pellucid.errors import CheckpointError, DataError
+
+Json = dict[str, Any]
+LETTERS = {letter: number for number, letter in enumerate("abcde<>/sx12 ")}
+TOKEN = {"id": len(LETTERS), "content": "<|end|>", "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}  # fmt: skip
+BPE: Json = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [TOKEN],
+    "normalizer": None,
+    "pre_tokenizer": None,
+    "post_processor": None,
+    "decoder": {"type": "Fuse"},
+    "model": {
+        "type": "BPE",
+        "vocab": {**LETTERS, "ab": 14, "abc": 15, "<|end|>": 13},
+        "merges": [["a", "b"], ["ab", "c"]],
+        "unk_token": None,
+    },
+}
+UNIGRAM: Json = BPE | {
+    "added_tokens": [],
+    "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0], ["ab", -1.5], ["</s>", -1.0]]},
+}
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """The time of this process alone: others may want the processor, too."""
+    start = time.process_time()
+    yield
+    assert time.process_time() - start < seconds
+
+
+def written(tokenizer: Any, folder: Path, **files: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    for name, value in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    return folder
+
+
+def changed(base: Json, change: Callable[[Json], object]) -> Json:
+    config = copy.deepcopy(base)
+    change(config)
+    return config
+
+
+def put(*path: str | int, value: Any) -> Callable[[Json], None]:
+    def change(config: Any) -> None:
+        for key in path[:-1]:
+            config = config[key]
+        config[path[-1]] = value
+
+    return change
+
+
+def split(pattern: str) -> Callable[[Json], None]:
+    return put("pre_tokenizer", value={"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+                                       "invert": False})  # fmt: skip
+
+
+def charsmap(blob: bytes) -> Callable[[Json], None]:
+    return put(
+        "normalizer", value={"type": "Precompiled", "precompiled_charsmap": base64.b64encode(blob).decode("ascii")}
+    )
+
+
+def template(*ids: int, known: bool = True) -> Json:
+    pieces = [{"SpecialToken": {"id": "<|end|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"<|end|>": {"id": "<|end|>", "ids": list(ids), "tokens": ["<|end|>"] * len(ids)}} if known else {}
+    return {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
+
+
+def prepend(text: str) -> Json:
+    return {"type": "Prepend", "prepend": text}
+
+
+WORD = {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "vocab": {"a": 0}}
+JSON_CASES: dict[str, tuple[Any, str]] = {
+    "truncated": (json.dumps(BPE)[:300], "not a tokenizer"),
+    "not json": ("hello", "not a tokenizer"),
+    "a list": ([], "not an object"),
+    "nothing": ({}, "no object 'model'"),
+    "deep": ("[" * 100_000, "not a tokenizer"),
+    "deep steps": (
+        json.dumps(BPE).replace('"pre_tokenizer": null', '"pre_tokenizer": ' + '{"type":"Sequence","pretokenizers":['
+                                * 5000 + "]}" * 5000),
+        "not a tokenizer",
+    ),
+    "unknown model": (changed(BPE, put("model", "type", value="Oracle")), "type 'Oracle'"),
+    "vocabulary a list": (changed(BPE, put("model", "vocab", value=["a"])), "wrong type"),
+    "vocabulary empty": (changed(BPE, put("model", "vocab", value={})), "missing"),
+    "id a text": (changed(BPE, put("model", "vocab", "a", value="0")), "has the id '0'"),
+    "id negative": (changed(BPE, put("model", "vocab", "a", value=-1)), "has the id -1"),
+    "id of 2^40": (changed(BPE, put("model", "vocab", "a", value=2**40)), "has the id 1099511627776"),
+    "id of 2^31": (changed(BPE, put("model", "vocab", "a", value=2**31)), "has the id 2147483648"),
+    "two tokens, one id": (changed(BPE, put("model", "vocab", "a", value=1)), "'a' and 'b' have the same id 1"),
+    "long token": (changed(BPE, put("model", "vocab", "a" * 5000, value=16)), "token 16 has 5,000 characters"),
+    "merge of a missing token": (changed(BPE, put("model", "merges", 0, value=["a", "zz"])), "merge 0 needs .*'zz'"),
+    "merge into a missing token": (changed(BPE, put("model", "merges", 0, value=["a", "d"])), "merge 0 needs .*'ad'"),
+    "merge of three": (changed(BPE, put("model", "merges", 0, value=["a", "b", "c"])), "merge 0 is"),
+    "merge of one": (changed(BPE, put("model", "merges", 0, value="ab")), "merge 0 is"),
+    "merge of numbers": (changed(BPE, put("model", "merges", 0, value=[1, 2])), "merge 0"),
+    "merges a text": (changed(BPE, put("model", "merges", value="ab")), "merges are not a list"),
+    "random encoding": (changed(BPE, put("model", "dropout", value=0.5)), "dropout 0.5"),
+    "unigram score": (changed(UNIGRAM, put("model", "vocab", 1, value=["a", "x"])), "entry 1"),
+    "unigram score not finite": (json.dumps(UNIGRAM).replace("-1.5", "-1e999"), "entry 2"),
+    "unigram unknown id": (changed(UNIGRAM, put("model", "unk_id", value=9)), "UnkIdNotInVocabulary"),
+    "unigram long piece": (changed(UNIGRAM, put("model", "vocab", 1, value=["a" * 2000, -1.0])), "entry 1"),
+    "words of any length": (changed(BPE, put("model", value=WORD | {"max_input_chars_per_word": 10**9})), "max_input"),
+    "added token beyond": (changed(BPE, put("added_tokens", 0, "id", value=999)), "'<|end|>' has the id 999"),
+    "added token empty": (changed(BPE, put("added_tokens", 0, "content", value="")), "added token ''"),
+    "added token long": (
+        changed(BPE, put("added_tokens", value=[TOKEN, TOKEN | {"id": 16, "content": "y" * 9999}])), "9,999 characters"
+    ),
+    "added tokens a text": (changed(BPE, put("added_tokens", value="x")), "added_tokens"),
+    "unknown normalizer": (changed(BPE, put("normalizer", value={"type": "Run"})), "not a tokenizer"),
+    "unknown pre-tokenizer": (changed(BPE, put("pre_tokenizer", value={"type": "Run"})), "not a tokenizer"),
+    "unknown decoder": (changed(BPE, put("decoder", value={"type": "CTC", "pad_token": "a", "word_delimiter_token": "b",
+                                                          "cleanup": True})), "decoder .*CTC"),
+    "bad pattern": (changed(BPE, split("(((")), "not a tokenizer|pattern"),
+    "nested repetition": (changed(BPE, split("(a+)+$")), "repeats"),
+    "nested bounded repetition": (changed(BPE, split("(?:[ab]{1,64})+!")), "repeats"),
+    "ambiguous repetition": (changed(BPE, split("(?:a|a)*$")), "takes longer|gave up|not a tokenizer"),
+    "cubic pattern": (changed(BPE, split(r"a*a*a*a*(?!\x00)[^a]")), "takes longer|not a tokenizer"),
+    "empty pattern": (
+        changed(BPE, put("normalizer", value={"type": "Replace", "pattern": {"String": ""}, "content": "x"})), "empty"
+    ),
+    "growing text": (
+        changed(BPE, put("normalizer", value={"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000})),
+        "content has 1,000 characters",
+    ),
+    "long beginning": (changed(BPE, put("normalizer", value=prepend("a" * 10**6))), "prepend has 1,000,000"),
+    "many steps": (
+        changed(BPE, put("normalizer", value={"type": "Sequence", "normalizers": [prepend("a")] * 100})), "64 steps"
+    ),
+    "charsmap no base64": (
+        changed(BPE, put("normalizer", value={"type": "Precompiled", "precompiled_charsmap": "%"})), "damaged"
+    ),
+    "charsmap short": (changed(BPE, charsmap(b"\x01")), "damaged"),
+    "charsmap announces too much": (changed(BPE, charsmap(b"\xff\xff\xff\x7f" + bytes(20))), "announces"),
+    "charsmap random": (changed(BPE, charsmap(b"\x08\0\0\0" + bytes(range(1, 60)))), "charsmap|not a tokenizer"),
+    "charsmap that multiplies": (changed(BPE, charsmap(b"\x04\0\0\0" + bytes(4) + b"x" * 10**6)), "into 1,000,000"),
+    "ends without a token": (changed(BPE, put("post_processor", value=template(known=False))), "not a tokenizer"),
+    "ends of a strange id": (changed(BPE, put("post_processor", value=template(99))), "the id 99"),
+    "a thousand ends": (changed(BPE, put("post_processor", value=template(*[13] * 1000))), "1000 tokens around"),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("case", JSON_CASES)
+def test_a_tokenizer_json_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    config, message = JSON_CASES[case]
+    folder = written(config, tmp_path)
+    with within(8), pytest.raises(CheckpointError, match=rf"(?s)tokenizer\.json.*({message})"):
+        load_tokenizer(folder)
+
+
+def test_the_same_files_unchanged_are_read(tmp_path: Path) -> None:
+    assert load_tokenizer(written(BPE, tmp_path / "bpe")).encode("abcd") == [15, 3]
+    assert load_tokenizer(written(UNIGRAM, tmp_path / "unigram")).encode("aba") == [2, 1]
+
+
+NOT_AN_OBJECT: list[Any] = [[], "text", 1, None]
+CONFIG_CASES: dict[str, tuple[Json, str]] = {
+    "token a number": ({"eos_token": 5}, "eos_token is 5"),
+    "token not there": ({"bos_token": "<nowhere>"}, "'<nowhere>' is not in the vocabulary"),
+    "template a number": ({"chat_template": 1}, "chat_template is 1"),
+    "template an object": ({"chat_template": {"default": "x"}}, "chat_template"),
+    "extra tokens a text": ({"additional_special_tokens": "abc"}, "additional_special_tokens is abc"),
+    "added tokens a list": ({"added_tokens_decoder": [1]}, "added tokens"),
+    "added token without content": ({"added_tokens_decoder": {"5": {}}}, "added token 5"),
+    "added id of 2^40": ({"added_tokens_decoder": {str(2**40): {"content": "<n>"}}}, "has the id 1099511627776"),
+    "added id a text": ({"added_tokens_decoder": {"five": {"content": "<n>"}}}, "added tokens"),
+    "bos a text": ({"add_bos_token": "yes"}, "add_bos_token is 'yes'"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG_CASES)
+def test_a_tokenizer_config_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    config, message = CONFIG_CASES[case]
+    with within(5), pytest.raises(CheckpointError, match=message):
+        load_tokenizer(written(BPE, tmp_path, tokenizer_config=config))
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config", "special_tokens_map", "generation_config", "added_tokens", "config"]
+)
+def test_configs_that_are_no_objects_are_refused(name: str, tmp_path: Path) -> None:
+    for value in NOT_AN_OBJECT:
+        with pytest.raises(CheckpointError, match=name):
+            load_tokenizer(written(BPE, tmp_path, **{name: value}))
+
+
+def test_an_eos_id_of_a_wrong_type_is_refused(tmp_path: Path) -> None:
+    for value in ("2", [1, "x"], 1.5, True, {}):
+        with pytest.raises(CheckpointError, match="token id"):
+            load_tokenizer(written(BPE, tmp_path, generation_config={"eos_token_id": value}))
+
+
+def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
+    files = {
+        "empty": ({}, "holds no tokenizer"),
+        "words": ({"vocab.txt": b"a\na\n[UNK]"}, r"vocab\.txt has 3 lines"),
+        "no unknown": ({"vocab.txt": b"a\nb\n"}, r"\[UNK\]"),
+        "bytes": ({"vocab.txt": b"\xff\xfe"}, r"vocab\.txt cannot be read"),
+        "sentences": ({"tokenizer.model": b"\x00garbage"}, "not a SentencePiece model"),
+        "no sentences": ({"spiece.model": b""}, "0 pieces"),
+        "merges": ({"vocab.json": b"[]", "merges.txt": b"a b"}, "wrong type"),
+        "merges of one": ({"vocab.json": b'{"a": 0}', "merges.txt": b"a"}, "merge 0"),
+        "marian": ({"vocab.json": b'{"a": 7}', "source.spm": b"", "target.spm": b""}, "does not number its tokens"),
+    }
+    for name, (contents, message) in files.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, content in contents.items():
+            (folder / file).write_bytes(content)
+        with within(5), pytest.raises(CheckpointError, match=message):
+            load_tokenizer(folder)
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+MERGED = {"a" * 2**n: n for n in range(8)}
+LONG: dict[str, Json] = {
+    "byte-level BPE": changed(BPE, put("model", value={
+        "type": "BPE", "vocab": MERGED, "merges": [["a" * 2**n] * 2 for n in range(7)]})) | {"added_tokens": []},
+    "unigram": changed(UNIGRAM, put("model", "vocab", value=[["<unk>", 0.0], *(["a" * n, -1.0 - 1 / n]
+                                                                              for n in range(1, 65))])),
+    "words": BPE | {"added_tokens": [], "model": WORD | {"vocab": {"[UNK]": 0, "a": 1, "##a": 2}, "unk_token": "[UNK]",
+                                                         "max_input_chars_per_word": 512},
+                    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": False}},
+}  # fmt: skip
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", LONG)
+def test_a_megabyte_of_one_character_takes_bounded_time(kind: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(written(LONG[kind], tmp_path))
+    with within(20):
+        assert tokenizer.encode("a" * 10**6)
+        tokenizer.encode(" " * 10**6 if kind == "words" else "a " * 1000)
+
+
+def test_text_that_a_pattern_gives_up_on_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    config = changed(BPE, split(r"(?:12|1|2)*(?!\x00)[^12]"))  # harmless, until both ways of reading "12" are tried
+    tokenizer = load_tokenizer(written(config, tmp_path))
+    tokenizer.encode("1" * 1000)
+    with within(20), pytest.raises(DataError, match=r"gave up on this text.*retry-limit"):
+        tokenizer.encode("12" * 100 + "\x00")
+
+
+def test_text_never_becomes_a_special_token(tmp_path: Path) -> None:
+    reachable = changed(
+        UNIGRAM, put("model", "vocab", value=[*UNIGRAM["model"]["vocab"], *([c, -9.0] for c in "</s>")])
+    )
+    tokenizer = load_tokenizer(written(reachable, tmp_path, tokenizer_config={"eos_token": "</s>"}))
+    assert tokenizer.special == {"</s>": 3}
+    for text in ("</s>", "a</s></s>ab", "</s>" * 20_000):
+        with within(20):
+            ids = tokenizer.encode(text)
+        assert 3 not in ids
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.encode_marked("a</s>") == [1, 3]
+
+
+def test_which_patterns_repeat_what_they_repeat() -> None:
+    known = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for fine in (known, "a+b+", "(?:ab)?c*", r"[()+*]+", r"\(a+\)+", r"(?:\d{3})*", "x{3}", "[]*]+"):
+        assert not nested(fine)
+    for bad in ("(a+)+", "(?:a*)*", "((a+))*", "(a+b?){2,}", "(?:x|y+)+z", "(a{1,9})*", r"(?:[)]+)*"):
+        assert nested(bad)
+
+
+# --- GGUF ------------------------------------------------------------------------------------------------------------
+
+SPM = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁ab"],
+    "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -5.0, -6.0, -7.0, -1.0, -2.0],
+    "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1, 1, 1],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
+GPT2 = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["a", "b", "ab", "<|end|>"],
+    "tokenizer.ggml.token_type": [1, 1, 1, 3],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.eos_token_id": 3,
+}
+GGUF_CASES: dict[str, tuple[Json, str]] = {
+    "no model": ({"tokenizer.ggml.model": None}, "model is missing"),
+    "unknown model": ({"tokenizer.ggml.model": "rwkv"}, "model is 'rwkv'"),
+    "no tokens": ({"tokenizer.ggml.tokens": None}, "tokens is missing"),
+    "tokens a number": ({"tokenizer.ggml.tokens": 5}, "tokens is '5'"),
+    "token a number": ({"tokenizer.ggml.tokens": [1] * 8}, "token 0 is"),
+    "token empty": ({"tokenizer.ggml.tokens": ["", *"abcdefg"]}, "token 0 is empty"),
+    "token twice": ({"tokenizer.ggml.tokens": ["a", "a", *"bcdefg"]}, "token 1 is 'a'"),
+    "scores few": ({"tokenizer.ggml.scores": [0.0]}, "scores has 1 entries, for 8"),
+    "scores texts": ({"tokenizer.ggml.scores": ["x"] * 8}, "scores"),
+    "score not finite": ({"tokenizer.ggml.scores": [0.0] * 7 + [float("nan")]}, "the score nan"),
+    "types few": ({"tokenizer.ggml.token_type": []}, "token_type has 0 entries"),
+    "eos beyond": ({"tokenizer.ggml.eos_token_id": 8}, "eos_token_id is 8"),
+    "eos a text": ({"tokenizer.ggml.eos_token_id": "2"}, "eos_token_id is '2'"),
+    "bos switch a number": ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token is '1'"),
+    "template a list": ({"tokenizer.chat_template": ["x"]}, "chat_template is"),
+    "charsmap a number": ({"tokenizer.ggml.precompiled_charsmap": 1}, "precompiled_charsmap is 1"),
+    "charsmap random": ({"tokenizer.ggml.precompiled_charsmap": list(range(50))}, "charsmap"),
+    "long pieces": ({"tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(c * 20_000 for c in "abcde")]}, "too long"),
+}
+GPT2_CASES: dict[str, tuple[Json, str]] = {
+    "unknown pre": ({"tokenizer.ggml.pre": "klingon"}, "pre is 'klingon'"),
+    "no merges": ({"tokenizer.ggml.merges": None}, "merges is missing"),
+    "merge of one": ({"tokenizer.ggml.merges": ["ab"]}, "merge 0 is 'ab'"),
+    "merge a number": ({"tokenizer.ggml.merges": [1]}, "merge 0 is '1'"),
+    "merge of a missing token": ({"tokenizer.ggml.merges": ["a z"]}, "merge 0 needs the token 'z'"),
+    "merge cycle": ({"tokenizer.ggml.merges": ["ab a", "a ab"]}, "merge 0 needs the token 'aba'"),
+    "token twice": ({"tokenizer.ggml.tokens": ["a", "a", "ab", "<|end|>"]}, "tokens 0 and 1 are both 'a'"),
+    "not byte-level": ({"tokenizer.ggml.tokens": ["a", "漢", "ab", "<|end|>"], "tokenizer.ggml.merges": []}, "'漢'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "case"), [*((SPM, case) for case in GGUF_CASES), *((GPT2, case) for case in GPT2_CASES)],
+    ids=[*GGUF_CASES, *GPT2_CASES],
+)  # fmt: skip
+def test_gguf_metadata_is_refused_by_name(base: Json, case: str) -> None:
+    change, message = (GGUF_CASES if base is SPM else GPT2_CASES)[case]
+    metadata = {key: value for key, value in (base | change).items() if value is not None}
+    with within(8), pytest.raises(CheckpointError, match=rf"model\.gguf: .*{message}"):
+        from_metadata(metadata, "model.gguf")
+
+
+def test_the_same_metadata_unchanged_is_read() -> None:
+    assert from_metadata(SPM, "model.gguf").encode_prompt("ab") == [1, 7]
+    assert from_metadata(GPT2, "model.gguf").encode("ab") == [2]
+
+
+# --- anything at all ------------------------------------------------------------------------------------------------
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**40) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Every place in a JSON value."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+RICH = changed(BPE, split(r"\s+")) | {
+    "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, prepend("a")]},
+    "post_processor": template(13),
+}
+RICH_PLACES = list(places(RICH))
+
+
+def try_out(tokenizer: Tokenizer) -> None:
+    """What was read can be used: only typed errors come of it."""
+    try:
+        ids = tokenizer.encode_prompt("abc <|end|> d")
+        tokenizer.decode(number for number in ids if number < tokenizer.vocab_size)
+        tokenizer.tokens_as_text(number for number in ids if number < tokenizer.vocab_size)
+        tokenizer.encode_marked("<|end|>")
+    except DataError:
+        pass
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(RICH_PLACES), values)
+def test_any_value_anywhere_in_a_tokenizer_json_is_read_or_refused(path: tuple[str | int, ...], value: Any) -> None:
+    from pellucid.data.tokenizer_json import parse
+    from pellucid.data.tokenizer_roles import roles_of
+
+    with within(5):
+        try:
+            inner = parse(json.dumps(changed(RICH, put(*path, value=value))), "tokenizer.json")
+            tokenizer = Tokenizer(inner, roles_of(inner, {}, {}, {}, "tokenizer.json"))
+        except CheckpointError:
+            return
+        try_out(tokenizer)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from([SPM, GPT2]), st.data())
+def test_any_value_in_gguf_metadata_is_read_or_refused(base: Json, data: st.DataObject) -> None:
+    metadata = copy.deepcopy(base)
+    path = data.draw(st.sampled_from(list(places(metadata))))
+    put(*path, value=data.draw(values))(metadata)
+    with within(5):
+        try:
+            tokenizer = from_metadata(metadata, "model.gguf")
+        except CheckpointError:
+            return
+        try_out(tokenizer)
