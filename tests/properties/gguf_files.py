@@ -1,0 +1,85 @@
+"""GGUF files for tests: tiny models of every architecture, and files whose contents are changed on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFWriter
+
+from pellucid.families.gguf_file import GGUFFile
+from pellucid.families.gguf_write import _add, to_gguf
+from pellucid.families.registry import spec_of
+from pellucid.nn.models import build_model
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "rope_theta": 500.0,
+}
+MODERN = {**COMMON, "num_key_value_heads": 2, "rms_norm_eps": 1e-3}
+WIDE = {**MODERN, "head_dim": 24}
+WINDOWED = {**WIDE, "query_pre_attn_scalar": 24, "sliding_window": 8}
+BY_PARTS = {"factor": 4.0, "original_max_position_embeddings": 24, "low_freq_factor": 0.5, "high_freq_factor": 2.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **MODERN},
+    "llama, tied": {"model_type": "llama", **MODERN, "tie_word_embeddings": True},
+    "llama, biases": {"model_type": "llama", **MODERN, "attention_bias": True, "mlp_bias": True},
+    "llama, wide heads": {"model_type": "llama", **WIDE},
+    "llama, linear": {"model_type": "llama", **MODERN, "rope_scaling": LINEAR},
+    "llama, yarn": {"model_type": "llama", **MODERN, "rope_scaling": YARN},
+    "llama, by parts": {"model_type": "llama", **MODERN, "rope_scaling": {"rope_type": "llama3", **BY_PARTS}},
+    "mixtral": {"model_type": "mixtral", **MODERN, "num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen2": {"model_type": "qwen2", **MODERN},
+    "qwen3": {"model_type": "qwen3", **WIDE},
+    "gemma": {"model_type": "gemma", **WIDE, "hidden_act": "gelu_pytorch_tanh"},
+    "gemma2": {"model_type": "gemma2", **WINDOWED},
+    "gemma3": {"model_type": "gemma3_text", **WINDOWED, "num_hidden_layers": 7},
+    "gemma3, linear": {"model_type": "gemma3_text", **WINDOWED, "rope_scaling": LINEAR},
+    "gpt2": {"model_type": "gpt2", "vocab_size": 61, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "neox": {"model_type": "gpt_neox", **COMMON, "layer_norm_eps": 1e-3, "rotary_pct": 0.25},
+    "neox, one after the other": {"model_type": "gpt_neox", **COMMON, "use_parallel_residual": False},
+}
+
+
+def model_of(config: dict[str, Any]) -> Any:
+    """A model of this config, every weight of it moved away from where it would begin."""
+    model = build_model(spec_of(config)[0])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def written(model: Any, folder: Path, quantisation: Any = "f32") -> Path:
+    """The model's file in that folder."""
+    to_gguf(model, folder / "model.gguf", quantisation)
+    return folder / "model.gguf"
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Path:
+    """The same file again, its metadata and float32 tensors changed in place by ``change``."""
+    file = GGUFFile(path)
+    metadata, tensors = dict(file.metadata), {name: file.read(name).numpy() for name in file.tensors}
+    change(metadata, tensors)
+    changed = path.with_name("changed.gguf")
+    writer = GGUFWriter(changed, metadata.get("general.architecture", "none"))
+    for key, value in metadata.items():
+        _add(writer, key, value)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, np.ascontiguousarray(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return changed
