@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pellucid.batch import IGNORE, Batch, Tokens
-from pellucid.families.table import Table, load_weights, to_theirs
+from pellucid.families.registry import config_of, spec_of
+from pellucid.families.table import Table, export_weights, load_weights, to_theirs
 from pellucid.nn.models import Decoder, build_model
 from pellucid.spec import BlockSpec, ModelSpec
 
@@ -31,6 +37,13 @@ def noisy(model: nn.Module, seed: int = 0) -> Any:
     return model.eval()
 
 
+def random_theirs(model_type: str, *settings: dict[str, Any]) -> Any:
+    """Their causal language model with random weights; later settings replace earlier ones."""
+    torch.manual_seed(0)
+    merged = {name: deepcopy(value) for each in settings for name, value in each.items()}  # theirs completes some
+    return noisy(AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **merged)))
+
+
 def config_json(model: Any) -> dict[str, Any]:
     """The config as its file has it, defaults written out."""
     return json.loads(model.config.to_json_string(use_diff=False))
@@ -45,6 +58,13 @@ def ours(family: ModuleType, theirs: Any) -> Any:
     model = build_model(family.to_spec(config_json(theirs)))
     load_weights(model, theirs.state_dict(), table_of(family, model.spec))
     return model.eval()
+
+
+def as_in_memory(family: ModuleType, model: Any, theirs: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor a weight of ours under the names that their module has; their files may have others."""
+    table, names = table_of(family, model.spec), theirs.state_dict().keys()
+    each = (to_theirs(tensors, version) for version in (table, *table.versions))
+    return next(given for given in each if given.keys() <= names)
 
 
 def random_ids(batch: int = BATCH, time: int = TIME) -> Tensor:
@@ -129,10 +149,82 @@ def loss_gradient_gap(family: ModuleType, model: Any, theirs: Any, batch: Batch,
     loss.backward()
     their_loss.backward()
     named = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    grads = to_theirs(named, table_of(family, model.spec))
+    grads = as_in_memory(family, model, theirs, named)
     expected = {name: p.grad for name, p in theirs.named_parameters()}
     assert grads.keys() - {name for name, _ in theirs.named_buffers()} == expected.keys()
     return max(relative(grads[name], want) for name, want in expected.items())
+
+
+def exported(model: Decoder, folder: Path, model_type: str | None = None) -> Any:
+    """Our model as their library opens it from files; every weight of ours is used, and none of theirs is missing."""
+    config, table = config_of(model.spec, model_type)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(export_weights(model, table), folder / "model.safetensors", {"format": "pt"})
+    opened: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    theirs, info = opened
+    assert not any(info.values()), info
+    if "num_experts_per_tok" in config:
+        theirs.set_experts_implementation("eager")  # their own loop takes experts of any width
+    return theirs.eval()
+
+
+def agrees(family: ModuleType, theirs: Any, folder: Path, gradients: bool = True) -> None:
+    """Logits, at once and over caches, and gradients; and what we write is the same model, to them and to us."""
+    model = ours(family, theirs)
+    assert logits_gap(model, theirs) <= TOLERANCE
+    assert cached_gap(model, theirs) <= TOLERANCE
+    if gradients:
+        assert gradient_gap(family, model, theirs) <= TOLERANCE
+    again = exported(model, folder)
+    assert logits_gap(model, again) <= TOLERANCE
+    assert spec_of(config_json(again))[0] == model.spec
+
+
+def agrees_inside(family: ModuleType, theirs: Any) -> None:
+    """Padded rows, greedy text, attention patterns and residual streams."""
+    model, prompt = ours(family, theirs), random_ids(2, 6)
+    for side in ("left", "right"):
+        assert padded_gap(model, theirs, side) <= TOLERANCE
+    everywhere = torch.ones_like(prompt)
+    text = theirs.generate(prompt, attention_mask=everywhere, do_sample=False, max_new_tokens=12, pad_token_id=0)
+    assert torch.equal(greedy_tokens(model, prompt, 12), text)
+    gaps = inner_gaps(model, theirs)
+    assert len(gaps) == 1 + 2 * model.spec.n_layers
+    assert max(gaps.values()) <= TOLERANCE, gaps
+
+
+def comes_back(family: ModuleType, theirs: Any) -> None:
+    """Weights go out as they came in, bit for bit; of a tied head there is one."""
+    model, weights = ours(family, theirs), theirs.state_dict()
+    given = as_in_memory(family, model, theirs, model.state_dict())
+    tied = {"lm_head.weight"} if model.spec.head.tied else set()
+    assert weights.keys() - given.keys() == tied
+    assert all(torch.equal(given[name], weights[name]) for name in given)
+
+
+def edited(edit: Callable[[Any], None]) -> Callable[[Decoder], Decoder]:
+    """A control that changes the weights of every block in place."""
+
+    def control(model: Decoder) -> Decoder:
+        wrong = forced(model.spec, model)
+        with torch.no_grad():
+            for block in wrong.blocks:
+                edit(block)
+        return wrong
+
+    return control
+
+
+def swapped(*parts: str) -> Callable[[Decoder], Decoder]:
+    """A control that exchanges two weights of every block, such as ``attn.k.weight`` and ``attn.v.weight``."""
+
+    def swap(block: Any) -> None:
+        a, b = (block.get_parameter(part) for part in parts)
+        first = a.clone()
+        a.copy_(b)
+        b.copy_(first)
+
+    return edited(swap)
 
 
 def relative(grad: Tensor, want: Tensor) -> float:

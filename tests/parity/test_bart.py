@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from against_encoders import reopened
 from against_hf import TOLERANCE, VISIBLE, VOCAB, config_json, forced, gap, noisy, ours, without
 from against_pairs import (
     SOURCE_TIME,
@@ -79,6 +81,24 @@ def test_logits_gradients_and_caches_agree(changes: dict[str, Any]) -> None:
     assert padded_pair_gap(model, reference, "right") <= TOLERANCE
     assert cached_pair_gap(model, reference) <= TOLERANCE
     assert pair_gradient_gap(bart, model, reference) <= TOLERANCE
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_what_we_write_is_the_same_model(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = ours(bart, theirs(**changes))
+    assert pair_gap(model, reopened(model, tmp_path)) <= TOLERANCE
+
+
+def test_a_model_without_a_bias_of_the_logits_is_written_too(model: EncoderDecoder, tmp_path: Path) -> None:
+    """Its class has no head: their states, multiplied by the shared table, are our logits."""
+    head = replace(model.spec.decoder.head, bias=False)
+    bare = without(replace(model.spec, decoder=replace(model.spec.decoder, head=head)), model)
+    again = reopened(bare, tmp_path)
+    assert type(again).__name__ == "BartModel"
+    source, ids = random_pair()
+    with torch.no_grad():
+        states = again(input_ids=source, decoder_input_ids=ids).last_hidden_state
+        assert gap(bare(source, ids), states @ again.shared.weight.T) <= TOLERANCE
 
 
 def test_greedy_text_agrees() -> None:
@@ -255,4 +275,6 @@ def test_a_published_config_is_understood() -> None:
     assert (spec.encoder.n_layers, spec.decoder.n_layers, spec.d_model, spec.start_id) == (6, 6, 768, 2)
     assert spec.encoder.embed == spec.decoder.embed
     assert spec.encoder.embed.positions == LearnedSpec(offset=2)
-    assert spec.shared_embedding and spec.decoder.head.tied and spec.decoder.head.bias
+    assert spec.shared_embedding and spec.decoder.head.tied
+    assert not spec.decoder.head.bias  # of BartModel; a file of the other class has one
+    assert bart.to_spec(json.loads(PUBLISHED), "BartForConditionalGeneration").decoder.head.bias

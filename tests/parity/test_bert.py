@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from against_encoders import (
+    TYPES,
+    answer,
+    head_gap,
+    head_gradient_gap,
+    padded_head_gap,
+    reopened,
+    with_head,
+)
 from against_hf import (
     BATCH,
     TIME,
@@ -19,7 +29,6 @@ from against_hf import (
     every_block,
     forced,
     gap,
-    loss_gradient_gap,
     noisy,
     ours,
     random_ids,
@@ -27,7 +36,7 @@ from against_hf import (
     without,
 )
 from against_pairs import ragged
-from torch import Tensor
+from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -37,9 +46,10 @@ from transformers import (
     BertModel,
 )
 
-from pellucid.batch import IGNORE, Batch, Tokens
+from pellucid.batch import Tokens
 from pellucid.errors import CheckpointError
 from pellucid.families import bert
+from pellucid.families.registry import config_of, spec_of
 from pellucid.families.table import export_weights, load_weights, to_theirs
 from pellucid.nn.models import Encoder, build_model
 from pellucid.spec import (
@@ -80,14 +90,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one type": {"type_vocab_size": 1},
     "two heads": {"num_attention_heads": 2, "intermediate_size": 64},
 }
-TYPES = (torch.arange(TIME).expand(BATCH, TIME) > torch.tensor([[9], [3], [20]])).long()
 
 
 def theirs(kind: Any = BertForMaskedLM, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    reference = noisy(kind(BertConfig(**{**TINY, **changes})))
-    reference.config.architectures = [kind.__name__]
-    return reference
+    return with_head(kind, BertConfig(**{**TINY, **changes}))
 
 
 @pytest.fixture(scope="module")
@@ -100,26 +106,30 @@ def model(hf: Any) -> Encoder:
     return ours(bert, hf)
 
 
-def answer(reference: Any, ids: Tensor, types: Tensor | None, **more: Any) -> Tensor:
-    """What their head gives, in our shape."""
-    out = reference(ids, token_type_ids=types, **more)
-    if isinstance(reference, BertModel):
-        return out.pooler_output
-    return out.logits[:, None] if isinstance(reference, BertForSequenceClassification) else out.logits
-
-
-@torch.no_grad()
-def head_gap(model: Encoder, reference: Any, types: Tensor | None = TYPES) -> float:
-    ids = random_ids()
-    return gap(model(ids, types=types), answer(reference, ids, TYPES if types is not None else None))
-
-
 @pytest.mark.parametrize("kind", HEADS.values(), ids=HEADS.keys())
 def test_every_head_agrees(kind: Any) -> None:
     reference = theirs(kind)
     model = ours(bert, reference)
     assert head_gap(model, reference) <= TOLERANCE
     assert head_gap(model, reference, types=None) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", HEADS.values(), ids=HEADS.keys())
+def test_what_we_write_is_the_same_model(kind: Any, tmp_path: Path) -> None:
+    model = ours(bert, theirs(kind))
+    assert head_gap(model, reopened(model, tmp_path)) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_a_model_without_a_pooler_is_written_too(tmp_path: Path) -> None:
+    spec = replace(ours(bert, theirs(BertModel)).spec, head=None)
+    model = noisy(build_model(spec))
+    config, table = config_of(spec)
+    assert spec_of(config) == (spec, table) and not any("pooler" in name for name in export_weights(model, table))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(export_weights(model, table), tmp_path / "model.safetensors", {"format": "pt"})
+    reference: Any = BertModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    assert gap(model(random_ids()), reference.eval()(random_ids()).last_hidden_state) <= TOLERANCE
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
@@ -131,17 +141,8 @@ def test_logits_agree(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", [BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification])
 def test_gradients_agree(kind: Any) -> None:
-    reference, ids, valid = theirs(kind), random_ids(), ragged("right", TIME)
-    model, generator = ours(bert, reference), torch.Generator().manual_seed(3)
-    n = VOCAB if kind is BertForMaskedLM else 3
-    if kind is BertForSequenceClassification:
-        labels = torch.randint(n, (BATCH, 1), generator=generator)
-    else:
-        labels = torch.randint(n, (BATCH, TIME), generator=generator).masked_fill(~valid, IGNORE)
-        labels[:, ::3] = IGNORE
-    loss = reference(ids, attention_mask=valid.long(), token_type_ids=TYPES, labels=labels.squeeze(1)).loss
-    batch = Batch(ids, Tokens.padded(valid), labels, types=TYPES)
-    assert loss_gradient_gap(bert, model, reference, batch, loss) <= TOLERANCE
+    reference = theirs(kind)
+    assert head_gradient_gap(bert, ours(bert, reference), reference, random_ids()) <= TOLERANCE
 
 
 def test_gradients_of_the_pooled_vector_agree() -> None:
@@ -155,17 +156,6 @@ def test_gradients_of_the_pooled_vector_agree() -> None:
     expected = {f"bert.{name}": w.grad for name, w in reference.named_parameters()}
     assert grads.keys() == expected.keys()
     assert max(relative(grads[name], want) for name, want in expected.items()) <= TOLERANCE
-
-
-@torch.no_grad()
-def padded_head_gap(model: Encoder, reference: Any, side: str, tokens: Tokens | None = None) -> float:
-    """Padded on one side. ``tokens``: what ours is told about it instead of the truth."""
-    ids, valid = random_ids(), ragged(side, TIME)
-    truth = Tokens.padded(valid)
-    mask, places = valid.long(), truth.pos.clamp(min=0)
-    want = answer(reference, ids, TYPES, attention_mask=mask, position_ids=places)
-    got = model(ids, truth if tokens is None else tokens, TYPES)
-    return gap(got[valid], want[valid]) if want.shape[:2] == valid.shape else gap(got, want)
 
 
 @pytest.mark.parametrize("kind", HEADS.values(), ids=HEADS.keys())
@@ -369,6 +359,8 @@ def test_the_head_follows_the_architecture(hf: Any) -> None:
         ({"architectures": ["BertForQuestionAnswering"]}, "BertForQuestionAnswering"),
         ({"architectures": ["BertForTokenClassification"], "id2label": {"0": "one"}}, "id2label = {'0': 'one'}"),
         ({"embedding_size": 16}, "embedding_size = 16"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
+        ({"type_vocab_size": 0}, "type_vocab_size = 0"),
         ({"model_type": "albert"}, "model_type = 'albert'"),
     ],
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from against_encoders import reopened
 from against_hf import TOLERANCE, VISIBLE, VOCAB, config_json, forced, gap, noisy, ours, without
 from against_pairs import (
     SOURCE_TIME,
@@ -24,11 +26,13 @@ from against_pairs import (
     sides,
 )
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
+import pellucid
 from pellucid.batch import Tokens
 from pellucid.errors import CheckpointError
 from pellucid.families import t5
+from pellucid.families.registry import spec_of
 from pellucid.families.table import export_weights, load_weights
 from pellucid.nn.models import EncoderDecoder, build_model
 from pellucid.spec import (
@@ -100,6 +104,48 @@ def test_logits_gradients_and_caches_agree(changes: dict[str, Any]) -> None:
     assert pair_gap(model, reference) <= TOLERANCE
     assert cached_pair_gap(model, reference) <= TOLERANCE
     assert pair_gradient_gap(t5, model, reference) <= TOLERANCE
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_what_we_write_is_the_same_model(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = ours(t5, theirs(**changes))
+    tied = model.spec.decoder.head.tied  # in memory, theirs says that all are
+    assert pair_gap(model, reopened(model, tmp_path, same_config=tied)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("config", "library"), [(T5Config, T5ForConditionalGeneration), (MT5Config, MT5ForConditionalGeneration)]
+)
+def test_a_head_of_its_own_is_kept_as_the_newest_release_saves_it(config: Any, library: Any, tmp_path: Path) -> None:
+    """Of every T5 its config then says that it is tied; where nothing is scaled, two tables in the file say more."""
+    torch.manual_seed(0)
+    reference = library(config(**{**TINY, **GATED}))
+    reference.lm_head.weight = nn.Parameter(torch.randn(VOCAB, 32))
+    noisy(reference).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is True
+    model: Any = pellucid.load(tmp_path)
+    assert model.spec.decoder.head == LMHeadSpec(tied=False, scale=1.0)
+    assert pair_gap(model, reference) <= TOLERANCE
+
+
+def test_a_scaled_head_that_differs_from_its_table_is_refused(tmp_path: Path) -> None:
+    reference = theirs()
+    reference.lm_head.weight = nn.Parameter(torch.randn(VOCAB, 32))
+    reference.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from shared\.weight"):
+        pellucid.load(tmp_path)
+
+
+def test_a_multilingual_one_differs_by_name_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference = noisy(MT5ForConditionalGeneration(MT5Config(**{**TINY, **GATED})))
+    config = {**config_json(reference), "tie_word_embeddings": True}  # in memory theirs is tied, whatever it says
+    spec, table = spec_of(config)
+    assert spec == t5.to_spec(config)
+    model: Any = build_model(spec)
+    load_weights(model, reference.state_dict(), table)
+    assert pair_gap(model.eval(), reference) <= TOLERANCE
+    assert pair_gap(model, reopened(model, tmp_path)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

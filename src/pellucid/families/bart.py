@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pellucid.families.config import Config
+from pellucid.errors import CheckpointError
+from pellucid.families.config import ACTIVATION_NAMES, Config, brief, need
+from pellucid.families.decoders import projection
 from pellucid.families.table import ROW, Row, Table
 from pellucid.spec import (
     CAUSAL,
@@ -22,96 +24,165 @@ from pellucid.spec import (
     LearnedSpec,
     LMHeadSpec,
     Mask,
+    ModelSpec,
     StackSpec,
 )
 
 IGNORED = """dropout attention_dropout activation_dropout classifier_dropout classif_dropout encoder_layerdrop
-    decoder_layerdrop init_std num_hidden_layers output_past forced_bos_token_id force_bos_token_to_be_generated"""
+    decoder_layerdrop init_std num_hidden_layers output_past forced_bos_token_id force_bos_token_to_be_generated
+    _num_labels"""
 
 UNUSED_ROWS = 2  # of the table of positions, by which it is longer than the context
+NORM = LayerNormSpec()  # torch's own eps: nothing sets it
+SIDES = ("encoder", "decoder")
+
+# --- names of weights ------------------------------------------------------------------------------------------------
 
 
-def _both(theirs: str, ours: str) -> tuple[Row, ...]:
-    return tuple(Row(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias"))
-
-
-def _attention(theirs: str, ours: str) -> tuple[Row, ...]:
+def attention_rows(theirs: str, ours: str) -> tuple[Row, ...]:
+    """The rows of one attention."""
     names = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "o"}
-    return tuple(row for a, b in names.items() for row in _both(f"{theirs}.{a}", f"{ours}.{b}"))
+    return tuple(row for a, b in names.items() for row in projection(f"{theirs}.{a}", f"{ours}.{b}"))
 
 
-def _side(side: str) -> tuple[Row, ...]:
-    """The rows of encoder or decoder, without what only the decoder has."""
-    theirs, ours = f"model.{side}.layers.#", f"{side}.blocks.#"
-    return (
-        Row(f"model.{side}.embed_positions.weight", f"{side}.embed.positions.weight"),
-        *_both(f"model.{side}.layernorm_embedding", f"{side}.embed.norm"),
-        *_attention(f"{theirs}.self_attn", f"{ours}.attn"),
-        *_both(f"{theirs}.self_attn_layer_norm", f"{ours}.attn_norms.out"),
-        *_both(f"{theirs}.fc1", f"{ours}.ffn.up"),
-        *_both(f"{theirs}.fc2", f"{ours}.ffn.down"),
-        *_both(f"{theirs}.final_layer_norm", f"{ours}.ffn_norms.out"),
-    )
+def layer_rows() -> tuple[Row, ...]:
+    """The rows of all layers of both sides."""
+    rows: list[Row] = []
+    for side in SIDES:
+        theirs, ours = f"model.{side}.layers.#", f"{side}.blocks.#"
+        rows += attention_rows(f"{theirs}.self_attn", f"{ours}.attn")
+        rows += projection(f"{theirs}.self_attn_layer_norm", f"{ours}.attn_norms.out")
+        rows += projection(f"{theirs}.fc1", f"{ours}.ffn.up")
+        rows += projection(f"{theirs}.fc2", f"{ours}.ffn.down")
+        rows += projection(f"{theirs}.final_layer_norm", f"{ours}.ffn_norms.out")
+    rows += attention_rows("model.decoder.layers.#.encoder_attn", "decoder.blocks.#.cross")
+    rows += projection("model.decoder.layers.#.encoder_attn_layer_norm", "decoder.blocks.#.cross_norms.out")
+    return tuple(rows)
 
 
+SHARED = Row("model.shared.weight", "encoder.embed.tokens.weight")
+BIAS = Row("final_logits_bias", "decoder.head.bias", ROW)
+COPIES = tuple(
+    (copy, "model.shared.weight")
+    for copy in ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
+)
 TABLE = Table(
     rows=(
-        Row("model.shared.weight", "encoder.embed.tokens.weight"),
-        *_side("encoder"),
-        *_side("decoder"),
-        *_attention("model.decoder.layers.#.encoder_attn", "decoder.blocks.#.cross"),
-        *_both("model.decoder.layers.#.encoder_attn_layer_norm", "decoder.blocks.#.cross_norms.out"),
-        Row("final_logits_bias", "decoder.head.bias", ROW),
+        SHARED,
+        *(Row(f"model.{side}.embed_positions.weight", f"{side}.embed.positions.weight") for side in SIDES),
+        *(row for side in SIDES for row in projection(f"model.{side}.layernorm_embedding", f"{side}.embed.norm")),
+        *layer_rows(),
+        BIAS,
     ),
-    copies=(
-        ("model.encoder.embed_tokens.weight", "model.shared.weight"),
-        ("model.decoder.embed_tokens.weight", "model.shared.weight"),
-        ("lm_head.weight", "model.shared.weight"),
-    ),
+    copies=COPIES,
     base="model.",
 )
 
 
-def _stack(read: Config, side: str, d_model: int, mask: Mask, norm: LayerNormSpec) -> StackSpec:
-    heads = f"{side}_attention_heads"
-    n_heads = read.take(heads, int)
-    if n_heads < 1 or d_model % n_heads:
-        raise read.refuse(heads, f"does not divide d_model = {d_model}", "the config is damaged")
+def table(spec: EncoderDecoderSpec) -> Table:
+    """One for all."""
+    return TABLE
+
+
+# --- from a config ---------------------------------------------------------------------------------------------------
+
+
+def named(read: Config, architecture: str | None, known: Iterable[str]) -> str:
+    """The library's class that the weights are of, by default the one that the config names, else the first known.
+
+    Raises CheckpointError for a class that is not known.
+    """
+    listed = read.take("architectures", list, [])
+    name = str(architecture or (listed[0] if listed else next(iter(known))))
+    if name not in known:
+        raise CheckpointError(f"{read.where}: no head of ours is that of {brief(name)}", f"known: {', '.join(known)}")
+    return name
+
+
+def refuse_variants(read: Config) -> None:
+    """Raise CheckpointError for what some configs could ask for and no published model does."""
+    read.expect("is_encoder_decoder", True)
+    read.expect("is_decoder", False)
+    for name in ("normalize_before", "add_final_layer_norm", "add_bias_logits"):
+        read.expect(name, False)
+
+
+def stack(read: Config, side: str, activation: str = "gelu") -> StackSpec:
+    """The layers of one side. activation: where the config names none."""
 
     def attention(mask: Mask) -> AttentionSpec:
         return AttentionSpec(n_heads, n_heads, d_model // n_heads, mask=mask, bias=True, out_bias=True)
 
-    ffn = FFNSpec(read.take(f"{side}_ffn_dim", int), read.activation("activation_function", "gelu"))
-    cross = attention(Full()) if side == "decoder" else None
-    block = BlockSpec(attention(mask), ffn, norm, POST_NORM, cross=cross)
-    return StackSpec(d_model, (block,) * read.take(f"{side}_layers", int), final_norm=None)
+    heads, d_model = f"{side}_attention_heads", read.count("d_model")
+    n_heads = read.count(heads)
+    if d_model % n_heads:
+        raise read.refuse(heads, f"does not divide d_model = {d_model}", "the config is damaged")
+    ffn = FFNSpec(read.count(f"{side}_ffn_dim"), read.activation("activation_function", activation))
+    writes = side == "decoder"
+    cross = attention(Full()) if writes else None
+    block = BlockSpec(attention(CAUSAL if writes else Full()), ffn, NORM, POST_NORM, cross=cross)
+    return StackSpec(d_model, (block,) * read.layers(f"{side}_layers"), final_norm=None)
 
 
-def to_spec(config: Mapping[str, Any]) -> EncoderDecoderSpec:
+def scale(read: Config) -> float:
+    """Of token vectors."""
+    return read.count("d_model") ** 0.5 if read.take("scale_embedding", bool, False) else 1.0
+
+
+def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> EncoderDecoderSpec:
     """The spec of a BART config (a parsed ``config.json``).
 
-    Raises CheckpointError naming an attribute that is missing, unknown, or asks for what this family does not have.
+    architecture: the class that the weights are of; files of BartModel have no bias of the logits. Raises
+    CheckpointError naming an attribute that is missing, unknown, or asks for what this family does not have.
     """
     read = Config(config, "bart config", IGNORED)
     read.expect("model_type", "bart")
-    read.expect("is_encoder_decoder", True)
-    read.expect("is_decoder", False)
     read.expect("tie_word_embeddings", True)
     read.expect("extra_pos_embeddings", UNUSED_ROWS)
     read.expect("normalize_embedding", True)
-    for name in ("normalize_before", "add_final_layer_norm", "add_bias_logits", "static_position_embeddings"):
-        read.expect(name, False)
-    d_model, vocab_size = read.take("d_model", int), read.take("vocab_size", int)
-    context = read.take("max_position_embeddings", int, 1024)
-    norm = LayerNormSpec()  # torch's own eps: nothing sets it
-    scale = d_model**0.5 if read.take("scale_embedding", bool, False) else 1.0
-    embed = EmbedSpec(LearnedSpec(UNUSED_ROWS), scale, norm)
+    read.expect("static_position_embeddings", False)
+    refuse_variants(read)
+    name = named(read, architecture, ("BartForConditionalGeneration", "BartModel"))
+    vocab_size, context = read.count("vocab_size"), read.count("max_position_embeddings", 1024)
+    embed, head = EmbedSpec(LearnedSpec(UNUSED_ROWS), scale(read), NORM), LMHeadSpec(bias=name != "BartModel")
     spec = EncoderDecoderSpec(
-        encoder=EncoderSpec(vocab_size, context, embed, _stack(read, "encoder", d_model, Full(), norm)),
-        decoder=DecoderSpec(
-            vocab_size, context, embed, _stack(read, "decoder", d_model, CAUSAL, norm), LMHeadSpec(bias=True)
-        ),
+        encoder=EncoderSpec(vocab_size, context, embed, stack(read, "encoder")),
+        decoder=DecoderSpec(vocab_size, context, embed, stack(read, "decoder"), head),
         start_id=read.take("decoder_start_token_id", int, 2),
     )
     read.done()
     return spec
+
+
+# --- to a config: as far as the family goes; what it cannot express shows when the config is read again --------------
+
+
+def attributes(spec: ModelSpec, model_type: str, architecture: str) -> dict[str, Any]:
+    """What BART and Marian say of a model alike. Who saves a tokenizer too fills in the ids of its tokens."""
+    model = need(spec, EncoderDecoderSpec, "the model")
+    config: dict[str, Any] = {
+        "model_type": model_type,
+        "architectures": [architecture],
+        "is_encoder_decoder": True,
+        "vocab_size": model.encoder.vocab_size,
+        "d_model": model.d_model,
+        "max_position_embeddings": model.context,
+        "scale_embedding": model.encoder.embed.scale != 1.0,
+        "decoder_start_token_id": model.start_id,
+        # their defaults are of other vocabularies
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "forced_eos_token_id")),
+    }
+    for side, each in (("encoder", model.encoder), ("decoder", model.decoder)):
+        first = each.stack.blocks[0]
+        ffn = need(first.ffn, FFNSpec, f"{side}.stack.blocks[0].ffn")
+        config[f"{side}_layers"] = each.n_layers
+        config[f"{side}_attention_heads"] = need(first.mixer, AttentionSpec, f"{side}.stack.blocks[0].mixer").n_heads
+        config[f"{side}_ffn_dim"] = ffn.d_ff
+        config["activation_function"] = ACTIVATION_NAMES[ffn.activation]
+    return config
+
+
+def to_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config of a BART, as near to the spec as the family comes. Raises CheckpointError for other parts."""
+    model = need(spec, EncoderDecoderSpec, "the model")
+    return attributes(spec, "bart", "BartForConditionalGeneration" if model.decoder.head.bias else "BartModel")

@@ -6,59 +6,58 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pellucid.errors import CheckpointError, suggest
+from pellucid.families import encoders
 from pellucid.families.config import Config
+from pellucid.families.decoders import projection
 from pellucid.families.table import Row, Table
 from pellucid.spec import (
-    POST_NORM,
-    AttentionSpec,
-    BlockSpec,
     ClassifierHeadSpec,
     EmbedSpec,
     EncoderHeadSpec,
     EncoderSpec,
-    FFNSpec,
-    Full,
     LayerNormSpec,
     LearnedSpec,
     MaskedLMHeadSpec,
+    ModelSpec,
     PoolerHeadSpec,
     StackSpec,
     TaggerHeadSpec,
 )
 
-IGNORED = """hidden_dropout_prob attention_probs_dropout_prob classifier_dropout directionality pooler_fc_size
-    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head"""
+IGNORED = f"""{encoders.IGNORED} directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
+    pooler_size_per_head"""
 
-ENCODER = (
-    Row("bert.embeddings.word_embeddings.weight", "embed.tokens.weight"),
-    Row("bert.embeddings.position_embeddings.weight", "embed.positions.weight"),
-    Row("bert.embeddings.token_type_embeddings.weight", "embed.types.weight"),
-    Row("bert.embeddings.LayerNorm.weight", "embed.norm.weight"),
-    Row("bert.embeddings.LayerNorm.bias", "embed.norm.bias"),
-    Row("bert.encoder.layer.#.attention.self.query.weight", "blocks.#.attn.q.weight"),
-    Row("bert.encoder.layer.#.attention.self.query.bias", "blocks.#.attn.q.bias"),
-    Row("bert.encoder.layer.#.attention.self.key.weight", "blocks.#.attn.k.weight"),
-    Row("bert.encoder.layer.#.attention.self.key.bias", "blocks.#.attn.k.bias"),
-    Row("bert.encoder.layer.#.attention.self.value.weight", "blocks.#.attn.v.weight"),
-    Row("bert.encoder.layer.#.attention.self.value.bias", "blocks.#.attn.v.bias"),
-    Row("bert.encoder.layer.#.attention.output.dense.weight", "blocks.#.attn.o.weight"),
-    Row("bert.encoder.layer.#.attention.output.dense.bias", "blocks.#.attn.o.bias"),
-    Row("bert.encoder.layer.#.attention.output.LayerNorm.weight", "blocks.#.attn_norms.out.weight"),
-    Row("bert.encoder.layer.#.attention.output.LayerNorm.bias", "blocks.#.attn_norms.out.bias"),
-    Row("bert.encoder.layer.#.intermediate.dense.weight", "blocks.#.ffn.up.weight"),
-    Row("bert.encoder.layer.#.intermediate.dense.bias", "blocks.#.ffn.up.bias"),
-    Row("bert.encoder.layer.#.output.dense.weight", "blocks.#.ffn.down.weight"),
-    Row("bert.encoder.layer.#.output.dense.bias", "blocks.#.ffn.down.bias"),
-    Row("bert.encoder.layer.#.output.LayerNorm.weight", "blocks.#.ffn_norms.out.weight"),
-    Row("bert.encoder.layer.#.output.LayerNorm.bias", "blocks.#.ffn_norms.out.bias"),
-)
 
+def encoder_rows(base: str) -> tuple[Row, ...]:
+    """The rows of all below the head. base: how their names begin, as in "bert."."""
+    layer, ours = f"{base}encoder.layer.#", "blocks.#"
+    return (
+        *embedding_rows(f"{base}embeddings"),
+        *projection(f"{layer}.attention.self.query", f"{ours}.attn.q"),
+        *projection(f"{layer}.attention.self.key", f"{ours}.attn.k"),
+        *projection(f"{layer}.attention.self.value", f"{ours}.attn.v"),
+        *projection(f"{layer}.attention.output.dense", f"{ours}.attn.o"),
+        *projection(f"{layer}.attention.output.LayerNorm", f"{ours}.attn_norms.out"),
+        *projection(f"{layer}.intermediate.dense", f"{ours}.ffn.up"),
+        *projection(f"{layer}.output.dense", f"{ours}.ffn.down"),
+        *projection(f"{layer}.output.LayerNorm", f"{ours}.ffn_norms.out"),
+    )
+
+
+def embedding_rows(theirs: str) -> tuple[Row, ...]:
+    """The rows of three tables and their norm."""
+    return (
+        Row(f"{theirs}.word_embeddings.weight", "embed.tokens.weight"),
+        Row(f"{theirs}.position_embeddings.weight", "embed.positions.weight"),
+        Row(f"{theirs}.token_type_embeddings.weight", "embed.types.weight"),
+        *projection(f"{theirs}.LayerNorm", "embed.norm"),
+    )
+
+
+ENCODER = encoder_rows("bert.")
 MASKED_LM = (
-    Row("cls.predictions.transform.dense.weight", "head.dense.weight"),
-    Row("cls.predictions.transform.dense.bias", "head.dense.bias"),
-    Row("cls.predictions.transform.LayerNorm.weight", "head.norm.weight"),
-    Row("cls.predictions.transform.LayerNorm.bias", "head.norm.bias"),
+    *projection("cls.predictions.transform.dense", "head.dense"),
+    *projection("cls.predictions.transform.LayerNorm", "head.norm"),
     Row("cls.predictions.bias", "head.bias"),
 )
 MASKED_LM_COPIES = (
@@ -83,51 +82,20 @@ def _table(head: tuple[Row, ...], others: tuple[str, ...], copies: tuple[tuple[s
     return replace(new, versions=(old,))
 
 
-def _pooler(ours: str) -> tuple[Row, ...]:
-    return Row(POOLER[0], f"{ours}.dense.weight"), Row(POOLER[1], f"{ours}.dense.bias")
-
-
-def _classifier(ours: str) -> tuple[Row, ...]:
-    return Row("classifier.weight", f"{ours}.weight"), Row("classifier.bias", f"{ours}.bias")
-
-
 PREDICTIONS = (*(row.theirs for row in MASKED_LM), *(copy for copy, _ in MASKED_LM_COPIES))
+OUT = projection("classifier", "head.out")
 TABLES: dict[type[EncoderHeadSpec | None], Table] = {
     type(None): _table((), (*POOLER, *PREDICTIONS, *NEXT_TEXT)),
-    PoolerHeadSpec: _table(_pooler("head"), (*PREDICTIONS, *NEXT_TEXT)),
+    PoolerHeadSpec: _table(projection("bert.pooler.dense", "head.dense"), (*PREDICTIONS, *NEXT_TEXT)),
     MaskedLMHeadSpec: _table(MASKED_LM, (*POOLER, *NEXT_TEXT), MASKED_LM_COPIES),
-    ClassifierHeadSpec: _table((*_pooler("head.pooler"), *_classifier("head.out")), ()),
-    TaggerHeadSpec: _table(_classifier("head.out"), ()),
+    ClassifierHeadSpec: _table((*projection("bert.pooler.dense", "head.pooler.dense"), *OUT), ()),
+    TaggerHeadSpec: _table(OUT, POOLER),
 }
 
 
 def table(spec: EncoderSpec) -> Table:
     """The table for a model of this spec: one for each head, since to us their first matrix has one name."""
     return TABLES[type(spec.head)]
-
-
-def _n_classes(read: Config) -> int:
-    named = len(read.nested("id2label")) or 2
-    n_classes = read.take("num_labels", int, named)
-    if n_classes < 2:
-        raise read.refuse("id2label", "is not of two or more classes", "a regression has no head of ours")
-    return n_classes
-
-
-def _head(read: Config, architecture: str | None, norm: LayerNormSpec) -> EncoderHeadSpec:
-    """The head of one of the library's classes, by default the one that the file names."""
-    named = read.take("architectures", list, [])
-    name = str(architecture or (named[0] if named else "BertModel"))
-    if name in ("BertForMaskedLM", "BertForPreTraining"):
-        return MaskedLMHeadSpec(read.activation("hidden_act", "gelu"), norm)
-    if name == "BertModel":
-        return PoolerHeadSpec()
-    if name == "BertForSequenceClassification":
-        return ClassifierHeadSpec(_n_classes(read))
-    if name == "BertForTokenClassification":
-        return TaggerHeadSpec(_n_classes(read))
-    known = "BertModel BertForMaskedLM BertForPreTraining BertForSequenceClassification BertForTokenClassification"
-    raise CheckpointError(f"{read.where}: no head of ours is that of {name}", suggest(name, known.split()))
 
 
 def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> EncoderSpec:
@@ -142,19 +110,20 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Encod
     read.expect("position_embedding_type", "absolute")
     read.expect("pooler_type", "first_token_transform")
     read.expect("tie_word_embeddings", True)
-    d_model, n_heads = read.take("hidden_size", int), read.take("num_attention_heads", int)
-    if n_heads < 1 or d_model % n_heads:
-        raise read.refuse("num_attention_heads", f"does not divide hidden_size = {d_model}", "the config is damaged")
     norm = LayerNormSpec(eps=read.take("layer_norm_eps", float, 1e-12))
-    mixer = AttentionSpec(n_heads, n_heads, d_model // n_heads, mask=Full(), bias=True, out_bias=True)
-    ffn = FFNSpec(read.take("intermediate_size", int), read.activation("hidden_act", "gelu"))
-    block = BlockSpec(mixer, ffn, norm, POST_NORM)
+    block = encoders.block(read, norm)
+    heads = encoders.text_heads(MaskedLMHeadSpec(read.activation("hidden_act", "gelu"), norm))
     spec = EncoderSpec(
-        vocab_size=read.take("vocab_size", int),
-        context=read.take("max_position_embeddings", int, 512),
-        embed=EmbedSpec(LearnedSpec(), norm=norm, n_types=read.take("type_vocab_size", int, 2)),
-        stack=StackSpec(d_model, (block,) * read.take("num_hidden_layers", int), final_norm=None),
-        head=_head(read, architecture, norm),
+        vocab_size=read.count("vocab_size"),
+        context=read.count("max_position_embeddings", 512),
+        embed=EmbedSpec(LearnedSpec(), norm=norm, n_types=read.count("type_vocab_size", 2)),
+        stack=StackSpec(read.count("hidden_size"), (block,) * read.layers("num_hidden_layers"), final_norm=None),
+        head=encoders.head(read, architecture, ("Bert",), heads),
     )
     read.done()
     return spec
+
+
+def to_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config of a BERT, as near to the spec as the family comes. Raises CheckpointError for other parts."""
+    return encoders.text_attributes(spec, "bert", "Bert")

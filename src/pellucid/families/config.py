@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -9,6 +10,10 @@ from pellucid.errors import CheckpointError, suggest
 from pellucid.spec import Activation
 
 T = TypeVar("T")
+
+LARGEST = 2**31 - 1  # of any size
+SHOWN = 8  # unknown attributes in a message
+DEEPEST = 4096  # layers: each is made, so a damaged number must not get far
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -19,13 +24,14 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs not in ("gelu_new", "swish")}
 
 # attributes of any config that say nothing about what the model computes, by what they are about
-FILE = "_name_or_path architectures auto_map dtype torch_dtype transformers_version _attn_implementation_autoset"
+FILE = """_name_or_path architectures auto_map dtype torch_dtype transformers_version _attn_implementation_autoset
+    _commit_hash _attn_implementation attn_implementation transformers.js_config unsloth_fixed unsloth_version"""
 CALL = "return_dict output_hidden_states output_attentions output_scores use_cache torchscript chunk_size_feed_forward"
-TASK = (
-    "id2label label2id num_labels problem_type task_specific_params finetuning_task tokenizer_class prefix is_decoder"
-)
+TASK = """id2label label2id num_labels _num_labels problem_type task_specific_params finetuning_task tokenizer_class
+    prefix is_decoder"""
 TOKENS = "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id"
 TRAINING = "initializer_range gradient_checkpointing"
 SAMPLING = """max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
@@ -47,6 +53,20 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+def brief(value: Any) -> str:
+    """The value as an error shows it: cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def need(value: Any, kind: type[T], path: str) -> T:
+    """A part of a spec, of the one kind that a family has there. Raises CheckpointError naming its path."""
+    if not isinstance(value, kind):
+        found = None if value is None else type(value).__name__
+        raise CheckpointError(f"{path} = {found} (there: {kind.__name__})")
+    return value
+
+
 class Config:
     """A config being read: ``take`` what the model needs, ``expect`` what must be so, then ``done``."""
 
@@ -56,7 +76,7 @@ class Config:
 
     def refuse(self, name: str, why: str, remedy: str = "") -> CheckpointError:
         """The error that names an attribute and its value; the caller raises it."""
-        return CheckpointError(f"{self.where}: {name} = {self.values.get(name)!r} {why}", remedy)
+        return CheckpointError(f"{self.where}: {name} = {brief(self.values.get(name))} {why}", remedy)
 
     def take(self, name: str, kind: type[T], default: T | None = None) -> T:
         """The attribute, or the default where it is absent or None. Raises CheckpointError for another type."""
@@ -64,10 +84,28 @@ class Config:
         value = self.values.get(name)
         if value is None and default is not None:
             return default
-        if kind is float and type(value) is int:
-            return kind(value)
-        if type(value) is not kind:
+        if kind is float and type(value) is int and abs(value) <= 2**53:
+            value = float(value)
+        if type(value) is not kind or (type(value) is float and not math.isfinite(value)):
             raise self.refuse(name, f"is not {kind.__name__}", "the config is incomplete or damaged")
+        return value
+
+    def count(self, name: str, default: int | None = None, most: int = LARGEST) -> int:
+        """The attribute, a number of things: at least 1, and not absurd. Raises CheckpointError for another."""
+        value = self.take(name, int, default)
+        if not 1 <= value <= most:
+            raise self.refuse(name, f"is not from 1 to {most}", "the config is damaged")
+        return value
+
+    def layers(self, name: str) -> int:
+        """The attribute, a number of layers. Raises CheckpointError for an absurd one, before they are described."""
+        return self.count(name, most=DEEPEST)
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        """The attribute, a number above 0. Raises CheckpointError for another."""
+        value = self.take(name, float, default)
+        if value <= 0:
+            raise self.refuse(name, "is not above 0", "the config is damaged")
         return value
 
     def nested(self, name: str) -> dict[str, Any]:
@@ -94,5 +132,6 @@ class Config:
                 self.expect(name, *allowed)
         unknown = sorted(self.values.keys() - self.known - IGNORED)
         if unknown:
-            listed = ", ".join(f"{name} = {self.values[name]!r}" for name in unknown)
+            listed = ", ".join(f"{name} = {brief(self.values[name])}" for name in unknown[:SHOWN])
+            listed += f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
             raise CheckpointError(f"{self.where}: not understood: {listed}", "it may change what the model computes")

@@ -1,142 +1,190 @@
-"""Gemma 2 and 3 (Gemma Team 2024, 2025), the models of text, as Hugging Face publishes them."""
+"""Gemma 1 to 3 (Gemma Team 2024a, 2024b, 2025), the models of text, as Hugging Face publishes them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from pellucid.families.config import Config
-from pellucid.families.llama import rotary
+from pellucid.families import decoders
+from pellucid.families.config import Config, need
+from pellucid.families.decoders import GLOBAL, LOCAL
+from pellucid.families.rotary import base_of, rotary, rotary_attributes, rotary_parameters
 from pellucid.families.table import Row, Table
 from pellucid.spec import (
+    PRE_NORM,
     SANDWICH_NORM,
-    AttentionSpec,
     BlockSpec,
-    Causal,
     DecoderSpec,
     EmbedSpec,
-    GatedFFNSpec,
-    LMHeadSpec,
+    ModelSpec,
     RMSNormSpec,
     RotarySpec,
     StackSpec,
-    Window,
 )
 
 IGNORED = "attention_dropout cache_implementation sliding_window_pattern _sliding_window_pattern"
 
-LOCAL, GLOBAL = "sliding_attention", "full_attention"
-
 # what it means that an attribute is absent; null may mean something else
 SILENT: dict[str, dict[str, Any]] = {
-    "gemma2": {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096},
-    "gemma3_text": {"sliding_window": 4096},
+    "gemma": {"num_key_value_heads": 16, "head_dim": 256},
+    "gemma2": {
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window": 4096,
+    },
+    "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096},
 }
 PATTERN = {"gemma2": 2, "gemma3_text": 6}  # in files that name no layer types, each so manieth layer is global
+BASES = {LOCAL: 10_000.0, GLOBAL: 1_000_000.0}  # of the third's two rotations
+CONTEXT = {"gemma3_text": 131_072}  # the others: 8192
 
-TABLE = Table(
+FIRST = Table(  # the first has no norms after its branches
+    rows=(*decoders.ENDS, *decoders.NORMS, *decoders.ATTENTION, *decoders.GATED),
+    ignored=decoders.IGNORED,
+    copies=decoders.COPIES,
+    base="model.",
+)
+TABLE = replace(
+    FIRST,
     rows=(
-        Row("model.embed_tokens.weight", "embed.tokens.weight"),
+        *decoders.ENDS,
+        *decoders.ATTENTION,
+        *decoders.GATED,
         Row("model.layers.#.input_layernorm.weight", "blocks.#.attn_norms.pre.weight"),
-        Row("model.layers.#.self_attn.q_proj.weight", "blocks.#.attn.q.weight"),
-        Row("model.layers.#.self_attn.q_proj.bias", "blocks.#.attn.q.bias"),
-        Row("model.layers.#.self_attn.k_proj.weight", "blocks.#.attn.k.weight"),
-        Row("model.layers.#.self_attn.k_proj.bias", "blocks.#.attn.k.bias"),
-        Row("model.layers.#.self_attn.v_proj.weight", "blocks.#.attn.v.weight"),
-        Row("model.layers.#.self_attn.v_proj.bias", "blocks.#.attn.v.bias"),
-        Row("model.layers.#.self_attn.q_norm.weight", "blocks.#.attn.q_norm.weight"),
-        Row("model.layers.#.self_attn.k_norm.weight", "blocks.#.attn.k_norm.weight"),
-        Row("model.layers.#.self_attn.o_proj.weight", "blocks.#.attn.o.weight"),
-        Row("model.layers.#.self_attn.o_proj.bias", "blocks.#.attn.o.bias"),
         Row("model.layers.#.post_attention_layernorm.weight", "blocks.#.attn_norms.post.weight"),
         Row("model.layers.#.pre_feedforward_layernorm.weight", "blocks.#.ffn_norms.pre.weight"),
-        Row("model.layers.#.mlp.gate_proj.weight", "blocks.#.ffn.gate.weight"),
-        Row("model.layers.#.mlp.up_proj.weight", "blocks.#.ffn.up.weight"),
-        Row("model.layers.#.mlp.down_proj.weight", "blocks.#.ffn.down.weight"),
         Row("model.layers.#.post_feedforward_layernorm.weight", "blocks.#.ffn_norms.post.weight"),
-        Row("model.norm.weight", "final_norm.weight"),
-        Row("lm_head.weight", "head.weight"),
     ),
-    copies=(("lm_head.weight", "model.embed_tokens.weight"),),
-    base="model.",
 )
 
 
-def _layer_types(read: Config, usual: int) -> list[str]:
+def table(spec: DecoderSpec) -> Table:
+    """One for those with sandwiches of norms, one for the first."""
+    return TABLE if spec.stack.blocks[0].placement.post else FIRST
+
+
+def _types(read: Config, kind: str, size: int | None) -> list[str]:
     """Which layers look at a window and which at everything, as newer files list or older ones count them."""
-    n_layers = read.take("num_hidden_layers", int)
-    period = read.take("sliding_window_pattern", int, read.take("_sliding_window_pattern", int, usual))
-    if period < 1:
-        raise read.refuse("sliding_window_pattern", "is no number of layers")
-    counted = [LOCAL if (i + 1) % period else GLOBAL for i in range(n_layers)]
-    types = read.take("layer_types", list, counted)
-    if len(types) != n_layers or not set(types) <= {LOCAL, GLOBAL}:
-        raise read.refuse("layer_types", f"is not {n_layers} times {LOCAL} or {GLOBAL}")
-    return types
+    n_layers = read.layers("num_hidden_layers")
+    if kind == "gemma":
+        return [GLOBAL] * n_layers
+    usual = PATTERN[kind]
+    period = read.count("sliding_window_pattern", read.count("_sliding_window_pattern", usual))
+    return decoders.layer_types(read, [LOCAL if (i + 1) % period else GLOBAL for i in range(n_layers)], size)
 
 
 def _rotaries(read: Config, context: int, two_bases: bool) -> dict[str, RotarySpec]:
     """The rotation of each type of layer. Of two, older files call the global one ``rope_theta`` and may scale it."""
     if not two_bases:
         return dict.fromkeys((LOCAL, GLOBAL), rotary(read, context))
-    bases = {LOCAL: 10_000.0, GLOBAL: 1_000_000.0}
-    if (nested := read.nested("rope_parameters")).keys() & bases.keys():
+    if (nested := read.nested("rope_parameters")).keys() & BASES.keys():
         read.expect("rope_scaling", None)
         each = Config(nested, f"{read.where}, rope_parameters")
         found = {
             kind: rotary(Config({"rope_parameters": each.nested(kind)}, f"{each.where}, {kind}"), context, base)
-            for kind, base in bases.items()
+            for kind, base in BASES.items()
         }
         each.done()
         return found
-    local = RotarySpec(base=read.take("rope_local_base_freq", float, bases[LOCAL]))
-    return {LOCAL: local, GLOBAL: rotary(read, context, bases[GLOBAL])}
+    local = RotarySpec(base_of(read, "rope_local_base_freq", BASES[LOCAL]))
+    return {LOCAL: local, GLOBAL: rotary(read, context, BASES[GLOBAL])}
 
 
-def to_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """The spec of a Gemma 2 or 3 config (a parsed ``config.json``).
+def _cap(read: Config, name: str) -> float | None:
+    return read.positive(name) if read.take(name, float, 0.0) else None
+
+
+def _activation(read: Config, kind: str) -> str:
+    """The attribute that names the activation; some files have two."""
+    if kind != "gemma":
+        read.expect("hidden_act", read.take("hidden_activation", str, "gelu_pytorch_tanh"))
+        return "hidden_activation"
+    read.expect("hidden_activation", None, "gelu_pytorch_tanh")
+    return "hidden_act"
+
+
+def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> DecoderSpec:
+    """The spec of a Gemma config (a parsed ``config.json``).
 
     Raises CheckpointError naming an attribute that is missing, unknown, or asks for what this family does not have.
     """
-    read = Config({**SILENT.get(str(config.get("model_type")), {}), **config}, "gemma config", IGNORED)
+    values = {**SILENT.get(str(config.get("model_type")), {}), **config}
+    if (values.get("model_type"), values.get("hidden_act")) == ("gemma", "gelu"):
+        values["hidden_act"] = "gelu_pytorch_tanh"  # the first files say one and mean the other
+    read = Config(values, "gemma config", IGNORED)
     read.expect("model_type", *SILENT)
     kind = read.take("model_type", str)
     read.expect("use_bidirectional_attention", None, False)
-    if kind == "gemma3_text":
-        read.expect("attn_logit_softcapping", None)  # the library keeps the number and never applies it
-    d_model, context = read.take("hidden_size", int), read.take("max_position_embeddings", int, 8192)
-    activation = read.take("hidden_activation", str, "gelu_pytorch_tanh")
-    read.expect("hidden_act", activation)  # some files say it twice
-    types, turns = _layer_types(read, PATTERN[kind]), _rotaries(read, context, kind == "gemma3_text")
-    window = read.take("sliding_window", int, 0)
-    if LOCAL in types and window < 1:
-        raise read.refuse("sliding_window", f"is no number of tokens, but layer_types has {LOCAL}")
-    norm = RMSNormSpec(eps=read.take("rms_norm_eps", float, 1e-6), offset=1.0)
-    bias = read.take("attention_bias", bool, False)
-    attention = {
-        layer_type: AttentionSpec(
-            n_heads=read.take("num_attention_heads", int),
-            n_kv_heads=read.take("num_key_value_heads", int, 4),
-            head_dim=read.take("head_dim", int, 256),
-            mask=Causal() & Window(window) if layer_type == LOCAL else Causal(),
-            rotary=turns[layer_type],
-            qk_norm=norm if kind == "gemma3_text" else None,
-            bias=bias,
-            out_bias=bias,
-            scale=read.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
-            soft_cap=read.take("attn_logit_softcapping", float, 0.0) or None,
-        )
-        for layer_type in set(types)
-    }
-    ffn = GatedFFNSpec(read.take("intermediate_size", int), read.activation("hidden_activation", "gelu_pytorch_tanh"))
-    tied, cap = read.take("tie_word_embeddings", bool, True), read.take("final_logit_softcapping", float, 0.0) or None
-    blocks = tuple(BlockSpec(attention[layer_type], ffn, norm, SANDWICH_NORM) for layer_type in types)
-    spec = DecoderSpec(
-        vocab_size=read.take("vocab_size", int),
-        context=context,
-        embed=EmbedSpec(scale=d_model**0.5),
-        stack=StackSpec(d_model, blocks, norm),
-        head=LMHeadSpec(tied, soft_cap=cap),
+    if kind != "gemma2":  # the library keeps the number and never applies it
+        read.expect("attn_logit_softcapping", None)
+    if kind == "gemma":
+        read.expect("final_logit_softcapping", None)
+        read.expect("sliding_window", None)
+    d_model = read.count("hidden_size")
+    context = read.count("max_position_embeddings", CONTEXT.get(kind, 8192))
+    norm = RMSNormSpec(eps=read.positive("rms_norm_eps", 1e-6), offset=1.0)
+    ffn = decoders.gated(read, _activation(read, kind), "gelu_pytorch_tanh")
+    size, bias = decoders.window(read), read.take("attention_bias", bool, False)
+    types, turns = _types(read, kind, size), _rotaries(read, context, kind == "gemma3_text")
+    mixer = decoders.attention(read, turns[GLOBAL], bias=bias, out_bias=bias)
+    scalar = float(mixer.head_dim) if kind == "gemma" else read.positive("query_pre_attn_scalar", 256.0)
+    mixer = replace(
+        mixer,
+        qk_norm=norm if kind == "gemma3_text" else None,
+        scale=None if scalar == mixer.head_dim else scalar**-0.5,
+        soft_cap=_cap(read, "attn_logit_softcapping"),
     )
-    read.done()
-    return spec
+    attention = {each: replace(mixer, rotary=turns[each]) for each in (LOCAL, GLOBAL)}
+    attention[LOCAL] = replace(attention[LOCAL], mask=decoders.causal(size))
+    placement = PRE_NORM if kind == "gemma" else SANDWICH_NORM
+    block = {each: BlockSpec(attention[each], ffn, norm, placement) for each in (LOCAL, GLOBAL)}
+    return decoders.decoder(
+        read,
+        architecture,
+        StackSpec(d_model, tuple(block[each] for each in types), norm),
+        context,
+        tied=True,
+        embed=EmbedSpec(scale=d_model**0.5),
+        soft_cap=_cap(read, "final_logit_softcapping"),
+    )
+
+
+def to_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config of a Gemma, as near to the spec as they come. Raises CheckpointError for other parts."""
+    mixer, model = decoders.attentions(spec)[0], need(spec, DecoderSpec, "the model")
+    if not model.stack.blocks[0].placement.post:
+        return {
+            **decoders.attributes(spec, "gemma", "GemmaForCausalLM"),
+            **decoders.gated_attributes(spec),
+            "attention_bias": mixer.bias,
+        }
+    decoders.require_even_heads(spec)
+    types, size = decoders.windows(spec)
+    if mixer.qk_norm is None:
+        said = decoders.attributes(spec, "gemma2", "Gemma2ForCausalLM")
+    else:
+        said = decoders.attributes(spec, "gemma3_text", "Gemma3ForCausalLM", _two_rotaries(spec))
+    return {
+        **said,
+        **decoders.gated_attributes(spec, "hidden_activation"),
+        "attention_bias": mixer.bias,
+        "query_pre_attn_scalar": mixer.head_dim if mixer.scale is None else round(mixer.scale**-2),
+        "attn_logit_softcapping": mixer.soft_cap,
+        "final_logit_softcapping": model.head.soft_cap,
+        "sliding_window": size or 4096,  # where no layer has it, it must be a number all the same
+        "layer_types": types,
+    }
+
+
+def _two_rotaries(spec: ModelSpec) -> dict[str, Any]:
+    """The rotation of both types of layer, as old files say it where they can."""
+    turns = {LOCAL: RotarySpec(BASES[LOCAL]), GLOBAL: RotarySpec(BASES[GLOBAL])}
+    for i, mixer in reversed(list(enumerate(decoders.attentions(spec)))):
+        kind = GLOBAL if decoders.window_of(mixer.mask) is None else LOCAL
+        turns[kind] = need(mixer.rotary, RotarySpec, f"stack.blocks[{i}].mixer.rotary")
+    if turns[LOCAL].scaling is not None:
+        return {"rope_parameters": {kind: rotary_parameters(each) for kind, each in turns.items()}}
+    return {**rotary_attributes(turns[GLOBAL]), "rope_local_base_freq": turns[LOCAL].base}

@@ -1,4 +1,4 @@
-"""T5, versions 1.0 and 1.1 (Raffel et al. 2019, Shazeer 2020), as Hugging Face publishes them."""
+"""T5, versions 1.0 and 1.1 (Raffel et al. 2019, Shazeer 2020), and mT5, as Hugging Face publishes them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from pellucid.errors import suggest
-from pellucid.families.config import ACTIVATIONS, Config
+from pellucid.families.bart import named
+from pellucid.families.config import ACTIVATION_NAMES, ACTIVATIONS, DEEPEST, Config, need
+from pellucid.families.source import Source
 from pellucid.families.table import Row, Table
 from pellucid.spec import (
     AttentionSpec,
@@ -22,11 +26,13 @@ from pellucid.spec import (
     Full,
     GatedFFNSpec,
     LMHeadSpec,
+    ModelSpec,
     RMSNormSpec,
     StackSpec,
 )
 
-IGNORED = "dropout_rate classifier_dropout initializer_factor output_past"
+IGNORED = "dropout_rate classifier_dropout initializer_factor output_past num_hidden_layers"
+CLASSES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel", "MT5ForConditionalGeneration", "MT5Model")
 
 
 def _stack(side: str, n_sublayers: int, gated: bool) -> tuple[Row, ...]:
@@ -71,6 +77,21 @@ def table(spec: EncoderDecoderSpec) -> Table:
     return GATED if isinstance(spec.encoder.stack.blocks[0].ffn, GatedFFNSpec) else PLAIN
 
 
+def as_stored(config: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+    """The config, untied where the newest release of the library wrote it: of every T5 it says that it is tied.
+
+    It also says then that nothing is scaled, which of an old one that is tied is never so; and the file has two tables.
+    """
+    head, shared = "lm_head.weight", "shared.weight"
+    never_scaled = config.get("model_type") == "mt5" or config.get("scale_decoder_outputs") is False
+    if config.get("tie_word_embeddings", True) is not True or not never_scaled:
+        return config
+    if head not in source.shapes or source.shapes[head] != source.shapes.get(shared):
+        return config
+    same = torch.equal(source.read(head), source.read(shared))
+    return config if same else {**config, "tie_word_embeddings": False}
+
+
 def _feed_forward(read: Config) -> FeedForwardSpec:
     """What ``feed_forward_proj`` names: an activation, after ``gated-`` where there is a gate."""
     proj = read.take("feed_forward_proj", str, "relu")
@@ -81,33 +102,37 @@ def _feed_forward(read: Config) -> FeedForwardSpec:
     read.expect("dense_act_fn", name)
     read.expect("is_gated_act", gated)
     kind = GatedFFNSpec if gated else FFNSpec
-    return kind(read.take("d_ff", int), ACTIVATIONS[name], bias=False)
+    return kind(read.count("d_ff"), ACTIVATIONS[name], bias=False)
 
 
-def to_spec(config: Mapping[str, Any]) -> EncoderDecoderSpec:
+def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> EncoderDecoderSpec:
     """The spec of a T5 config (a parsed ``config.json``). Nothing in it limits the context: 512 is what it trained on.
 
-    Raises CheckpointError naming an attribute that is missing, unknown, or asks for what this family does not have.
+    architecture: the class that the weights are of. Raises CheckpointError naming an attribute that is missing,
+    unknown, or asks for what this family does not have.
     """
     read = Config(config, "t5 config", IGNORED)
-    read.expect("model_type", "t5")
+    read.expect("model_type", "t5", "mt5")
     read.expect("is_encoder_decoder", True)
     read.expect("is_decoder", False)
-    d_model, n_heads = read.take("d_model", int), read.take("num_heads", int)
-    vocab_size, context = read.take("vocab_size", int), read.take("n_positions", int, 512)
-    n_layers = read.take("num_layers", int)
+    named(read, architecture, CLASSES)
+    d_model, n_heads = read.count("d_model"), read.count("num_heads")
+    vocab_size, context = read.count("vocab_size"), read.count("n_positions", 512)
+    n_layers = read.layers("num_layers")
     tied = read.take("tie_word_embeddings", bool, True)
-    scaled = read.take("scale_decoder_outputs", bool, tied)  # newer files say so; before, who was tied was scaled
+    old = tied and read.take("model_type", str, "t5") == "t5"  # of the others, none was ever scaled
+    scaled = read.take("scale_decoder_outputs", bool, old)  # newer files say so; before, who was tied was scaled
     norm = RMSNormSpec(eps=read.take("layer_norm_epsilon", float, 1e-6))
     bias = BucketedBiasSpec(
-        read.take("relative_attention_num_buckets", int, 32), read.take("relative_attention_max_distance", int, 128)
+        read.count("relative_attention_num_buckets", 32, 2**16), read.count("relative_attention_max_distance", 128)
     )
-    mixer = AttentionSpec(n_heads, n_heads, read.take("d_kv", int), scale=1.0)
+    mixer = AttentionSpec(n_heads, n_heads, read.count("d_kv"), scale=1.0)
     everyone = replace(mixer, mask=Full())
     block = BlockSpec(mixer, _feed_forward(read), norm, cross=everyone)
     reading = replace(block, mixer=everyone, cross=None)
     encoder = StackSpec(d_model, (reading,) * n_layers, norm, replace(bias, both_directions=True))
-    decoder = StackSpec(d_model, (block,) * read.take("num_decoder_layers", int, n_layers), norm, bias)
+    n_written = read.count("num_decoder_layers", n_layers, DEEPEST)
+    decoder = StackSpec(d_model, (block,) * n_written, norm, bias)
     head = LMHeadSpec(tied=tied, scale=d_model**-0.5 if scaled else 1.0)
     spec = EncoderDecoderSpec(
         encoder=EncoderSpec(vocab_size, context, EmbedSpec(), encoder),
@@ -116,3 +141,40 @@ def to_spec(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     )
     read.done()
     return spec
+
+
+def to_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config of a T5, as near to the spec as the family comes. Raises CheckpointError for other parts.
+
+    Who saves a tokenizer too fills in the ids of its tokens.
+    """
+    model = need(spec, EncoderDecoderSpec, "the model")
+    stack, head = model.encoder.stack, model.decoder.head
+    first, bias = stack.blocks[0], need(stack.bias, BucketedBiasSpec, "encoder.stack.bias")
+    mixer, gated = (
+        need(first.mixer, AttentionSpec, "encoder.stack.blocks[0].mixer"),
+        isinstance(first.ffn, GatedFFNSpec),
+    )
+    ffn = first.ffn if isinstance(first.ffn, GatedFFNSpec) else need(first.ffn, FFNSpec, "encoder.stack.blocks[0].ffn")
+    activation = "gelu" if gated and ffn.activation == "gelu_tanh" else ACTIVATION_NAMES[ffn.activation]
+    return {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "is_encoder_decoder": True,
+        "vocab_size": model.vocab_size,
+        "n_positions": model.context,
+        "d_model": model.d_model,
+        "d_kv": mixer.head_dim,
+        "d_ff": ffn.d_ff,
+        "num_layers": model.encoder.n_layers,
+        "num_decoder_layers": model.decoder.n_layers,
+        "num_heads": mixer.n_heads,
+        "relative_attention_num_buckets": bias.n_buckets,
+        "relative_attention_max_distance": bias.max_distance,
+        "layer_norm_epsilon": need(first.norm, RMSNormSpec, "encoder.stack.blocks[0].norm").eps,
+        "feed_forward_proj": f"gated-{activation}" if gated else activation,
+        "tie_word_embeddings": head.tied,
+        "scale_decoder_outputs": head.scale != 1.0,
+        "decoder_start_token_id": model.start_id,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),  # their defaults are of other vocabularies
+    }

@@ -1,0 +1,107 @@
+"""Rotary positions in published configs, both ways: the base, what share of a head turns, and the rules of scaling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pellucid.families.config import Config, brief
+from pellucid.spec import ByPartsScaling, LinearScaling, RotaryScaling, RotarySpec, YaRNScaling
+
+
+def _scaling(read: Config, context: int) -> RotaryScaling | None:
+    """The rule that ``rope_type`` names, with its numbers. Raises CheckpointError for a rule that no spec expresses."""
+    kind = read.take("rope_type", str, read.take("type", str, "default"))
+    read.expect("type", None, kind)
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise read.refuse("rope_type", "is not supported", "known: default, linear, llama3, yarn")
+    factor = read.take("factor", float)
+    if factor < 1:
+        raise read.refuse("factor", "is below 1")
+    if kind == "linear":
+        return LinearScaling(factor)
+    original = read.count("original_max_position_embeddings", context)
+    if kind == "llama3":
+        return ByPartsScaling(
+            factor, original, read.take("low_freq_factor", float), read.take("high_freq_factor", float)
+        )
+    for name in ("mscale", "mscale_all_dim"):
+        read.expect(name, None)
+    read.expect("truncate", None, True)
+    usual = 0.1 * math.log(factor) + 1.0
+    if not math.isclose(read.take("attention_factor", float, usual), usual, rel_tol=1e-6):
+        raise read.refuse("attention_factor", f"is not the paper's {usual:.6f}")
+    return YaRNScaling(factor, original, read.take("beta_fast", float, 32.0), read.take("beta_slow", float, 1.0))
+
+
+def rotary(read: Config, context: int, base: float = 10_000.0, fraction: float | None = None) -> RotarySpec:
+    """Base and scaling from ``rope_parameters``, or in older files from ``rope_theta`` and ``rope_scaling``.
+
+    base: where no attribute says it. fraction: likewise; None: the family turns whole heads only.
+    """
+    new, old = read.nested("rope_parameters"), read.nested("rope_scaling")
+    if new and old and new != old:
+        raise read.refuse("rope_scaling", f"contradicts rope_parameters = {brief(new)}", "keep one of them")
+    inner = Config(new or old, f"{read.where}, {'rope_parameters' if new else 'rope_scaling'}")
+    if fraction is None:
+        for each in (read, inner):
+            each.expect("partial_rotary_factor", None, 1.0)
+    turned = 1.0 if fraction is None else _either(read, inner, "partial_rotary_factor", fraction)
+    if not 0 < turned <= 1:
+        raise read.refuse("partial_rotary_factor", f"or {turned} is no share of a head")
+    for each in (read, inner):
+        base_of(each, "rope_theta", 10_000.0)
+    spec = RotarySpec(_either(read, inner, "rope_theta", base), turned, _scaling(inner, context))
+    inner.done()
+    return spec
+
+
+def base_of(read: Config, name: str, default: float) -> float:
+    """An attribute that is a base of angles. Raises CheckpointError where it is none."""
+    base = read.take(name, float, default)
+    if base <= 1:
+        raise read.refuse(name, "is not above 1")
+    return base
+
+
+def _either(outer: Config, inner: Config, name: str, default: float) -> float:
+    """An attribute of the one or the other. Raises CheckpointError where they contradict each other."""
+    value = outer.take(name, float, default)
+    found = inner.take(name, float, value)
+    if found != value and outer.values.get(name) is not None:
+        raise outer.refuse(name, f"contradicts {found} in {inner.where}", "keep one of them")
+    return found
+
+
+def rotary_attributes(spec: RotarySpec) -> dict[str, Any]:
+    """The older attributes, which every reader knows; a rule that has no published name is left out."""
+    return {"rope_theta": spec.base, "rope_scaling": _rule(spec.scaling)}
+
+
+def rotary_parameters(spec: RotarySpec) -> dict[str, Any]:
+    """The same in one object, as newer files have it."""
+    return {"rope_theta": spec.base, **(_rule(spec.scaling) or {"rope_type": "default"})}
+
+
+def _rule(scaling: RotaryScaling | None) -> dict[str, Any] | None:
+    if isinstance(scaling, LinearScaling):
+        return {"rope_type": "linear", "factor": scaling.factor}
+    if isinstance(scaling, ByPartsScaling):
+        return {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_context,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+        }
+    if isinstance(scaling, YaRNScaling):
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_context,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+        }
+    return None
