@@ -1,16 +1,31 @@
-"""The few names met first that belong to no single room: ``pellucid.build`` and ``pellucid.load``."""
+"""The few names met first that belong to no single room: ``pellucid.build``, ``pellucid.load``, ``pellucid.save``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import overload
+from typing import Any, Literal, TypeAlias, overload
+
+import torch
 
 from pellucid.data.tokenizer import Tokenizer
-from pellucid.errors import CheckpointError
-from pellucid.families.native import TOKENIZER, load_model
+from pellucid.errors import CheckpointError, UsageError
+from pellucid.families.hub import fetch, is_name
+from pellucid.families.load import load_checkpoint, open_checkpoint
+from pellucid.families.native import SPEC, TOKENIZER, load_model, save_model
+from pellucid.families.safetensors_files import CONFIG
+from pellucid.families.source import Checkpoint
+from pellucid.files import write_folder
 from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder, build_model
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, InitRule, ModelSpec
+
+Format: TypeAlias = Literal["hf", "gguf", "native"]
+Quantisation: TypeAlias = Literal["f32", "f16", "q8_0"]
+
+# where one of these is, there is a tokenizer, whether it can be read or not
+TOKENIZER_FILES = """tokenizer.json tokenizer.model spiece.model sentencepiece.model sentencepiece.bpe.model spm.model
+    source.spm vocab.txt vocab.json""".split()
 
 
 @overload
@@ -24,18 +39,144 @@ def build(spec: ModelSpec, *, init: InitRule = "normal", seed: int = 0) -> AnyMo
     return initialise(build_model(spec), init, seed)
 
 
-def load(path: str | Path) -> AnyModel:
-    """The model, with its tokenizer, in a folder that ``pellucid train`` or ``save_model`` wrote.
+def locate(name: str | Path) -> Path:
+    """The folder or file that a name means: a path that exists, or else a model on the hub, fetched where needed.
 
-    In eval mode, float32. Raises CheckpointError when something is missing, damaged, or does not belong together.
+    Raises CheckpointError where there is neither.
     """
-    folder = Path(path)
-    model = load_model(folder)
-    if (folder / TOKENIZER).exists():
-        model.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        if model.tokenizer.vocab_size > model.spec.vocab_size:
-            raise CheckpointError(
-                f"{folder / TOKENIZER} has {model.tokenizer.vocab_size} tokens, the model {model.spec.vocab_size}",
-                "restore the tokenizer that belongs to this model",
-            )
+    path = Path(name)
+    if path.exists():
+        return path
+    if is_name(str(name)):
+        return fetch(str(name))
+    raise CheckpointError(
+        f"{name} is not a model folder",
+        "give the folder that `pellucid train --out` wrote, a published model's folder or .gguf file, or ORG/NAME on"
+        " the Hugging Face hub",
+    )
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder is in our own format; one that is in none is to be called a broken one of ours."""
+    return path.is_dir() and ((path / SPEC).is_file() or not (path / CONFIG).is_file())
+
+
+def load(
+    name: str | Path, dtype: torch.dtype = torch.float32, *, architecture: str | None = None, tokenizer: bool = True
+) -> AnyModel:
+    """A model with its tokenizer, in eval mode: ours, a published folder, a ``.gguf`` file, or ORG/NAME on the hub.
+
+    name: a path that exists wins over a name on the hub; ORG/NAME:FILE.gguf is one file of many. architecture: the
+    class of a published model's head, where it is not the one that its config names. tokenizer: False leaves it out.
+    Raises CheckpointError when something is missing, damaged, or does not belong together.
+    """
+    path = locate(name)
+    if is_ours(path):
+        model = load_model(path, dtype)
+        if tokenizer and (path / TOKENIZER).exists():
+            model.tokenizer = Tokenizer.load(path / TOKENIZER)
+    else:
+        checkpoint = open_checkpoint(path)
+        model = load_checkpoint(checkpoint, dtype, architecture)
+        if tokenizer:
+            model.tokenizer = _tokenizer_of(path, checkpoint)
+    if model.tokenizer is not None:
+        _refuse_foreign(model.tokenizer, model.spec.vocab_size, path)
     return model
+
+
+def save(model: AnyModel, folder: str | Path) -> None:
+    """Write the model and its tokenizer into a folder, in our own format, which keeps every model exactly."""
+    save_model(model, Path(folder))
+
+
+def convert(
+    model: AnyModel | str | Path,
+    out: str | Path,
+    to: Format = "hf",
+    *,
+    dtype: torch.dtype | None = None,
+    quantisation: Quantisation | None = None,
+    family: str | None = None,
+    force: bool = False,
+) -> str:
+    """Write a model, or what ``load`` finds under a name, for other tools; returns the family or format written.
+
+    to: "hf" for a folder that transformers opens, "gguf" for a file that llama.cpp runs, "native" for a folder of ours.
+    dtype: of the weights in a folder, where ``model`` is a name (default: float32). quantisation: of the matrices in a
+    GGUF (default: f16). family: the ``model_type`` for transformers (default: the first that can express the model).
+    force: replace a model at ``out``. Raises CheckpointError naming what of the model the target cannot express,
+    UsageError where ``out`` is taken or an option is not for this format.
+    """
+    out = Path(out)
+    for name, value, formats in (
+        ("dtype", dtype, "hf native"),
+        ("quantisation", quantisation, "gguf"),
+        ("family", family, "hf"),
+    ):
+        if value is not None and to not in formats.split():
+            raise UsageError(f"{name} = {value} is not for {to}", "leave it out")
+    _refuse_taken(out, to, force)
+    if isinstance(model, str | Path):
+        model = load(model, dtype or torch.float32)
+    elif dtype is not None:
+        raise UsageError(f"dtype = {dtype}, but the model is loaded already", "model.to(dtype) first")
+    if to == "gguf":
+        from pellucid.families.gguf_write import to_gguf
+
+        to_gguf(model, out, quantisation or "f16")
+        return to
+    if to == "hf":
+        from pellucid.families.export import to_hf
+
+        return to_hf(model, out, family)
+    write_folder(out, lambda aside: save_model(model, aside))
+    return to
+
+
+def _refuse_taken(out: Path, to: Format, force: bool) -> None:
+    """Raise UsageError where something stands that would be lost; only a model may ever be replaced."""
+    if to == "gguf":
+        if out.is_dir() or out.suffix != ".gguf":
+            raise UsageError(f"{out} is no name for a GGUF", "give a file that ends in .gguf")
+        if out.exists() and not force:
+            raise UsageError(f"{out} exists", "choose another file, or replace it with --force")
+        return
+    if not out.is_dir():
+        if out.exists():
+            raise UsageError(f"{out} is a file", "give the name of a new folder")
+        return
+    if any(out.iterdir()):
+        is_model = ((out / SPEC).is_file() or (out / CONFIG).is_file()) and not (out / "run.json").exists()
+        if not (force and is_model):
+            remedy = "replace it with --force" if is_model else "choose another"
+            raise UsageError(f"the folder {out} is not empty", remedy)
+
+
+def _tokenizer_of(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer of a published model; None where it has none, as one that reads images."""
+    metadata: Mapping[str, Any] | None = getattr(checkpoint.source, "metadata", None)
+    if metadata is not None:
+        from pellucid.data.tokenizer_gguf import from_metadata
+
+        if metadata.get("tokenizer.ggml.model") in ("no_vocab", "none"):  # llama.cpp's words for a model of ids alone
+            return None
+        return from_metadata(metadata, str(path))
+    from pellucid.data.tokenizer_files import load_tokenizer
+
+    folder = path if path.is_dir() else path.parent
+    return load_tokenizer(folder) if any((folder / file).is_file() for file in TOKENIZER_FILES) else None
+
+
+def _refuse_foreign(tokenizer: Tokenizer, vocab_size: int, where: Path) -> None:
+    """Raise CheckpointError where text may become ids that the model does not have.
+
+    Special tokens beyond the model's vocabulary are let through: some published tokenizers have been given a token for
+    padding that the model was never given, and text does not become it.
+    """
+    beyond = sum(number >= vocab_size for number in tokenizer.special.values())
+    if tokenizer.vocab_size - beyond > vocab_size:
+        raise CheckpointError(
+            f"{where}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}",
+            "restore the tokenizer that belongs to this model",
+        )

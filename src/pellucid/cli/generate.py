@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import tyro
 
 from pellucid.cli.parse import parse, text_of
+from pellucid.cli.say import say
 
 EXAMPLES = """
 generate runs/book "Once upon a time"
 generate runs/book "def main(" --temperature 0 --stop "\\n\\n"
+generate SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is" --temperature 0
+generate HuggingFaceTB/SmolLM2-135M "The capital of France is"
 generate runs/book "To be" --seed 7 --top-p 0.9 --max-new-tokens 500
 """
 
 
 def generate(
-    model: tyro.conf.Positional[Path],
+    model: tyro.conf.Positional[str],
     prompt: tyro.conf.Positional[str] = "",
     max_new_tokens: int = 200,
     temperature: float = 0.8,
@@ -32,7 +34,7 @@ def generate(
     """Continue a prompt, a token at a time, and show it as it is written.
 
     Args:
-        model: The folder that `pellucid train` wrote.
+        model: The folder that `pellucid train` wrote; a published one, a .gguf file, or ORG/NAME on the hub.
         prompt: What to continue; "-" reads it from standard input.
         max_new_tokens: Tokens to write at most.
         temperature: 0 always takes the likeliest token; 1 is the model's own distribution.
@@ -54,8 +56,7 @@ def generate(
     pieces = stream(load(model), text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stops, seed=seed)
     sys.stdout.write(text)
     for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        say(piece)
     sys.stdout.write("\n")
 
 

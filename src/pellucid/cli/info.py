@@ -23,6 +23,8 @@ info modern --depth 12
 info hybrid --depth 8 --context 4096 --svg hybrid.svg
 info attention_is_all_you_need
 info runs/book/spec.json --tokens 8192
+info SmolLM2-135M-Instruct.Q4_1.gguf
+info HuggingFaceTB/SmolLM2-135M
 """
 DEPTH, VOCAB_SIZE, CONTEXT = 12, 32768, 1024  # of a design, where nothing else is asked for
 
@@ -40,7 +42,8 @@ def info(
     """Say what a model is made of and what it must cost, from its spec alone: no weight is made.
 
     Args:
-        subject: A model folder, a spec.json, a design or a published model; nothing: list those there are.
+        subject: A model folder (ours or a published one), a spec.json, a .gguf file, ORG/NAME on the hub, a design or a
+            published model by name; nothing: list those there are.
         depth: Layers of a design [default: 12].
         d_model: Width of a design [default: 64 for each layer above two].
         vocab_size: Vocabulary of a design [default: 32768].
@@ -87,14 +90,17 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
-    """The spec in a folder or file, of a published model, or of a design in these sizes.
+    """The spec in a folder or file, on the hub, of a published model, or of a design in these sizes.
 
-    Raises SpecError where there is none, UsageError for sizes of what has its own.
+    Raises SpecError or CheckpointError where there is none, UsageError for sizes of what has its own.
     """
     import math
 
     from pellucid.designs import DESIGNS, PUBLISHED, width
     from pellucid.errors import SpecError, suggest
+    from pellucid.families.hub import fetch, fetch_config, is_name
+    from pellucid.families.registry import spec_of
+    from pellucid.families.safetensors_files import read_object
 
     path = Path(subject)
     if subject in DESIGNS and not path.exists():
@@ -108,6 +114,10 @@ def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
         return _saved(path)
     if subject in PUBLISHED:
         return PUBLISHED[subject]()
+    if is_name(subject):
+        if subject.endswith(".gguf"):
+            return _saved(fetch(subject))
+        return spec_of(read_object(fetch_config(subject)))[0]
     if path.suffix or len(path.parts) > 1:
         raise SpecError(f"{path} does not exist", "give a model folder, a spec.json, or a design's name")
     raise SpecError(f"there is no design {subject!r}", suggest(subject, [*DESIGNS, *PUBLISHED]))
@@ -115,17 +125,24 @@ def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
 
 def _saved(path: Path) -> ModelSpec:
     from pellucid.errors import SpecError
+    from pellucid.families.load import open_checkpoint
+    from pellucid.families.registry import spec_of
+    from pellucid.families.safetensors_files import CONFIG, read_object
     from pellucid.spec import load_spec
 
+    if path.suffix == ".gguf":
+        return spec_of(open_checkpoint(path).config)[0]
     if path.is_file():
-        return load_spec(path)
+        return spec_of(read_object(path))[0] if path.name == CONFIG else load_spec(path)
     if (path / "spec.json").exists():
         return load_spec(path / "spec.json")
     if (path / "run.json").exists():
         from pellucid.train.config import Run
 
         return Run.load(path / "run.json").spec
-    raise SpecError(f"{path} holds no spec.json", "give a folder that `pellucid train` wrote")
+    if (path / CONFIG).is_file():
+        return spec_of(read_object(path / CONFIG))[0]
+    raise SpecError(f"{path} holds no spec.json", "give a folder that `pellucid train` wrote, or a published model's")
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

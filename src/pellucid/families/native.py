@@ -15,12 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pellucid.errors import CheckpointError, SpecError, suggest
+from pellucid.families.safetensors_files import read_tensor
+from pellucid.families.table import refuse_nonfinite, weights_of
 from pellucid.files import sha256, write_file
-from pellucid.nn.models import AnyModel, Model, build_model
+from pellucid.nn.init import build_undrawn
+from pellucid.nn.models import AnyModel, Model
 from pellucid.spec import load_spec
 from pellucid.values import Value
 
 WEIGHTS, SPEC, TOKENIZER = "model.safetensors", "spec.json", "tokenizer.json"
+_TOKENIZER_FILES = {"tokenizer": TOKENIZER, "tokenizer_config": "tokenizer_config.json"}  # the second where needed
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -46,16 +50,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     inside = json.dumps({"sha256": digest(plain), **metadata}, sort_keys=True)
 
-    def write(aside: Path) -> None:
-        try:
-            save_file(plain, aside, {"pellucid": inside})
-        except SafetensorError as error:  # the disk's answer is only in its text
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    write_file(path, lambda aside: write_tensors(aside, plain, {"pellucid": inside}))
 
-    write_file(path, write)
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """The library's ``save_file``, which says only in a text what the disk has answered; here it is an OSError."""
+    try:
+        path.touch()
+        mode = path.stat().st_mode
+        save_file(tensors, path, metadata)
+        path.chmod(mode)  # the library leaves a file that only its owner may read
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -68,7 +77,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             metadata: dict[str, str] = json.loads((file.metadata() or {}).get("pellucid", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            names = list(file.keys())
+        tensors = {name: read_tensor(path, name) for name in names}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}", "use another copy, or an earlier checkpoint") from error
     if "sha256" not in metadata:
@@ -81,9 +91,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy weights into the model, by name. Raises CheckpointError for a missing, unknown or differently shaped one."""
-    own = model.state_dict()
+def refuse_misfit(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raise CheckpointError for a weight that is missing, unknown or of another shape than the model's."""
+    own = weights_of(model)
     for name in tensors:
         if name not in own:
             raise CheckpointError(f"{source}: this model has no weight {name!r}", suggest(name, own))
@@ -95,9 +105,19 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
                 f"{source}: {name} has shape {tuple(tensors[name].shape)}, the spec wants {tuple(weight.shape)}",
                 "the file belongs to another spec",
             )
+
+
+def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Copy weights into the model, by name. Raises CheckpointError for a missing, unknown or differently shaped one."""
+    refuse_misfit(model, tensors, source)
     with torch.no_grad():
-        for name, weight in own.items():
+        for name, weight in weights_of(model).items():
             weight.copy_(tensors[name])
+
+
+def _tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of each of the tokenizer's files that is there."""
+    return {key: sha256(folder / file) for key, file in _TOKENIZER_FILES.items() if (folder / file).is_file()}
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -109,12 +129,12 @@ def save_model(model: Model, folder: Path) -> None:
     metadata = {"spec": value_hash(model.spec)}
     if model.tokenizer is not None:
         model.tokenizer.save(folder / TOKENIZER)
-        metadata["tokenizer"] = sha256(folder / TOKENIZER)
-    save_tensors(folder / WEIGHTS, model.state_dict(), **metadata)
+        metadata |= _tokenizer_hashes(folder)
+    save_tensors(folder / WEIGHTS, weights_of(model), **metadata)
     model.spec.save(folder / SPEC)
 
 
-def load_model(folder: Path) -> AnyModel:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:
     """The model of a folder that ``save_model`` wrote, in eval mode, without its tokenizer (``pellucid.load`` adds it).
 
     Raises CheckpointError when the folder is not one, a file is damaged, or weights, spec and tokenizer do not belong
@@ -124,9 +144,8 @@ def load_model(folder: Path) -> AnyModel:
         raise CheckpointError(f"{folder} is not a model folder", "give the folder that `pellucid train --out` wrote")
     if not (folder / SPEC).is_file():
         unfinished = (folder / "run.json").is_file()
-        remedy = (
-            "its training has not finished: run the same `pellucid train` again" if unfinished else "it needs " + SPEC
-        )
+        remedy = "its training has not finished: run the same `pellucid train` again"
+        remedy = remedy if unfinished else f"it needs {SPEC}, or a published model's config.json and {WEIGHTS}"
         raise CheckpointError(f"{folder} holds no finished model", remedy)
     try:
         spec = load_spec(folder / SPEC)
@@ -135,11 +154,15 @@ def load_model(folder: Path) -> AnyModel:
     tensors, metadata = load_tensors(folder / WEIGHTS)
     if metadata.get("spec") != value_hash(spec):
         raise CheckpointError(f"{folder}: {WEIGHTS} was saved with another {SPEC}", "restore the pair from one run")
-    tokenizer = folder / TOKENIZER
-    if "tokenizer" in metadata and not (tokenizer.is_file() and sha256(tokenizer) == metadata["tokenizer"]):
-        raise CheckpointError(
-            f"{folder}: {TOKENIZER} is missing or not the one this model was trained with", "restore it from the run"
-        )
-    model = build_model(spec)
-    fill(model, tensors, folder / WEIGHTS)
-    return model.eval()
+    found = _tokenizer_hashes(folder) if "tokenizer" in metadata else {}
+    for key, file in _TOKENIZER_FILES.items():
+        if "tokenizer" in metadata and found.get(key) != metadata.get(key):
+            raise CheckpointError(
+                f"{folder}: {file} is missing or not the one this model was trained with", "restore it from the run"
+            )
+    model = build_undrawn(spec)
+    refuse_misfit(model, tensors, folder / WEIGHTS)
+    for name, weight in weights_of(model).items():
+        tensor = tensors.pop(name).to(dtype)
+        weight.data = refuse_nonfinite(tensor, f"{folder / WEIGHTS}: {name}")  # not copied: it becomes the weight
+    return model.to(dtype).eval()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Size, Tensor
 
 
+@runtime_checkable
 class Source(Protocol):
     """Tensors in a file or several, under the names that the published safetensors have; nothing is read until asked.
 
@@ -19,8 +21,12 @@ class Source(Protocol):
     where: Path
     shapes: Mapping[str, Size]
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, of floating point. Raises CheckpointError where its bytes are not what its header says."""
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """One tensor, in this type and in memory of its own, which the reader may keep.
+
+        Large ones are converted piece by piece, so that reading takes little more memory than the result. Raises
+        CheckpointError where it is not of floating point, or its bytes are not what its header says.
+        """
         ...
 
 

@@ -1,0 +1,98 @@
+"""From an opened checkpoint to a model: the config becomes a spec, and tensor by tensor is read into its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid.errors import CheckpointError
+from pellucid.families.registry import family, spec_of
+from pellucid.families.sentence import sentence_head
+from pellucid.families.source import Checkpoint
+from pellucid.families.table import Table, plan, stream_weights, weights_of
+from pellucid.nn.init import build_undrawn
+from pellucid.nn.models import AnyModel
+from pellucid.spec import EncoderSpec, PoolerHeadSpec
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A published model in a folder, or in one file: ``.gguf``, or ``.safetensors`` with its config beside it.
+
+    Raises CheckpointError naming what is missing, damaged, or of another kind.
+    """
+    if path.is_dir():
+        from pellucid.families.safetensors_files import open_folder
+
+        return open_folder(path)
+    if path.suffix.lower() == ".gguf":
+        from pellucid.families.gguf_read import open_gguf
+
+        return open_gguf(path)
+    from pellucid.families.safetensors_files import WEIGHTS, open_folder, pickle_refusal
+
+    if path.name == WEIGHTS:
+        return open_folder(path.parent)
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        raise pickle_refusal(path.parent, [path.name])
+    raise CheckpointError(f"{path} is not a model folder", "give one, a .gguf file, or ORG/NAME on the hub")
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, architecture: str | None = None
+) -> AnyModel:
+    """The model of a checkpoint, in this type and in eval mode, without its tokenizer (``pellucid.load`` adds it).
+
+    architecture: the class that the weights are of (default: the one that the config names; but an encoder has the head
+    that a ``modules.json`` beside it describes, and none where the file lacks a bare model's pooler). All names and
+    shapes are checked before a weight is read or its memory taken. Raises CheckpointError naming what does not fit.
+    """
+    source = checkpoint.source
+    with _naming(checkpoint.where):
+        spec, table = spec_of(_stored_config(checkpoint), architecture)
+        if architecture is None and isinstance(spec, EncoderSpec):
+            spec, table = _as_published(checkpoint, spec, table)
+        try:
+            with torch.device("meta"):
+                sizes = {name: weight.shape for name, weight in weights_of(build_undrawn(spec)).items()}
+            found = plan(source.shapes, sizes, table)
+        except RuntimeError as error:  # a size whose product no number of torch holds
+            raise CheckpointError(f"the config describes a model that is too large: {error}", "restore it") from error
+    model = build_undrawn(spec)
+    stream_weights(model, source, found, dtype)
+    return model.to(dtype).eval()
+
+
+def _stored_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The config, corrected where the tensors are known to know better."""
+    if checkpoint.config.get("model_type") not in ("t5", "mt5"):
+        return checkpoint.config
+    from pellucid.families.t5 import as_stored
+
+    return as_stored(checkpoint.config, checkpoint.source)
+
+
+def _as_published(checkpoint: Checkpoint, spec: EncoderSpec, table: Table) -> tuple[EncoderSpec, Table]:
+    """The encoder with the head that the folder gives it, which no config can say."""
+    bare = replace(spec, head=None)
+    if (head := sentence_head(checkpoint.where)) is not None:
+        return replace(spec, head=head), family(str(checkpoint.config["model_type"])).table(bare)
+    pools = isinstance(spec.head, PoolerHeadSpec) and spec.head.dense
+    if pools and not any("pooler." in name for name in checkpoint.source.shapes):
+        return bare, family(str(checkpoint.config["model_type"])).table(bare)
+    return spec, table
+
+
+@contextmanager
+def _naming(where: Path) -> Iterator[None]:
+    """Put the file or folder in front of an error that does not name it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(where) in error.problem:
+            raise
+        raise CheckpointError(f"{where}: {error.problem}", error.remedy) from error
