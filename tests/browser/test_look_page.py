@@ -17,7 +17,7 @@ import pytest
 
 from pellucid.interpret import view
 from pellucid.interpret.display import label, prose
-from pellucid.interpret.look import Experts, Head, Layer, LensRow, Look, ModelFacts, Token
+from pellucid.interpret.seen import Experts, Head, Layer, LensRow, Look, ModelFacts, Pooled, Token
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -289,6 +289,107 @@ def test_it_draws_where_experts_were_sent_tokens(tmp_path: Path) -> None:
     cells = re.findall(r'<td data-row="1" data-position="(\d+)"[^>]*>(.*?)</td>', drawn)
     shown = {int(at): [int(expert) for expert in re.findall(r">(\d+)</span>", marks)] for at, marks in cells}
     assert shown == {at: [expert + 1 for expert in ids] for at, ids in enumerate(look.experts[1].ids.tolist())}
+
+
+def encoding(look: Look, guesses: bool = False, n_layers: int = 2) -> Look:
+    """The same text as an encoder sees it: all at once, perhaps with a head that fills in masks."""
+    time, random = len(look.tokens), np.random.default_rng(2)
+    states = random.standard_normal((n_layers + 1, time, 8)).astype(np.float32)
+    states /= np.linalg.norm(states, axis=-1, keepdims=True)
+    patterns = random.random((n_layers, 3, time, time), dtype=np.float32)
+    seen = replace(
+        look,
+        tokens=tuple(replace(token, special=t in (0, time - 1)) for t, token in enumerate(look.tokens)),
+        patterns=tuple(patterns / patterns.sum(-1, keepdims=True)),
+        heads=tuple(replace(head, first=0.1, previous=0.1, following=0.7) for head in look.heads),
+        ahead=0,
+        alike=tuple(layer @ layer.T for layer in states),
+    )
+    if not guesses:
+        none, nothing = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+        integers = {"top_ids": none.astype(int), "rank": nothing.astype(int)}
+        return replace(seen, lens=(), top_probs=none, entropy=nothing, loss=nothing, **integers)
+    loss, rank = np.full(time, 2.0, np.float32), np.full(time, 3)
+    loss[4], rank[4] = np.nan, 0
+    rows = [replace(row, actual_rank=rank, correct=(False,) * time) for row in seen.lens]
+    return replace(seen, loss=loss, rank=rank, masked=(4,), lens=tuple(rows))
+
+
+@needs_chromium
+def test_it_draws_an_encoder_without_guesses(tmp_path: Path) -> None:
+    look = encoding(synthetic())
+    drawn = draw(tmp_path, look, "#position=3")
+    assert all(
+        hidden(drawn, name) for name in ("next-panel", "loss-panel", "lens-panel", "cross-panel", "verdict-panel")
+    )
+    assert not hidden(drawn, "alike-panel")
+    assert "on average 10% to the first token, 10% to the previous one, 10% to itself, 70% to the next one" in drawn
+    cells = re.findall(r'<rect [^>]*data-row="2" data-column="\d+"', drawn)
+    assert len(cells) == len(look.tokens), "the selected token beside all, after the last layer"
+    assert drawn.count('class="token faint"') >= 2, "special tokens are set apart"
+
+
+@needs_chromium
+def test_it_draws_a_vector_and_classes(tmp_path: Path) -> None:
+    look = encoding(synthetic())
+    near = np.linspace(0, 0.9, len(look.tokens), dtype=np.float32)
+    drawn = draw(tmp_path, replace(look, pooled=Pooled("mean", False, 3.21, near)))
+    assert not hidden(drawn, "verdict-panel")
+    assert "mean of all states, and nearest" in drawn
+    assert "3.21" in drawn
+    drawn = draw(tmp_path, replace(look, classes=np.array([[0.2, 0.7, 0.1]], np.float32)))
+    assert re.search(r"likeliest class</dt><dd>1, 70%", drawn)
+    assert drawn.index("class 1<") < drawn.index("class 0<") < drawn.index("class 2<")
+
+
+@needs_chromium
+def test_it_draws_what_masks_hide(tmp_path: Path) -> None:
+    drawn = draw(tmp_path, encoding(synthetic(), guesses=True), "#position=4")
+    assert "What stands here?" in drawn
+    assert "A mask hides what stands here." in drawn
+    assert hidden(drawn, "loss-panel")
+    assert not hidden(drawn, "lens-panel")
+    assert "really next" not in drawn.split("<script")[0]
+    elsewhere = draw(tmp_path, encoding(synthetic(), guesses=True), "#position=5")
+    assert "Green is what really stands here." in elsewhere
+
+
+@needs_chromium
+def test_it_draws_both_sides_of_an_encoder_decoder(tmp_path: Path) -> None:
+    writes, reads = synthetic(time=6, name="writes"), encoding(synthetic(time=9, name="reads"))
+    cross = np.random.default_rng(3).random((2, 3, 6, 9), dtype=np.float32)
+    heads = tuple(Head(i, h, 0.1, 0.0, 0.0, 1, 2, 0.5) for i in range(2) for h in range(3))
+    look = replace(writes, source=reads, cross=tuple(cross / cross.sum(-1, keepdims=True)), cross_heads=heads)
+    drawn = draw(tmp_path, look, "#position=2")
+    assert not hidden(drawn, "cross-panel")
+    assert "What it read" in drawn
+    assert len(re.findall(r'<rect [^>]*data-row="1" data-column="\d+"', drawn)) == 9
+    other = draw(tmp_path, look, "#side=encoder")
+    assert "What it writes" in other
+    assert hidden(other, "cross-panel")
+    assert not hidden(other, "alike-panel")
+    assert '<h1 id="name">reads</h1>' in other
+
+
+def test_likeness_and_looks_across_are_packed_within_their_precision() -> None:
+    look = encoding(synthetic(time=12))
+    packed = view.payload(look)["alike"]
+    stored = np.frombuffer(base64.b64decode(packed["rows"][1]), np.uint8)
+    np.testing.assert_allclose(stored / 127.5 - 1, look.alike[1][np.tril_indices(12)], atol=0.004)
+    assert view.payload(synthetic())["alike"] is None
+
+
+def test_a_long_source_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view, "MAX_PATTERN_BYTES", 500)
+    reads = encoding(synthetic(time=50))
+    cross = np.random.default_rng(3).random((2, 3, 20, 50), dtype=np.float32)
+    heads = (Head(0, 0, 0.0, 0.0, 0.0, 0, 0, 0.0),) * 6
+    packed = view.payload(replace(synthetic(time=20), source=reads, cross=tuple(cross), cross_heads=heads))["cross"]
+    rows, columns, stride = packed["rows"], packed["columns"], packed["stride"]
+    stored = np.frombuffer(base64.b64decode(packed["heads"][1][2]), np.uint8)
+    assert len(stored) == rows * columns
+    assert 6 * len(stored) <= 500
+    assert stored[columns + 1] == view.quantise(cross[1][2][stride : 2 * stride, stride : 2 * stride]).max()
 
 
 @needs_chromium

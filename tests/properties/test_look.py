@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,31 +15,39 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pellucid import build
-from pellucid.data.tokenizer import Tokenizer
+from pellucid.data.tokenizer import END_OF_TEXT, Tokenizer
+from pellucid.data.tokenizer_roles import Roles
 from pellucid.designs import DESIGNS
 from pellucid.errors import TapError, UsageError
+from pellucid.interpret import lens as lens_module
 from pellucid.interpret.capture import capture
 from pellucid.interpret.display import label, prose
 from pellucid.interpret.lens import logit_lens
 from pellucid.interpret.look import Look, look
 from pellucid.interpret.terminal import show
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import AnyModel, Decoder, EncoderDecoder
 from pellucid.spec import (
     POST_NORM,
     AttentionSpec,
     BlockSpec,
+    ClassifierHeadSpec,
     DecoderSpec,
     EmbedSpec,
     EncoderDecoderSpec,
+    EncoderHeadSpec,
     EncoderSpec,
     FFNSpec,
     Full,
     LearnedSpec,
     LMHeadSpec,
     MaskedLMHeadSpec,
+    ModelSpec,
+    PatchSpec,
     Placement,
+    PoolerHeadSpec,
     RMSNormSpec,
     StackSpec,
+    TaggerHeadSpec,
 )
 
 TEXT = "the cat sat on the mat; the dog sat on the log.\n"
@@ -209,19 +216,167 @@ def test_experts_are_the_routers_choices(tokenizer: Tokenizer) -> None:
     assert "layer 2" in printed(look(model, [7]), 80).split("Experts")[1]
 
 
-def test_what_does_not_read_on_is_refused(tokenizer: Tokenizer) -> None:
-    everywhere = AttentionSpec(4, 4, 8, Full())
-    block = BlockSpec(everywhere, FFNSpec(48), RMSNormSpec())
-    stack = StackSpec(32, (block,), RMSNormSpec())
-    encoder = EncoderSpec(300, CONTEXT, EmbedSpec(LearnedSpec()), stack, MaskedLMHeadSpec())
-    crossing = BlockSpec(AttentionSpec(4, 4, 8), FFNSpec(48), RMSNormSpec(), cross=everywhere)
-    writer = DecoderSpec(300, CONTEXT, EmbedSpec(LearnedSpec()), StackSpec(32, (crossing,), RMSNormSpec()))
-    with pytest.raises(UsageError, match=r"(?s)sees all of the text at once.*model\.taps"):
-        look(build(encoder), [1, 2])
+EVERYWHERE = AttentionSpec(4, 4, 8, Full())
+
+
+def drawn(spec: ModelSpec, tokenizer: Tokenizer | None = None) -> AnyModel:
+    """A model of this spec with weights large enough that its layers differ."""
+    model = build(spec)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.4)
+    model.tokenizer = tokenizer
+    return model
+
+
+def encoder_spec(head: EncoderHeadSpec | None, n_layers: int = 2) -> EncoderSpec:
+    block = BlockSpec(EVERYWHERE, FFNSpec(48), RMSNormSpec())
+    stack = StackSpec(32, (block,) * n_layers, RMSNormSpec())
+    return EncoderSpec(300, CONTEXT, EmbedSpec(LearnedSpec()), stack, head)
+
+
+def pair_spec() -> EncoderDecoderSpec:
+    block = BlockSpec(AttentionSpec(4, 2, 8), FFNSpec(48), RMSNormSpec(), cross=EVERYWHERE)
+    writer = DecoderSpec(300, CONTEXT, EmbedSpec(LearnedSpec()), StackSpec(32, (block,) * 3, RMSNormSpec()))
+    return EncoderDecoderSpec(encoder_spec(None), writer, start_id=0)
+
+
+def test_an_encoder_shows_looks_both_ways_and_how_alike_its_tokens_are(tokenizer: Tokenizer) -> None:
+    model = drawn(encoder_spec(None), tokenizer)
+    seen = look(model, TEXT)
+    ids = torch.tensor([[token.id for token in seen.tokens]])
+    acts = capture(model, ids, ["embed", "blocks.*.attn.pattern", "blocks.*.resid_post"])
+    for layer, pattern in enumerate(seen.patterns):
+        np.testing.assert_allclose(pattern, acts[f"blocks.{layer}.attn.pattern"][0].numpy(), atol=1e-6)
+        assert np.triu(pattern, 1).any(), "it sees what comes later"
+    states = acts["blocks.1.resid_post"][0]
+    expected = torch.cosine_similarity(states[:, None], states[None], dim=-1).numpy()
+    np.testing.assert_allclose(seen.alike[2], expected, atol=1e-5)
+    assert len(seen.alike) == 3
+    assert not np.allclose(seen.alike[0], seen.alike[2], atol=0.05), "control: layers differ"
+    assert (seen.lens, seen.pooled, seen.classes, len(seen.loss), len(seen.top_ids)) == ((), None, None, 0, 0)
+    head, pattern = seen.heads[5], seen.patterns[1][1]
+    queries = np.arange(2, len(pattern) - 2)
+    assert head.following == pytest.approx(pattern[queries, queries + 1].mean(), rel=1e-5)
+    assert head.last == pytest.approx(pattern[queries, -1].mean(), rel=1e-5)
+    assert "Logit lens" not in printed(seen, 80)
+    assert "How alike the tokens are" in printed(seen, 80)
+
+
+def test_a_masked_lm_guesses_each_place_and_what_masks_hide() -> None:
+    masking = with_mask()
+    model = drawn(encoder_spec(MaskedLMHeadSpec()), masking)
+    seen = look(model, "the cat sat on the [MASK].", top=4)
+    places = [place for place, token in enumerate(seen.tokens) if token.id == masking.mask_id]
+    assert seen.masked == tuple(places)
+    assert len(places) == 1
+    ids = torch.tensor([[token.id for token in seen.tokens]])
+    logp = model(ids).detach().log_softmax(-1)[0]
+    np.testing.assert_allclose(seen.top_probs, logp.exp().topk(4).values.numpy(), rtol=1e-4)
+    assert (seen.ahead, seen.top_ids.shape, seen.loss.shape) == (0, (len(seen.tokens), 4), (len(seen.tokens),))
+    for place, token in enumerate(seen.tokens):
+        if place in places:
+            assert math.isnan(seen.loss[place])
+            assert seen.rank[place] == 0
+        else:
+            assert seen.loss[place] == pytest.approx(-float(logp[place, token.id]), rel=1e-4)
+            assert seen.lens[-1].correct[place] == (seen.rank[place] == 1)
+    assert "What the masks hide" in printed(seen, 80)
+    json.dumps(seen.to_json(), allow_nan=False)
+    plain = look(drawn(encoder_spec(None), masking), "the [MASK].")
+    assert plain.masked == (), "control: where nothing is guessed, a mask written out is text"
+    assert masking.mask_id not in [token.id for token in plain.tokens]
+
+
+def with_mask() -> Tokenizer:
+    """A vocabulary that has a mask, as those of published encoders do."""
+    inner = Tokenizer.train([TEXT * 8], 280).inner
+    inner.add_special_tokens(["[MASK]"])
+    return Tokenizer(inner, Roles(bos_id=inner.token_to_id(END_OF_TEXT), mask_id=inner.token_to_id("[MASK]")))
+
+
+def test_a_pooled_vector_is_measured_and_classes_are_probabilities(tokenizer: Tokenizer) -> None:
+    model = drawn(encoder_spec(PoolerHeadSpec("mean", dense=False)), tokenizer)
+    seen = look(model, TEXT)
+    ids = torch.tensor([[token.id for token in seen.tokens]])
+    vector = model(ids)[0].detach()
+    assert seen.pooled is not None
+    assert seen.pooled.norm == pytest.approx(float(vector.norm()), rel=1e-4)
+    states = capture(model, ids, ["final_norm"])["final_norm"][0]
+    np.testing.assert_allclose(seen.pooled.likeness, torch.cosine_similarity(states, vector[None]).numpy(), atol=1e-5)
+    dense = look(drawn(encoder_spec(PoolerHeadSpec("first")), tokenizer), TEXT).pooled
+    assert dense is not None
+    assert len(dense.likeness) == 0, "behind a dense layer a cosine with the states means nothing"
+    for head, places in ((ClassifierHeadSpec(3), 1), (TaggerHeadSpec(3), ids.shape[1])):
+        model = drawn(encoder_spec(head), tokenizer)
+        seen = look(model, TEXT)
+        assert seen.classes is not None
+        assert seen.classes.shape == (places, 3)
+        np.testing.assert_allclose(seen.classes, model(ids)[0].detach().softmax(-1).numpy(), atol=1e-5)
+        assert "Classes" in printed(seen, 60)
+
+
+def test_an_encoder_decoder_shows_both_sides_and_looks_across(tokenizer: Tokenizer) -> None:
+    model = drawn(pair_spec(), tokenizer)
+    assert isinstance(model, EncoderDecoder)
+    seen = look(model, "the cat sat on the mat", target="a dog")
+    assert seen.source is not None
+    source, ids = (torch.tensor([[token.id for token in side.tokens]]) for side in (seen.source, seen))
+    assert int(ids[0, 0]) == model.spec.start_id
+    logp = model(source, ids).detach().log_softmax(-1)[0]
+    expected = [-float(logp[t, ids[0, t + 1]]) for t in range(ids.shape[1] - 1)]
+    np.testing.assert_allclose(seen.loss, expected, rtol=1e-4)
+    acts = capture(model, ids, ["decoder.blocks.2.cross.pattern", "encoder.blocks.1.attn.pattern"], source)
+    np.testing.assert_allclose(seen.cross[2], acts["decoder.blocks.2.cross.pattern"][0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(seen.source.patterns[1], acts["encoder.blocks.1.attn.pattern"][0].numpy(), atol=1e-6)
+    assert [len(layer) for layer in seen.cross] == [4, 4, 4]
+    link = seen.cross_heads[6]
+    assert seen.cross[link.layer][link.head, link.query, link.key] == pytest.approx(link.weight)
+    text = printed(seen, 90)
+    assert "Looking at the source" in text
+    assert text.index("encoder") < text.index("decoder")
+    assert max(map(len, printed(seen, 60).splitlines())) <= 60
+    json.dumps(seen.to_json(), allow_nan=False)
+
+
+def test_without_a_target_it_is_what_the_model_would_write(tokenizer: Tokenizer) -> None:
+    model = drawn(pair_spec(), tokenizer)
+    seen = look(model, "the cat sat on the mat")
+    tokens = [token.id for token in seen.tokens]
+    assert (seen.rank[: len(tokens) - 1] == 1).all(), "each is its own best guess"
+    assert len(tokens) <= CONTEXT
+
+
+def test_what_cannot_be_shown_is_refused_by_name(tokenizer: Tokenizer) -> None:
+    images = EncoderSpec(
+        0, 5, EmbedSpec(LearnedSpec(), patches=PatchSpec(4, 4, 2)), encoder_spec(None).stack, ClassifierHeadSpec(2)
+    )
+    with pytest.raises(UsageError, match=r"(?s)reads images.*model\.taps"):
+        look(build(images), [1, 2])
     with pytest.raises(UsageError, match="answers what an encoder reads"):
-        look(build(EncoderDecoderSpec(replace(encoder, head=None), writer, start_id=0)), [1, 2])
-    with pytest.raises(UsageError, match="answers what an encoder reads"):
-        look(build(writer), [1, 2])
+        look(build(pair_spec().decoder), [1, 2])
+    with pytest.raises(UsageError, match="has no encoder"):
+        look(decoder(tokenizer), TEXT, target="a dog")
+    with pytest.raises(UsageError, match=f"tokens long, but the model's context is {CONTEXT - 1}"):
+        look(drawn(pair_spec(), tokenizer), TEXT, target="cat dog " * 60)
+
+
+def test_special_tokens_are_marked(seen: Look) -> None:
+    assert [token.special for token in seen.tokens] == [True] + [False] * (len(seen.tokens) - 1)
+
+
+def test_a_large_vocabulary_is_decoded_a_few_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = decoder(), torch.randint(0, 300, (2, 11))
+    whole, acts = lens_of(model, ids)
+    monkeypatch.setattr(lens_module, "CHUNK_BYTES", 4 * 2 * 300 * 3)
+    sizes: list[int] = []
+    unembed = model.unembed
+    monkeypatch.setattr(model, "unembed", lambda x: sizes.append(x.shape[1]) or unembed(x))
+    cut = logit_lens(model, acts, ids, top=5)
+    assert set(sizes) == {3, 2}
+    for field in ("ids", "probs", "actual_nll", "actual_rank", "entropy", "kl"):
+        torch.testing.assert_close(getattr(cut, field), getattr(whole, field), rtol=1e-5, atol=1e-6)
 
 
 def test_looking_leaves_the_model_as_it_was(tokenizer: Tokenizer) -> None:
@@ -322,6 +477,15 @@ def test_the_terminal_shows_surprise_with_and_without_colour(seen: Look) -> None
     show(seen, console)
     assert isinstance(console.file, io.StringIO)
     assert "\x1b[38;2;" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("head", [None, MaskedLMHeadSpec(), PoolerHeadSpec("mean", dense=False), TaggerHeadSpec(3)])
+def test_a_token_that_reads_as_markup_is_shown_as_it_is(head: EncoderHeadSpec | None) -> None:
+    """A closing tag that nothing has opened, which chat models have as a token."""
+    inner = with_mask().inner
+    inner.add_tokens(["[/INST]", "[bold]"])
+    model = drawn(encoder_spec(head), Tokenizer(inner, Roles()))
+    assert "[/INST]" in printed(look(model, "[/INST] a [bold] b", top=300), 120)
 
 
 def test_markup_in_a_text_is_text(tokenizer: Tokenizer) -> None:

@@ -12,22 +12,30 @@ from pellucid.cli.parse import parse, text_of
 EXAMPLES = """
 look runs/book "To be, or not to be"
 look runs/book "To be, or not to be" --html look.html
+look SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is"
+look bert-base-uncased "Paris is the [MASK] of France."
+look opus-mt-en-de "The cat sat on the mat." --target "Die Katze saß auf der Matte."
 """
 
 
 def look(
-    model: tyro.conf.Positional[Path],
+    model: tyro.conf.Positional[str],
     text: tyro.conf.Positional[str],
+    target: str | None = None,
     html: Path | None = None,
     top: int = 10,
 ) -> None:
     """See what a model makes of a text: its guesses layer by layer, every head's attention, the loss of each token.
 
+    Of an encoder: how alike its tokens' states become, what it fills masks with, its vector or classes. Of an
+    encoder–decoder both sides, and how what it writes looks at what it read.
+
     Args:
-        model: The folder that `pellucid train` wrote.
+        model: The folder that `pellucid train` wrote; a published one, a .gguf file, or ORG/NAME on the hub.
         text: What it should read; "-" reads it from standard input.
+        target: What an encoder–decoder writes; without it, what it would write itself.
         html: Also write one self-contained page, to be opened in any browser.
-        top: How many next-token guesses to list.
+        top: How many guesses to list.
     """
     from rich.console import Console
 
@@ -37,7 +45,7 @@ def look(
     from pellucid.interpret.terminal import show
     from pellucid.interpret.view import to_html
 
-    seen = look_into(load(model), text_of(text), top=top, name=model.resolve().name)
+    seen = look_into(load(model), text_of(text), top=top, name=Path(model).resolve().name, target=target)
     console = Console()
     show(seen, console)
     if html is not None:

@@ -77,7 +77,7 @@ class _Row:
     room: int  # how many tokens may still follow before ``full``
     full: Literal["length", "context"]
     generator: torch.Generator
-    eos_id: int | None
+    stop_ids: tuple[int, ...]  # of the tokens that end a text
     bytes_of: Callable[[int], bytes] | None
     decoder: StopDecoder
     ids: list[int] = field(default_factory=list)
@@ -96,7 +96,7 @@ class _Row:
         self.logprobs.append(logprob)
         text = self.decoder.feed(self.bytes_of(token)) if self.bytes_of else ""
         if self.decoder.stopped is None:
-            if token == self.eos_id:
+            if token in self.stop_ids:
                 self.reason = "eos"
             elif len(self.ids) == self.room:
                 self.reason = self.full
@@ -129,7 +129,8 @@ def generate(
 
     The same seed gives the same completion, alone or in any batch (up to the rounding of differently shaped matrix
     products): a row's random numbers depend on the seed, its prompt, and how many equal prompts stand before it.
-    new_cache: (batch, capacity in columns) -> cache; the model's own choice when None.
+    new_cache: (batch, capacity in columns) -> cache; the model's own choice when None. It may have read the beginning
+        of the prompts already, where these are equally long.
     ignore_eos: go on past the end-of-text token.
 
     Raises UsageError where a prompt exceeds the context or holds an unknown id, and where a text or a stop string meets
@@ -206,9 +207,9 @@ def _steps(model: Model, rows: list[_Row], sampling: Sampling, new_cache: NewCac
     if isinstance(model, EncoderDecoder):
         cache.memory = _memory(model, rows, device)
     ids, valid = _left_padded([row.prompt_ids for row in rows], device)
-    if longest > 1:
+    if longest - 1 > cache.length:
         before = None if valid is None else Tokens.padded(valid[:, :-1])
-        writer.hidden(ids[:, :-1], before, cache)
+        writer.hidden(ids[:, cache.length : -1], before, cache)
     ids, tokens = ids[:, -1:], None  # None: every row goes on at its own next position
     seen = None
     if sampling.needs_seen:
@@ -301,7 +302,7 @@ def _rows(
                 room=min(max_new_tokens, left),
                 full="length" if max_new_tokens <= left else "context",
                 generator=generator_for(seed, key, copies[key]),
-                eos_id=None if tokenizer is None or ignore_eos else tokenizer.eos_id,
+                stop_ids=() if tokenizer is None or ignore_eos else tokenizer.stop_ids,
                 bytes_of=None if tokenizer is None else tokenizer.bytes_of,
                 decoder=StopDecoder(stops),
             )
@@ -322,7 +323,10 @@ def _prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:
                 f"{name} is {'a text' if len(prompt) else 'empty'}, but the model has no tokenizer",
                 "load the model from a folder that holds one, or pass token ids",
             )
-        ids: list[int] = tokenizer.encode(prompt or "", bos=True)
+        ids: list[int] = tokenizer.encode_prompt(prompt or "")
+        if not ids and tokenizer.bos_id is None:
+            raise UsageError(f"{name} is empty", "this model has no begin-of-text token: give it a first word")
+        ids = ids or [tokenizer.bos_id]
     else:
         ids = [int(token) for token in prompt]
     if len(ids) > spec.context:

@@ -8,19 +8,28 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pellucid.nn.models import Decoder, Encoder
+from pellucid.nn.models import AnyModel, EncoderDecoder
 
 
-def capture(model: Decoder | Encoder, ids: Int[Tensor, "batch time"], names: Iterable[str]) -> dict[str, Tensor]:
+def capture(
+    model: AnyModel,
+    ids: Int[Tensor, "batch time"],
+    names: Iterable[str],
+    source: Int[Tensor, "batch source_time"] | None = None,
+) -> dict[str, Tensor]:
     """The activations at the points ``names`` (globs allowed), by full name, from one forward pass without gradients.
 
-    Dropout is off during the pass; the model's mode is given back. Raises TapError for a name that matches no point.
+    source: what an encoder–decoder reads; ``ids`` are then what it writes. Dropout is off during the pass; the model's
+    mode is given back. Raises TapError for a name that matches no point.
     """
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), model.taps(read=list(names)) as activations:
-            model(ids)
+            if isinstance(model, EncoderDecoder) and source is not None:
+                model(source, ids)
+            else:
+                model(ids)
             return dict(activations)
     finally:
         model.train(was_training)

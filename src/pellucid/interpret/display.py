@@ -43,3 +43,8 @@ def reader(tokenizer: Tokenizer | None) -> Callable[[int], str]:
         return tokenizer.tokens_as_text([token])[0]
 
     return read
+
+
+def is_special(tokenizer: Tokenizer | None, token: int) -> bool:
+    """Whether it stands for no text: a beginning, an end, a mask."""
+    return tokenizer is not None and token < tokenizer.vocab_size and token in tokenizer.special.values()

@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pellucid.errors import UsageError
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import Decoder, Encoder
+
+CHUNK_BYTES = 64 << 20  # of logits at a time; a handful of such tensors are alive at once
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,9 @@ class Lens:
     """What the model would guess after each point of its depth; logarithms are natural (nats).
 
     points: names of the residuals, shallow to deep; the last one is the model's own output.
-    ids, probs: the likeliest next tokens, best first.
-    actual_nll, actual_rank: -ln p and rank (1 is the best guess) of the token that really comes next; so one fewer.
+    ids, probs: the likeliest tokens, best first.
+    actual_nll, actual_rank: -ln p and rank (1 is the best guess) of the token that really stands there; where that is
+        the next one, nothing follows the last.
     entropy: of each distribution. kl: D(output || this layer), what is lost by reading here instead of at the output.
     """
 
@@ -34,31 +37,59 @@ class Lens:
 
 @torch.inference_mode()
 def logit_lens(
-    model: Decoder,
+    model: Decoder | Encoder,
     residuals: Mapping[str, Float[Tensor, "batch time d_model"]],
     ids: Int[Tensor, "batch time"],
     top: int = 5,
+    ahead: int = 1,
 ) -> Lens:
     """Decode every residual with the model's own final norm and head (nostalgebraist, *interpreting GPT: the logit
     lens*, 2020).
 
     residuals: by point name, shallow to deep; the last one must be the last block's ``resid_post``, whose row is then
-    exactly the model's output. One layer's (batch, time, vocab) logits are held at a time, beside the output's.
+    exactly the model's output. ahead: which token a position guesses, 1 for the next one, 0 for its own (a masked-LM
+    head). Positions are decoded a few at a time, so that a large vocabulary takes no more memory than a small one.
     Raises UsageError where there is nothing to read.
     """
     if not residuals:
         raise UsageError("the logit lens needs at least one residual", "capture 'embed' and 'blocks.*.resid_post'")
-    actual = ids[:, 1:, None]
-    output = model.unembed(list(residuals.values())[-1]).float().log_softmax(-1)
-    rows: list[tuple[Tensor, ...]] = []
-    for residual in residuals.values():
-        logp = model.unembed(residual).float().log_softmax(-1)  # (batch, time, vocab)
-        best = logp.topk(min(top, logp.shape[-1]), dim=-1)
-        actual_logp = logp[:, :-1].gather(-1, actual)
-        rank = (logp[:, :-1] > actual_logp).sum(-1) + 1
-        entropy = -torch.xlogy(logp.exp(), logp.exp()).sum(-1)
-        # a logit of -inf is a probability of 0: it adds nothing to the sum, where 0 * (-inf) would add NaN
-        kl = torch.where(output.isneginf(), 0.0, output.exp() * (output - logp)).sum(-1)
-        rows.append((best.indices, best.values.exp(), -actual_logp[..., 0], rank, entropy, kl))
-    stacked = [torch.stack(column).cpu() for column in zip(*rows, strict=True)]
-    return Lens(tuple(residuals), *stacked)
+    streams = list(residuals.values())
+    batch, time = ids.shape
+    actual = torch.cat(
+        (ids[:, ahead:], ids[:, :ahead]), 1
+    )  # as many as positions; what follows the end is cut off below
+    size = max(1, CHUNK_BYTES // (4 * batch * model.spec.vocab_size))
+    parts: list[list[tuple[Tensor, ...]]] = [[] for _ in streams]
+    for start in range(0, time, size):
+        part = slice(start, start + size)
+        output = _log_probs(model, streams[-1][:, part])
+        for found, stream in zip(parts, streams, strict=True):
+            logp = output if stream is streams[-1] else _log_probs(model, stream[:, part])
+            found.append(_read_out(logp, output, actual[:, part], top))
+    rows = [[torch.cat(column, 1).cpu() for column in zip(*found, strict=True)] for found in parts]
+    ids_, probs, nll, rank, entropy, kl = (torch.stack(column) for column in zip(*rows, strict=True))
+    guessing = time - ahead  # positions that have a token to guess
+    return Lens(tuple(residuals), ids_, probs, nll[..., :guessing], rank[..., :guessing], entropy, kl)
+
+
+def _log_probs(
+    model: Decoder | Encoder, residual: Float[Tensor, "batch part d_model"]
+) -> Float[Tensor, "batch part vocab"]:
+    return model.unembed(residual).float().log_softmax(-1)
+
+
+def _read_out(
+    logp: Float[Tensor, "batch part vocab"],
+    output: Float[Tensor, "batch part vocab"],
+    actual: Int[Tensor, "batch part"],
+    top: int,
+) -> tuple[Tensor, ...]:
+    """The fields of ``Lens`` for some positions of one layer."""
+    best = logp.topk(min(top, logp.shape[-1]), dim=-1)
+    actual_logp = logp.gather(-1, actual[..., None])
+    rank = (logp > actual_logp).sum(-1) + 1
+    p = logp.exp()
+    entropy = -torch.xlogy(p, p).sum(-1)
+    # a logit of -inf is a probability of 0: it adds nothing to the sum, where 0 * (-inf) would add NaN
+    kl = torch.where(output.isneginf(), 0.0, output.exp() * (output - logp)).sum(-1)
+    return best.indices, best.values.exp(), -actual_logp[..., 0], rank, entropy, kl

@@ -13,12 +13,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from pellucid.interpret.look import Look
+from pellucid.interpret.seen import Look
 
 # Bytes of quantised attention that a page may carry; beyond it neighbouring cells are merged, so that a long text in a
 # large model stays a page of a few MB that a phone can open (12 layers x 12 heads x 64 tokens fit unmerged).
 MAX_PATTERN_BYTES = 3_000_000
-SCRIPTS = ("core.js", "reading.js", "depth.js", "attention.js", "experts.js", "main.js")  # one script, in this order
+SCRIPTS = (
+    "core.js",
+    "reading.js",
+    "depth.js",
+    "attention.js",
+    "encoding.js",
+    "experts.js",
+    "main.js",
+)  # one script, in this order
 LENS_GUESSES = 3  # alternatives listed when a lens cell is pointed at
 
 
@@ -31,8 +39,8 @@ def merge(pattern: Float[np.ndarray, "heads query key"], stride: int) -> Float[n
     """The largest weight of every ``stride`` x ``stride`` tile (a mean would fade the single strong links away)."""
     if stride == 1:
         return pattern
-    starts = np.arange(0, pattern.shape[-1], stride)
-    return np.maximum.reduceat(np.maximum.reduceat(pattern, starts, axis=1), starts, axis=2)
+    rows, columns = (np.arange(0, size, stride) for size in pattern.shape[1:])
+    return np.maximum.reduceat(np.maximum.reduceat(pattern, rows, axis=1), columns, axis=2)
 
 
 def _patterns(look: Look) -> dict[str, Any]:
@@ -51,12 +59,43 @@ def _patterns(look: Look) -> dict[str, Any]:
     return {"size": size, "stride": stride, "causal": causal, "heads": encoded}
 
 
+def _cross(look: Look) -> dict[str, Any] | None:
+    """How the decoder's heads look at the source: bytes row by row, base64, one string a head."""
+    if look.source is None:
+        return None
+    rows, columns = len(look.tokens), len(look.source.tokens)
+    stride = 1
+    while len(look.cross_heads) * -(-rows // stride) * -(-columns // stride) > MAX_PATTERN_BYTES:
+        stride += 1
+    encoded = [
+        [base64.b64encode(quantise(head).tobytes()).decode() for head in merge(layer, stride)] for layer in look.cross
+    ]
+    return {"rows": -(-rows // stride), "columns": -(-columns // stride), "stride": stride, "heads": encoded}
+
+
+def _alike(look: Look) -> dict[str, Any] | None:
+    """Cosines between states: bytes of the lower triangles row by row, base64, one string a layer."""
+    if not look.alike:
+        return None
+    time, stride = len(look.tokens), 1
+    while len(look.alike) * (size := -(-time // stride)) * (size + 1) // 2 > MAX_PATTERN_BYTES:
+        stride += 1
+    rows, columns = np.tril_indices(size)
+    merged = (merge(cosines[None], stride)[0] for cosines in look.alike)
+    encoded = [
+        base64.b64encode(np.rint(127.5 * (1 + cosines[rows, columns])).astype(np.uint8).tobytes()).decode()
+        for cosines in merged
+    ]
+    return {"size": size, "stride": stride, "rows": encoded}
+
+
 def payload(look: Look) -> dict[str, Any]:
     """What the page draws, as JSON values: ``Look.to_json`` with fewer digits, fewer lens guesses, packed patterns."""
+    pooled = look.pooled
     return {
         "model": vars(look.model),
         "layers": [[layer.mixer, layer.feed_forward] for layer in look.layers],
-        "tokens": [[token.id, token.prose, token.label] for token in look.tokens],
+        "tokens": [[token.id, token.prose, token.label, token.special] for token in look.tokens],
         "labels": {str(token): text for token, text in look.labels.items()},
         "topIds": look.top_ids.tolist(),
         "topProbs": _short(look.top_probs),
@@ -75,7 +114,10 @@ def payload(look: Look) -> dict[str, Any]:
             for row in look.lens
         ],
         "norms": {point: _short(values) for point, values in look.norms.items()},
-        "heads": [[round(share, 3) for share in (head.first, head.previous, head.itself)] for head in look.heads],
+        "heads": [
+            [round(share, 3) for share in (head.first, head.previous, head.itself, head.following, head.last)]
+            for head in look.heads
+        ],
         "patterns": _patterns(look),
         "experts": [
             {
@@ -86,6 +128,13 @@ def payload(look: Look) -> dict[str, Any]:
             }
             for experts in look.experts
         ],
+        "ahead": look.ahead,
+        "masked": list(look.masked),
+        "alike": _alike(look),
+        "pooled": pooled and {**vars(pooled), "likeness": _short(pooled.likeness)},
+        "classes": None if look.classes is None else _short(look.classes),
+        "cross": _cross(look),
+        "source": None if look.source is None else payload(look.source),
     }
 
 

@@ -30,13 +30,14 @@ function paint(canvas, layer, head) {
   context.putImageData(image, 0, 0);
 }
 
+// where a head may look: [in a word, in a sentence]
+const PLACES = [["first", "the first token"], ["previous", "the previous one"], ["itself", "itself"], ["next", "the next one"], ["last", "the last one"]].slice(0, ahead ? 3 : 5);
 /** What a head mostly does, where one word says it: over half of its attention goes to one kind of place. */
 function habit(layer, head) {
   const before = data.patterns.heads.slice(0, layer).reduce((sum, heads) => sum + heads.length, 0);
-  const [first, previous, itself] = data.heads[before + head];
-  const most = Math.max(first, previous, itself);
-  const word = most < 0.5 ? "" : most === first ? "first" : most === previous ? "previous" : "itself";
-  return { first, previous, itself, word };
+  const shares = data.heads[before + head].slice(0, PLACES.length);
+  const most = Math.max(...shares);
+  return { shares, word: most < 0.5 ? "" : PLACES[shares.indexOf(most)][0] };
 }
 
 const anyHeads = data.patterns.heads.some((heads) => heads.length > 0);
@@ -44,6 +45,7 @@ const anyHeads = data.patterns.heads.some((heads) => heads.length > 0);
 function headsPanel() {
   $("no-heads").hidden = anyHeads;
   for (const id of ["attention", "attention-explain", "attention-legend"]) $(id).hidden = !anyHeads;
+  if (!ahead) $("attention-explain").firstChild.textContent = "To digest a token (row), each head looks at all tokens (columns) and takes a little from each; a stronger colour means more. Click a head to enlarge it. ";
   const buttons = [];
   const widest = Math.max(...data.patterns.heads.map((heads) => heads.length));
   const body = el("tbody");
@@ -70,9 +72,9 @@ function headsPanel() {
     const button = target.closest(".head");
     if (!button) return null;
     const [layer, head] = [Number(button.dataset.layer), Number(button.dataset.head)];
-    const { first, previous, itself } = habit(layer, head);
-    const lines = [["first token", first], ["previous token", previous], ["itself", itself]];
-    return [el("b", {}, `layer ${layer + 1}, head ${head + 1}`), el("div", { class: "dim" }, "looks on average at"), ...lines.map(([name, share]) => pair(name, percent(share)))];
+    const { shares } = habit(layer, head);
+    const lines = PLACES.map(([, name], i) => pair(name, percent(shares[i])));
+    return [el("b", {}, `layer ${layer + 1}, head ${head + 1}`), el("div", { class: "dim" }, "looks on average at"), ...lines];
   });
   let drawing = 0;
   return {
@@ -177,10 +179,10 @@ function headPanel() {
   function show() {
     const { layer, head, position } = state;
     paint(bitmap, layer, head);
-    const { first, previous, itself } = habit(layer, head);
+    const { shares } = habit(layer, head);
     const name = `Layer ${layer + 1}, head ${head + 1}`;
     $("head-title").textContent = name;
-    $("head-habit").textContent = `on average ${percent(first)} to the first token, ${percent(previous)} to the previous one, ${percent(itself)} to itself`;
+    $("head-habit").textContent = `on average ${PLACES.map(([, place], i) => `${percent(shares[i])} to ${place}`).join(", ")}`;
     canvas.setAttribute("aria-label", `${name}: attention of every token (rows) to every token (columns)`);
     $("head-text-title").replaceChildren("Where ", glyph(labelOf(position)), ` (outlined) looks, in layer ${layer + 1}, head ${head + 1}:`);
     spans.forEach((span, at) => {

@@ -1,12 +1,17 @@
 "use strict";
 // What all panels share: the data, how numbers and colours are written, the selected token, the tooltip.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+const whole = JSON.parse(document.getElementById("data").textContent);
+// an encoder–decoder has two sides: the one that writes, and with #side=encoder the one that reads
+const reading = Boolean(whole.source) && new URLSearchParams(location.hash.slice(1)).get("side") === "encoder";
+const data = reading ? whole.source : whole;
 const n = data.tokens.length;
 const $ = (id) => document.getElementById(id);
 const bitsOf = (nats) => (nats === null ? Infinity : nats / Math.LN2);
-// bits[i]: surprisal of token i itself; nothing predicted the first one
-const bits = [null, ...data.loss.map(bitsOf)];
+const guesses = data.lens.length > 0; // a model without a vocabulary head has none
+const ahead = data.ahead; // 1: a place guesses the next token; 0: its own, with the whole text in view
+// bits[i]: surprisal of token i itself, where the text before predicted it; nothing predicted the first one
+const bits = guesses && ahead ? [null, ...data.loss.map(bitsOf)] : data.tokens.map(() => null);
 const labelOf = (position) => data.tokens[position][2];
 
 // --- elements. Text only ever enters as text nodes: no token can become markup.
@@ -42,6 +47,7 @@ const RAMPS = {
   norm: { light: [[0.975, 0.012, 310], [0.74, 0.11, 310], [0.43, 0.17, 305]], dark: [[0.235, 0.02, 305], [0.5, 0.14, 305], [0.85, 0.09, 325]] },
 };
 RAMPS.attention = RAMPS.probability;
+RAMPS.alike = RAMPS.norm;
 
 function toSRGB([lightness, chroma, hue]) {
   const a = chroma * Math.cos((hue * Math.PI) / 180);
@@ -93,6 +99,7 @@ const TICKS = {
   probability: [[0, "0%"], [0.25, "25%"], [0.5, "50%"], [1, "100% probable"]],
   // weights are stored and coloured on a square-root scale: the weak ones are many and matter
   attention: [[0, "0%"], [0.2, "4%"], [0.5, "25%"], [1, "100% of attention"]],
+  alike: [[0, "0 or less"], [0.5, "0.5"], [1, "1: the same direction"]],
   norm: [],
 };
 
@@ -156,9 +163,18 @@ function hover(node, explain) {
   });
   node.addEventListener("pointerleave", hideTip);
 }
+/** What a model that sees the whole text would put in this place. */
+function ownGuesses(position) {
+  const rank = data.rank[position];
+  const own = rank ? el("div", {}, `guess #${rank.toLocaleString("en")}`) : el("div", {}, "hidden by a mask");
+  const shown = data.topIds[position].slice(0, 4).map((id, i) => pair(glyph(data.labels[id]), percent(data.topProbs[position][i])));
+  return [own, el("div", { class: "dim" }, "best guesses here:"), ...shown];
+}
 /** Tooltip of one token: how surprising it was and what was expected in its place. */
 function tokenTip(position) {
   const title = el("div", {}, el("b", {}, glyph(labelOf(position))), el("span", { class: "dim" }, `  token ${position} · id ${data.tokens[position][0]}`));
+  if (!guesses) return [title];
+  if (!ahead) return [title, ...ownGuesses(position)];
   if (position === 0) return [title, el("div", { class: "dim" }, "the first token: nothing before it could predict it")];
   const before = position - 1;
   const cost = `${inBits(bits[position])} · loss ${short(data.loss[before] ?? Infinity)} nats · guess #${data.rank[before].toLocaleString("en")}`;

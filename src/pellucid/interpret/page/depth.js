@@ -4,23 +4,27 @@ const layerName = (row) => (row === 0 ? "embed" : row === data.lens.length - 1 ?
 
 function lensPanel() {
   const node = $("lens");
+  $("lens-panel").hidden = !guesses;
+  if (!guesses) return {};
+  if (!ahead) $("lens-explain").textContent = "If the model had to stop thinking after a layer, what would it say stands in each place? Read a column upwards, from the bare token to the final answer.";
+  const after = (position) => (position + ahead < n && !data.masked.includes(position) ? data.tokens[position + ahead] : null);
   const cells = []; // [row][position]
   const header = (position, text) => el("th", { scope: "col", "data-position": position, title: text }, text);
-  const heads = data.tokens.map((_, i) => header(i, i < n - 1 ? labelOf(i + 1) : "?"));
+  const heads = ahead ? data.tokens.map((_, i) => header(i, i < n - 1 ? labelOf(i + 1) : "?")) : [];
   const feet = data.tokens.map((_, i) => header(i, labelOf(i)));
   const columns = el("colgroup", {}, ...Array.from({ length: n + 1 }, () => el("col")));
   const body = el("tbody");
   data.lens.forEach((layer, row) => {
     cells[row] = layer.ids.map((ids, position) => {
       const cell = el("td", { "data-position": position, "data-row": row }, data.labels[ids[0]]);
-      cell.classList.toggle("correct", position < n - 1 && ids[0] === data.tokens[position + 1][0]);
+      cell.classList.toggle("correct", ids[0] === after(position)?.[0]);
       return cell;
     });
     body.prepend(el("tr", {}, el("th", { scope: "row" }, layerName(row)), ...cells[row]));
   });
   const corner = (text) => el("th", { scope: "row" }, text);
   node.replaceChildren(
-    el("table", {}, columns, el("thead", {}, el("tr", {}, corner("really next"), ...heads)), body, el("tfoot", {}, el("tr", {}, corner("token read"), ...feet))),
+    el("table", {}, columns, ...(ahead ? [el("thead", {}, el("tr", {}, corner("really next"), ...heads))] : []), body, el("tfoot", {}, el("tr", {}, corner("token read"), ...feet))),
   );
   node.firstChild.style.width = `${92 + 64 * n}px`; // a fixed table layout needs a width, or long guesses widen it
   node.addEventListener("click", (event) => {
@@ -34,7 +38,7 @@ function lensPanel() {
     const title = row === 0 ? "before the first layer" : `after layer ${row} of ${data.lens.length - 1}`;
     const nodes = [el("div", { class: "dim" }, `${title}, reading `, glyph(labelOf(at)))];
     nodes.push(...layer.ids[at].map((id, i) => pair(glyph(data.labels[id]), percent(layer.probs[at][i]))));
-    if (at < n - 1) nodes.push(el("div", {}, "really next ", glyph(labelOf(at + 1)), `: guess #${layer.rank[at].toLocaleString("en")}`));
+    if (after(at)) nodes.push(el("div", {}, ahead ? "really next " : "really here ", glyph(after(at)[2]), `: guess #${layer.rank[at].toLocaleString("en")}`));
     nodes.push(el("div", { class: "dim" }, `entropy ${inBits(layer.entropy[at])} · ${short(layer.kl[at] ?? Infinity)} bits from the output`));
     return nodes;
   });
@@ -51,7 +55,7 @@ function lensPanel() {
     },
     select() {
       marked.forEach((cell) => cell.classList.remove("selected"));
-      marked = [heads[state.position], feet[state.position], ...cells.map((row) => row[state.position])];
+      marked = [...heads.slice(state.position, state.position + 1), feet[state.position], ...cells.map((row) => row[state.position])];
       marked.forEach((cell) => cell.classList.add("selected"));
       const cell = feet[state.position];
       const [start, end] = [cell.offsetLeft - 90, cell.offsetLeft + cell.offsetWidth + 10];
@@ -71,6 +75,7 @@ const article = ["LSTM", "GRU"].includes(mixer) ? "the " : "";
 const STREAMS = [
   ["The stream after each layer", "stream", "--ink", "", [data.norms.resid_pre[0], ...data.norms.resid_post], 0],
   [`What ${article}${mixer} adds`, mixer.replace("linear attention", "linear attn.").replace("token mixing", "mixing"), "--attn", "", data.norms.mixer_out, 1],
+  ["What looking at the source adds", "source", "--cross", "6 2", data.norms.cross_out, 1],
   [`What ${feedForward === "experts" ? "the experts add" : "feed-forward adds"}`, feedForward, "--ffn", "5 3", data.norms.ffn_out, 1],
   ["The state after each token", "state", "--state", "2 3", data.norms.state, 1],
 ].filter(([, , , , rows]) => rows);

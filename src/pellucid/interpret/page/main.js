@@ -5,20 +5,20 @@ function header() {
   $("name").textContent = name;
   const mixers = data.layers.map(([mixer]) => mixer);
   const kinds = [...new Set(mixers)].map((kind) => `${mixers.filter((mixer) => mixer === kind).length} ${kind}`);
-  const whole = (x) => x.toLocaleString("en");
+  const written = (x) => x.toLocaleString("en");
   $("facts").textContent = [
     `${count(n_parameters)} parameters`,
     kinds.length > 1 ? `${n_layers} layers (${kinds.join(", ")})` : anyHeads ? `${n_layers} layers` : `${n_layers} ${mixers[0]} layers`,
     ...(anyHeads ? [`${n_heads} heads ${kinds.length > 1 ? "where it attends" : "a layer"}`] : []),
-    `${whole(d_model)} wide`,
-    `vocabulary of ${whole(vocab_size)}`,
-    `context of ${whole(context)} tokens`,
+    `${written(d_model)} wide`,
+    `vocabulary of ${written(vocab_size)}`,
+    `context of ${written(context)} tokens`,
   ].join(" · ");
   const finite = bits.slice(1).filter(Number.isFinite);
   const mean = finite.reduce((sum, x) => sum + x, 0) / Math.max(1, finite.length);
   const right = data.rank.filter((rank) => rank === 1).length / Math.max(1, data.rank.length);
-  const facts = [["tokens read", whole(n)]];
-  if (n > 1) {
+  const facts = [["tokens read", written(n)], ...encodingFacts()];
+  if (n > 1 && guesses && ahead) {
     const worst = bits.reduce((best, x, i) => (i > 0 && x > bits[best] ? i : best), 1);
     facts.push(["mean surprise", `${short(mean)} bits`], ["first guess right", percent(right)], ["biggest surprise", glyph(labelOf(worst))]);
   }
@@ -53,7 +53,8 @@ function redraw() {
 
 readAddress();
 header();
-panels.push(textPanel(), selectedPanel(), nextPanel(), lossPanel(), lensPanel(), headsPanel(), headPanel(), expertsPanel(), normsPanel(), linesPanel());
+sideSwitch();
+panels.push(textPanel(), selectedPanel(), nextPanel(), lossPanel(), lensPanel(), headsPanel(), headPanel(), crossPanel(), alikePanel(), verdictPanel(), expertsPanel(), normsPanel(), linesPanel());
 $("theme").addEventListener("click", () => {
   document.documentElement.dataset.theme = theme() === "dark" ? "light" : "dark";
   redraw();

@@ -1,9 +1,9 @@
 // The text, what is expected next, and what each token cost.
 
 function addTokens(node) {
-  const spans = data.tokens.map(([, prose], position) => {
+  const spans = data.tokens.map(([, prose, , special], position) => {
     const span = el("span", { class: "token", "data-position": position, id: `${node.id}-${position}` }, prose);
-    span.classList.toggle("faint", prose.startsWith("<|") && prose.endsWith("|>"));
+    span.classList.toggle("faint", special);
     return span;
   });
   node.replaceChildren(...spans);
@@ -29,7 +29,7 @@ function textPanel() {
   return {
     draw() {
       spans.forEach((span, position) => {
-        if (position > 0) span.style.background = shade("surprise", surprise(bits[position]));
+        if (bits[position] !== null) span.style.background = shade("surprise", surprise(bits[position]));
       });
     },
     select() {
@@ -53,14 +53,22 @@ function selectedPanel() {
       $("back").disabled = at === 0;
       $("forward").disabled = at === n - 1;
       const parts = [`token ${at} of ${n - 1}  `, glyph(labelOf(at))];
-      if (at > 0) parts.push(` cost ${inBits(bits[at])}`);
-      if (at < n - 1) parts.push(";  then comes ", glyph(labelOf(at + 1)), `, guess #${data.rank[at].toLocaleString("en")}`);
+      if (guesses && !ahead) parts.push(";  best guess here ", glyph(data.labels[data.topIds[at][0]]), ` ${percent(data.topProbs[at][0])}`);
+      if (bits[at] !== null) parts.push(` cost ${inBits(bits[at])}`);
+      if (guesses && ahead && at < n - 1) parts.push(";  then comes ", glyph(labelOf(at + 1)), `, guess #${data.rank[at].toLocaleString("en")}`);
       $("selected-text").replaceChildren(...parts);
     },
   };
 }
 
 function nextPanel() {
+  $("next-panel").hidden = !guesses;
+  if (!guesses) return {};
+  if (!ahead) {
+    $("next-title").textContent = "What stands here?";
+    $("next-explain").textContent = "The model's best guesses for the selected place, from the whole text; only behind a mask is this a riddle.";
+    $("next-panel").classList.replace("narrow", "wide");
+  }
   const row = (rank, text, p, kind, widest) => {
     const bar = el("div", { class: "bar" });
     bar.style.width = `${(100 * p) / widest}%`;
@@ -76,13 +84,15 @@ function nextPanel() {
   return {
     select() {
       const at = state.position;
-      const actual = at < n - 1 ? data.tokens[at + 1][0] : null;
+      const hidden = ahead ? at === n - 1 : data.masked.includes(at);
+      const actual = hidden ? null : data.tokens[at + ahead][0];
       const [ids, probs] = [data.topIds[at], data.topProbs[at]];
       const rows = ids.map((id, i) => row(`${i + 1}`, data.labels[id], probs[i], id === actual ? "actual" : "", probs[0]));
       if (actual !== null && !ids.includes(actual))
-        rows.push(row(count(data.rank[at]), labelOf(at + 1), Math.exp(-(data.loss[at] ?? Infinity)), "actual beyond", probs[0]));
+        rows.push(row(count(data.rank[at]), labelOf(at + ahead), Math.exp(-(data.loss[at] ?? Infinity)), "actual beyond", probs[0]));
       $("next").tBodies[0].replaceChildren(...rows);
-      const came = at < n - 1 ? "Green is what really came next. " : "The text ends here. ";
+      const open = ahead ? "The text ends here. " : "A mask hides what stands here. ";
+      const came = hidden ? open : `Green is what really ${ahead ? "came next" : "stands here"}. `;
       const choices = 2 ** data.entropy[at];
       $("next-note").textContent = `${came}Entropy ${inBits(data.entropy[at])}: as unsure as among ${short(choices)} equally likely tokens.`;
     },
@@ -103,6 +113,8 @@ function tokenAxis(x, width, y) {
 }
 
 function lossPanel() {
+  $("loss-panel").hidden = !guesses || !ahead;
+  if ($("loss-panel").hidden) return {};
   const node = $("loss");
   let bars = [];
   const finite = bits.slice(1).filter(Number.isFinite);

@@ -1,0 +1,142 @@
+"""A conversation with a model: messages as its template writes them, read once, answered token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from pellucid.data.chat import ChatTemplate, Message, encode_chat
+from pellucid.errors import UsageError
+from pellucid.generate.decode import Completion, generate, stream
+from pellucid.generate.sample import Sampling
+from pellucid.nn.cache import Cache
+from pellucid.nn.models import Decoder, EncoderDecoder, Model
+from pellucid.spec import EncoderDecoderSpec
+
+MAX_NEW_TOKENS = 1024
+
+
+def chat(
+    model: Model,
+    messages: str | Sequence[Message],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    seed: int = 0,
+    template: ChatTemplate | None = None,
+) -> Completion:
+    """What the model answers to a conversation: messages {"role": …, "content": …}, or one text of a user.
+
+    template: in place of the tokenizer's own. Raises UsageError where the model has no tokenizer or no template, or the
+    conversation does not fit into its context; DataError for what ``pellucid.data.chat`` refuses.
+    """
+    given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    ids = conversation_ids(model, given, template)
+    return generate(model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0]
+
+
+def conversation_ids(model: Model, messages: Sequence[Message], template: ChatTemplate | None = None) -> list[int]:
+    """What the model reads before it answers. Raises as ``chat`` does."""
+    if not isinstance(model, Decoder | EncoderDecoder):
+        raise UsageError("an encoder reads whole texts and cannot answer", "chat with a model that writes")
+    if model.tokenizer is None:
+        raise UsageError("this model has no tokenizer, so it cannot read a conversation", "load it with its tokenizer")
+    ids = encode_chat(model.tokenizer, messages, template=template)
+    spec = model.spec.encoder if isinstance(model.spec, EncoderDecoderSpec) else model.spec
+    if len(ids) > spec.context:
+        raise UsageError(
+            f"the conversation is {len(ids):,} tokens long, but the model's context is {spec.context:,}",
+            "shorten it: leave out earlier messages",
+        )
+    return ids
+
+
+class Chat:
+    """A conversation that goes on. Between two replies the keys and values of what was read are kept, and used again as
+    far as the conversation begins as it did; otherwise all of it is read anew. The replies are the same.
+
+    messages: so far, the system's first; they may be changed between replies.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        system: str | None = None,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        seed: int = 0,
+        template: ChatTemplate | None = None,
+    ):
+        """Raises as ``chat`` does, without waiting for the first message."""
+        self.model, self.template = model, template
+        self.max_new_tokens, self.sampling, self.seed = max_new_tokens, sampling, seed
+        self.messages: list[Message] = []
+        self.system = system
+        self._read: list[int] = []  # what the kept cache has read
+        self._cache: Cache | None = None
+        self._using: Cache | None = None
+        conversation_ids(model, [*self.messages, {"role": "user", "content": "Hello"}], template)
+
+    @property
+    def system(self) -> str | None:
+        """The system's message, which stands first; None: there is none."""
+        first = self.messages[0] if self.messages else {}
+        return first["content"] if first.get("role") == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        rest = self.messages if self.system is None else self.messages[1:]
+        self.messages = rest if text is None else [{"role": "system", "content": text}, *rest]
+
+    def reset(self) -> None:
+        """Forget everything but the system's message."""
+        self.messages = self.messages[: self.system is not None]
+
+    def undo(self) -> bool:
+        """Take back the last message of the user and what followed; False where there is none."""
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if asked:
+            del self.messages[asked[-1] :]
+        return bool(asked)
+
+    def reply(self, text: str) -> Generator[str, None, Completion]:
+        """Say ``text`` as the user; yields the answer in pieces, and returns the Completion.
+
+        Left or interrupted in the middle, what was written so far is the answer. Raises, and leaves the messages as
+        they were, where the conversation does not fit into the context any more or the template refuses it.
+        """
+        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        ids = conversation_ids(self.model, asked, self.template)
+        steps = stream(
+            self.model, ids, max_new_tokens=self.max_new_tokens, sampling=self.sampling, seed=self.seed,
+            new_cache=lambda batch, capacity: self._continue(ids, batch, capacity),
+        )  # fmt: skip
+        written = ""
+        try:
+            while True:
+                piece = next(steps)
+                written += piece
+                yield piece
+        except StopIteration as end:
+            completion: Completion = end.value
+            self._keep(ids + completion.ids[:-1])  # the last token has not been read
+            return completion
+        finally:
+            self.messages = [*asked, {"role": "assistant", "content": written}]
+
+    def _continue(self, ids: list[int], batch: int, capacity: int) -> Cache:
+        """The kept cache, where it has read the beginning of ``ids`` and has room; kept again once all went well."""
+        cache, read = self._cache, self._read
+        self._cache = None
+        if cache is None or ids[: len(read)] != read or len(read) >= len(ids) or capacity > cache.capacity:
+            model = self.model
+            assert isinstance(model, Decoder | EncoderDecoder)
+            writer = model if isinstance(model, Decoder) else model.decoder
+            # room for the next messages, too
+            cache = writer.new_cache(batch, max(capacity, min(2 * capacity, model.spec.context)))
+        self._using = cache
+        return cache
+
+    def _keep(self, read: list[int]) -> None:
+        if isinstance(self.model, Decoder) and self._using is not None and self._using.length == len(read):
+            self._cache, self._read = self._using, read

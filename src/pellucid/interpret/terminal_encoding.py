@@ -1,0 +1,107 @@
+"""What only models with an encoder have to show: masks filled in, states grown alike, a verdict, looks across."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from pellucid.interpret.ink import LABEL, add_row, fit, habit_cells, heading, new_table, percent
+from pellucid.interpret.seen import Look, Pooled
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_MAX_LINKS = 24  # heads of cross-attention that are listed
+_MAX_CLASSES = 10
+
+
+def show_encoding(look: Look, console: Console) -> None:
+    """The sections that this look has."""
+    if look.masked:
+        console.print(heading("What the masks hide", "best guesses, from the whole text"))
+        console.print(_masks(look, console.width))
+    if look.cross_heads:
+        cut = len(look.cross_heads) > _MAX_LINKS
+        note = f"; {_MAX_LINKS} of {len(look.cross_heads)} heads, those with the strongest links" if cut else ""
+        console.print(heading("Looking at the source", f"share of each head's looking, on average{note}"))
+        console.print(_links(look, console.width))
+    if len(look.alike) and len(look.tokens) > 1:
+        console.print(heading("How alike the tokens are", "cosine between their states; special tokens left out"))
+        console.print(_alike(look, console.width))
+    if look.pooled is not None:
+        console.print(heading("The text as one vector", _pooled(look.pooled)))
+        if len(look.pooled.likeness):
+            console.print(_nearest(look, look.pooled))
+    if look.classes is not None:
+        per_token = len(look.classes) > 1
+        console.print(heading("Classes", "of each token" if per_token else "of the text"))
+        console.print(_classes(look, look.classes))
+
+
+def _masks(look: Look, width: int) -> Table:
+    table = new_table("place", *("" for _ in range(max(1, min(5, (width - LABEL) // 14)))))
+    for place in look.masked:
+        guesses = zip(look.top_ids[place], look.top_probs[place], strict=True)
+        cells = [f"{fit(look.labels[int(token)], 9)} {percent(float(p))}" for token, p in guesses]
+        add_row(table, f"{place}", *cells[: len(table.columns) - 1])
+    return table
+
+
+def _links(look: Look, width: int) -> Table:
+    assert look.source is not None
+    strongest = sorted(look.cross_heads, key=lambda head: -head.weight)[:_MAX_LINKS]
+    table = new_table("layer.head", "first", "last", "strongest link (written → read)")
+    room = (width - 36) // 2
+    for head in sorted(strongest, key=lambda head: (head.layer, head.head)):
+        written, read = look.tokens[head.query].label, look.source.tokens[head.key].label
+        link = f"{fit(written, room)} → {fit(read, room)} {percent(head.weight)}"
+        add_row(table, f"{head.layer + 1}.{head.head + 1}", *habit_cells((head.first, head.last)), link)
+    return table
+
+
+def _alike(look: Look, width: int) -> Table:
+    """Deep layers above: the mean over pairs, and the pair that is most alike."""
+    words = [place for place, token in enumerate(look.tokens) if not token.special]
+    words = words if len(words) > 1 else list(range(len(look.tokens)))
+    table = new_table("", "mean", "most alike")
+    room = (width - LABEL - 20) // 2
+    for depth, cosines in reversed(list(enumerate(look.alike))):
+        among = cosines[np.ix_(words, words)].copy()
+        different = ~np.eye(len(words), dtype=bool)
+        mean = float(among[different].mean())
+        # the same word twice is no news where it stands, only how far its context has drawn it apart
+        same = np.array([[look.tokens[a].id == look.tokens[b].id for b in words] for a in words])
+        among[same] = -2.0
+        a, b = (int(i) for i in np.unravel_index(int(among.argmax()), among.shape))
+        pair = f"{fit(look.tokens[words[a]].label, room)} ~ {fit(look.tokens[words[b]].label, room)} {among[a, b]:.2f}"
+        add_row(table, "embed" if depth == 0 else f"layer {depth}", f"{mean:.2f}", pair if among[a, b] > -2.0 else "")
+    return table
+
+
+def _pooled(pooled: Pooled) -> str:
+    states = {"first": "the first token's state", "last": "the last token's state", "mean": "the mean of all states"}
+    through = ", through a dense layer" if pooled.dense else ""
+    return f"{states.get(pooled.take, 'the maximum of all states')}{through}; length {pooled.norm:.3g}"
+
+
+def _nearest(look: Look, pooled: Pooled) -> Table:
+    table = new_table("cosine", "token")
+    for place in np.argsort(-pooled.likeness)[:5]:
+        add_row(table, f"{pooled.likeness[place]:.2f}", look.tokens[place].label)
+    return table
+
+
+def _classes(look: Look, classes: Float[np.ndarray, "places classes"]) -> Table:
+    """The likeliest classes of the text; of a tagger, the likeliest of each token."""
+    if len(classes) == 1:
+        table = new_table("class", "")
+        for number in np.argsort(-classes[0])[:_MAX_CLASSES]:
+            add_row(table, f"{number}", f"{percent(float(classes[0, number])):>4}")
+        return table
+    table = new_table("token", "class", "")
+    for token, row in zip(look.tokens, classes, strict=True):
+        add_row(table, token.label, f"{row.argmax()}", f"{percent(float(row.max())):>4}")
+    return table
