@@ -1,0 +1,99 @@
+"""``pellucid verify``"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pellucid.cli.parse import parse
+from pellucid.errors import UsageError
+
+EXAMPLES = """
+verify runs/book
+verify model.gguf --only cache padding
+verify ORG/NAME --through pellucid --json report.json
+verify mine.py:logits
+verify --list
+"""
+
+
+def verify(
+    subject: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SUBJECT]")] = None,
+    only: tuple[str, ...] = (),
+    json_: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|-")] = None,
+    seed: int = 0,
+    through: Literal["auto", "pellucid", "transformers"] = "auto",
+    kind: Literal["decoder", "encoder", "encoder-decoder"] | None = None,
+    list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Try whether a model keeps its promises: no look at the future, padding, batches, caches, packing, and more.
+
+    The exit code is 0 when every promise that could be tried was kept, 1 when one was broken. What cannot be tried on a
+    model is "not applicable", which says nothing about it.
+
+    Args:
+        subject: A model folder, ORG/NAME on the hub, a .gguf file, or file.py:function from ids to logits (it is run).
+        only: Names of checks; "padding" stands for all that begin so [default: all].
+        json_: Write the findings to this file; "-" writes them to standard output, and no table.
+        seed: Of what is drawn: the same seed asks the same questions.
+        through: What opens a published model: pellucid or transformers [default: transformers where it is installed].
+        kind: What a function or published model is, where that is not what it seems.
+        list_: List all checks and their promises.
+    """
+    if list_:
+        _list()
+        return
+    if subject is None:
+        raise UsageError("no model was named", "pellucid verify SUBJECT, or pellucid verify --list")
+    from rich.console import Console
+
+    from pellucid.files import write_json
+    from pellucid.verify.run import verify as try_all
+
+    console = Console(stderr=json_ == "-")
+    how = {} if kind is None else {"kind": kind}
+    with _bar(console) as progress:
+        report = try_all(subject, only, seed=seed, progress=progress, through=through, **how)
+    if json_ == "-":
+        json.dump(report.to_json(), sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+    else:
+        console.print(report)
+    if json_ not in (None, "-"):
+        write_json(Path(json_), report.to_json())
+    sys.exit(report.exit_code)
+
+
+def _list() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pellucid.verify.checks import all_checks
+
+    table = Table("check", "promise", "made by", box=None, padding=(0, 2, 0, 0))
+    for check in all_checks().values():
+        table.add_row(check.name, check.promise, "all" if len(check.kinds) == 3 else ", ".join(check.kinds))
+    Console().print(table)
+
+
+@contextmanager
+def _bar(console: object) -> Iterator[Callable[[str, int, int], None]]:
+    """Which check runs, and how many are left; nothing where output is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    assert isinstance(console, Console)
+    columns = TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("opening", total=None)
+        yield lambda name, done, total: bars.update(task, description=name, completed=done, total=total)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parse(verify, arguments, EXAMPLES)

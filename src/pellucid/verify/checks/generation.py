@@ -1,0 +1,55 @@
+"""What is written is what the model says: the loop over a cache picks what the plain forward would."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pellucid.verify.checks import WRITERS, Check
+from pellucid.verify.measure import Measured, Tolerance, Worst, rounding
+from pellucid.verify.reading import Reading, join
+from pellucid.verify.subject import NotApplicable, Subject
+from pellucid.verify.trial import Trial
+
+NEW = 6  # tokens to write; every row length leaves room for them
+
+
+def shortfall(logits: Float[Tensor, "steps vocab"], ids: list[int]) -> float:
+    """How much less likely the tokens picked are than the likeliest, of the logits' size; 0 for the likeliest."""
+    picked = logits.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+    return float((logits.amax(-1) - picked).max() / logits.square().mean().sqrt())
+
+
+def measure(subject: Subject, trial: Trial) -> Measured:
+    """Greedy tokens of prompts of unequal length, against the plain forward of each row by itself."""
+    time, worst = min(12, trial.time(subject)), Worst()
+    if subject.prefix >= 2:
+        raise NotApplicable(f"{subject.name} reads its first {subject.prefix} tokens otherwise than it writes them")
+    for what, reading in trial.readings(subject, 3, time):
+        read = reading if reading.source is None else reading.source
+        width = read.shape[1]
+        lengths = [width] * 3 if _unpadded(subject) else [width, width - 2, max(1, width // 2)]
+        rows = [read.rows([row]).first(n) for row, n in enumerate(lengths)]
+        prompts = join([row.padded("left", subject.pad_id, width - n) for row, n in zip(rows, lengths, strict=True)])
+        asked = prompts if reading.source is None else Reading(reading.ids[:, :1], None, prompts)
+        for row, written in zip(rows, subject.generate(asked, NEW, None), strict=True):
+            begin = row.ids[0].tolist() if reading.source is None else [subject.start_id]
+            ids = torch.tensor([begin + written[:-1]])
+            out = subject.run(Reading(ids, None, row if reading.source is not None else None))
+            worst.see(shortfall(out[0, len(begin) - 1 :].float(), written), f"{what}, a prompt of {row.shape[1]}")
+    # two candidates may each be off by a rounding
+    tolerance = rounding(subject)
+    return worst.measured(Tolerance(2 * tolerance.value, f"twice {tolerance.reason}"))
+
+
+def _unpadded(subject: Subject) -> bool:
+    """Whether rows must be of one length."""
+    try:
+        subject.refuse_padding("left")
+    except NotApplicable:
+        return True
+    return False
+
+
+CHECKS = (Check("greedy", "generation picks the likeliest token of the plain forward", measure, WRITERS),)

@@ -1,0 +1,96 @@
+"""A Python function from ids to logits as a subject: what it does not take, it cannot be asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pellucid.errors import UsageError, suggest
+from pellucid.verify.reading import Reading, Side
+from pellucid.verify.subject import Kind, Subject
+
+
+class Function(Subject):
+    """``function(ids) -> logits``; ids (batch, time), logits (batch, time, vocab).
+
+    If it also takes ``attention_mask`` (1 where a token is) or ``position_ids``, by these names, it is told of padding.
+    vocab: how many ids there are; by default as many as it gives logits for ``[[0]]``.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        vocab: int | None = None,
+        context: int | None = None,
+        kind: Kind = "decoder",
+        name: str = "",
+    ):
+        if kind == "encoder-decoder":
+            raise UsageError("a function reads one row of ids", 'kind="decoder" or "encoder"')
+        self.function, self.kind, self.context = function, kind, context
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+        try:
+            parameters = inspect.signature(function).parameters
+        except ValueError:  # a builtin
+            parameters = {}
+        self.takes = {"attention_mask", "position_ids"} & set(parameters)
+        one = torch.zeros(1, 1, dtype=torch.long)
+        try:
+            first = self._logits(one, torch.ones_like(one))
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a stranger's function raises
+            problem = f"{self.name} raised {type(error).__name__} for ids [[0]]: {error}"
+            raise UsageError(problem, "it must give logits for any ids (batch, time)") from error
+        self.vocab = first.shape[-1] if vocab is None else vocab
+        self.dtype = first.dtype
+
+    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        given = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        with torch.no_grad():
+            out = self.function(ids, **{name: given[name] for name in self.takes})
+        if not isinstance(out, Tensor) or out.ndim != 3 or out.shape[:2] != ids.shape or not out.is_floating_point():
+            shape = f" of shape {tuple(out.shape)}" if isinstance(out, Tensor) else ""
+            raise UsageError(
+                f"{self.name} gave a {type(out).__name__}{shape} for ids of shape {tuple(ids.shape)}",
+                "it must give floating-point logits (batch, time, vocab)",
+            )
+        return out
+
+    def run(self, reading: Reading) -> Float[Tensor, "batch places features"]:
+        return self._logits(reading.ids, reading.there.long())
+
+    def refuse_padding(self, side: Side) -> None:
+        if "attention_mask" not in self.takes:
+            super().refuse_padding(side)
+        if side == "middle" and "position_ids" not in self.takes:
+            self._cannot("takes no position_ids, so it cannot be told that a gap is none")
+
+
+def load_function(name: str, **how: Any) -> Function:
+    """The function of ``path/file.py:function``. The file is run: it is the caller's own code.
+
+    Raises UsageError where there is no such file or function.
+    """
+    path, _, wanted = name.rpartition(":")
+    if not Path(path).is_file():
+        raise UsageError(f"there is no file {path}", "give path/to/file.py:function")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a stranger's file raises
+        raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}", "run it by itself first") from error
+    function = getattr(module, wanted, None)
+    if not callable(function):
+        there = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        raise UsageError(f"{path} has no function {wanted!r}", suggest(wanted, there))
+    return Function(function, name=name, **how)

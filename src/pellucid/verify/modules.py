@@ -1,0 +1,96 @@
+"""What any torch module can be asked, whoever wrote it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pellucid.verify.measure import distance
+from pellucid.verify.subject import NotApplicable, Subject
+from pellucid.verify.trial import Trial
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode, and each part as it was afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def embedding_gradient(
+    table: nn.Module, ids: Int[Tensor, "batch time"], run: Callable[[], Tensor], score: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "batch time d_model"]:
+    """Gradient of ``score(run())`` with respect to what ``table`` gave for ``ids``, in the last call that was for them.
+
+    A table that two sides share is called for both; the side that writes comes last.
+    """
+    seen: list[Tensor] = []
+
+    def leaf(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        vectors = out.detach().requires_grad_()
+        if args and torch.equal(args[0].cpu(), ids):
+            seen.append(vectors)
+        return vectors
+
+    handle = table.register_forward_hook(leaf)
+    try:
+        with torch.enable_grad():
+            value = score(run())
+            if not seen:
+                raise NotApplicable(f"{type(table).__name__} was not asked for the vectors of these ids")
+            (gradient,) = torch.autograd.grad(value, seen[-1:], allow_unused=True, materialize_grads=True)
+    finally:
+        handle.remove()
+    return gradient.cpu()
+
+
+def sensitivity(subject: Subject, table: nn.Module) -> float:
+    """How far outputs move when every number that ``table`` gives is rounded up or down at random."""
+    eps = torch.finfo(subject.dtype).eps
+
+    def rounded(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, out.shape, generator=torch.Generator().manual_seed(0)).to(out) * 2 - 1
+        return out * (1 + eps * signs)
+
+    _, reading = next(Trial(0, "sensitivity", Path()).readings(subject, 2, 8))
+    expected = subject.run(reading)
+    handle = table.register_forward_hook(rounded)
+    try:
+        return distance(subject.run(reading), expected)
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def compiled_blocks(module: nn.Module) -> Iterator[None]:
+    """Every layer of every list of layers compiled while the block runs: equal ones share one compilation.
+
+    Raises NotApplicable without a C++ compiler, which torch.compile needs on a CPU.
+    """
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name):
+        raise NotApplicable("torch.compile needs a C++ compiler (g++ or clang++), and there is none here")
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    parts = [part for layers in lists for part in layers if getattr(part, "compiles", True)] or [module]
+    torch.compiler.reset()
+    for part in parts:
+        part.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]  (torch has no public way back)
+        torch.compiler.reset()

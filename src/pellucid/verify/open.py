@@ -1,0 +1,76 @@
+"""From what a person names to a subject."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pellucid.errors import UsageError
+from pellucid.verify.subject import Subject
+
+Through = Literal["auto", "pellucid", "transformers"]
+
+
+def open_subject(what: Any, *, through: Through = "auto", **how: Any) -> Subject:
+    """A model of ours, a transformers model, a callable; or a folder, name, GGUF file or ``file.py:function``.
+
+    through: what opens a folder or name: "pellucid", "transformers", or whichever made it. how: for a callable, see
+    ``function.Function``. Raises UsageError for anything else, and where through does not fit.
+    """
+    if isinstance(what, Subject):
+        return what
+    if isinstance(what, str | Path):
+        return _named(str(what), through, how)
+    from torch import nn
+
+    from pellucid.nn.models import Model
+
+    if isinstance(what, Model):
+        from pellucid.verify.ours import Ours
+
+        _nothing_more(how)
+        return Ours(what)  # type: ignore[arg-type]
+    if isinstance(what, nn.Module) and hasattr(getattr(what, "config", None), "model_type"):
+        from pellucid.verify.hugging_face import HuggingFace
+
+        return HuggingFace(what, **how)
+    if callable(what):
+        from pellucid.verify.function import Function
+
+        return Function(what, **how)
+    raise UsageError(
+        f"a {type(what).__name__} is nothing that can be verified",
+        "a model, a folder or name of one, or a function from ids to logits",
+    )
+
+
+def _named(name: str, through: Through, how: dict[str, Any]) -> Subject:
+    if ".py:" in name:
+        from pellucid.verify.function import load_function
+
+        return load_function(name, **how)
+    from pellucid.api import is_ours, load, locate
+
+    path = locate(name)
+    own = path.suffix == ".gguf" or is_ours(path)
+    if through == "transformers" and own:
+        raise UsageError(f"{name} is not a folder that transformers reads", "leave --through out")
+    if own or through == "pellucid" or (through == "auto" and not _transformers_here()):
+        _nothing_more(how)
+        from pellucid.verify.ours import Ours
+
+        return Ours(load(path), Path(name).stem if path.suffix == ".gguf" else Path(name).resolve().name)
+    from pellucid.verify.hugging_face import load_hugging_face
+
+    return load_hugging_face(path, Path(name).resolve().name, **how)
+
+
+def _nothing_more(how: dict[str, Any]) -> None:
+    if how:
+        raise UsageError(f"{', '.join(how)}: a model of ours says itself what it is", "leave it out")
+
+
+def _transformers_here() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("transformers") is not None

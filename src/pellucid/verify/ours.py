@@ -1,0 +1,168 @@
+"""A model of pellucid's as a subject."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pellucid.batch import Tokens
+from pellucid.errors import UsageError
+from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
+from pellucid.spec import AttentionSpec, MaskedLMHeadSpec, Prefix, TaggerHeadSpec
+from pellucid.verify import ours_paths as paths
+from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, sensitivity
+from pellucid.verify.reading import Reading, Side
+from pellucid.verify.subject import Pairs, Subject
+from pellucid.verify.text import OurSpeller
+
+
+def prefix_of(spec: Any) -> int:
+    """The longest prefix that some mask of this spec shows to everyone."""
+    if isinstance(spec, Prefix):
+        return spec.length
+    inside = [getattr(spec, f.name) for f in fields(spec)] if is_dataclass(spec) else spec
+    return max((prefix_of(part) for part in inside), default=0) if isinstance(inside, list | tuple) else 0
+
+
+def places(reading: Reading) -> Tokens | None:
+    """Where the tokens stand; None: one after the other."""
+    return None if reading.valid is None else Tokens.padded(reading.valid)
+
+
+class Ours(Subject):
+    """Every check can be tried; the model's spec says what kind it is."""
+
+    def __init__(self, model: AnyModel, name: str = "the model"):
+        self.model, self.name = model, name
+        self.tokenizer = None if model.tokenizer is None else OurSpeller(model.tokenizer)
+        spec = model.spec
+        if not spec.vocab_size:
+            raise UsageError(f"{name} reads no token ids, but images", "name a model of text")
+        self.vocab, self.context = spec.vocab_size, spec.context
+        if isinstance(model, EncoderDecoder):
+            self.context = min(self.context, model.spec.encoder.context)
+        self.width, self.depth = spec.d_model, spec.n_layers
+        self.dtype = next(model.parameters()).dtype
+        if isinstance(model, Encoder):
+            self.kind = "encoder"
+            self.per_token = model.spec.head is None or isinstance(model.spec.head, MaskedLMHeadSpec | TaggerHeadSpec)
+            return
+        self.kind = "decoder" if isinstance(model, Decoder) else "encoder-decoder"
+        self.start_id = model.spec.start_id if isinstance(model, EncoderDecoder) else None
+        writer = model.decoder if isinstance(model, EncoderDecoder) else model
+        masks = [block.mixer.mask for block in writer.spec.stack.blocks if isinstance(block.mixer, AttentionSpec)]
+        self.prefix = max(map(prefix_of, masks), default=0)
+
+    @property
+    def source_vocab(self) -> int:
+        return self.model.spec.encoder.vocab_size if isinstance(self.model, EncoderDecoder) else self.vocab
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _forward(self, reading: Reading) -> Tensor:
+        model, reading = self.model, reading.to(self.device)
+        with evaluating(model):
+            if isinstance(model, EncoderDecoder):
+                assert reading.source is not None
+                return model(reading.source.ids, reading.ids, places(reading.source), places(reading)).cpu()
+            out = model(reading.ids, places(reading))
+        return (out if out.ndim == 3 else out[:, None]).cpu()
+
+    @torch.no_grad()
+    def run(self, reading: Reading) -> Float[Tensor, "batch places features"]:
+        return self._forward(reading)
+
+    def refuse_padding(self, side: Side) -> None:
+        """Any side will do: a place without a token is position -1."""
+
+    @property
+    def _table(self) -> nn.Module:
+        """The vectors of what it reads, on the side that writes."""
+        return (self.model.decoder if isinstance(self.model, EncoderDecoder) else self.model).embed.tokens
+
+    @cached_property
+    def sensitivity(self) -> float:
+        return sensitivity(self, self._table)
+
+    def gradient(self, reading: Reading, score: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch time d_model"]:
+        return embedding_gradient(self._table, reading.ids, lambda: self._forward(reading), score)
+
+    @torch.no_grad()
+    def in_pieces(self, reading: Reading, cuts: Sequence[int]) -> Float[Tensor, "batch places features"]:
+        model, reading, (rows, time) = self.model, reading.to(self.device), reading.shape
+        if isinstance(model, Encoder):
+            self._cannot("reads a whole text at once: it has no cache")
+        with evaluating(model):
+            if isinstance(model, EncoderDecoder):
+                assert reading.source is not None
+                writer, cache = model.decoder, model.new_cache(reading.source.ids, places(reading.source), time)
+            else:
+                writer, cache = model, model.new_cache(rows, time)
+            whole, out = places(reading), list[Tensor]()
+            for start, end in pairwise([0, *cuts]):
+                tokens = None if whole is None else Tokens(whole.pos[:, start:end])
+                out.append(writer(reading.ids[:, start:end], tokens, cache))
+        return torch.cat(out, 1).cpu()
+
+    @torch.no_grad()
+    def packed(self, documents: Sequence[Tensor]) -> list[Tensor]:
+        if isinstance(self.model, EncoderDecoder):
+            self._cannot("reads a source for each row: a packed row would need several")
+        if not self.per_token:
+            self._cannot("gives one result a row")
+        lengths = torch.tensor([len(document) for document in documents])
+        seg = torch.arange(len(documents)).repeat_interleave(lengths)[None]
+        with evaluating(self.model):
+            out = self.model(torch.cat(list(documents))[None].to(self.device), Tokens.packed(seg.to(self.device)))
+        return list(out[0].cpu().split(lengths.tolist()))
+
+    def generate(self, reading: Reading, n: int, seed: int | None) -> list[list[int]]:
+        from pellucid.generate.decode import generate
+        from pellucid.generate.sample import Sampling
+
+        if isinstance(self.model, Encoder):
+            self._cannot("does not generate")
+        read = reading if reading.source is None else reading.source
+        prompts = [ids[valid].tolist() for ids, valid in zip(read.ids, read.there, strict=True)]
+        sampling = Sampling(temperature=0.0 if seed is None else 1.0)
+        written = generate(self.model, prompts, max_new_tokens=n, sampling=sampling, seed=seed or 0, ignore_eos=True)
+        return [completion.ids for completion in written]
+
+    @contextmanager
+    def compiled(self) -> Iterator[Subject]:
+        with compiled_blocks(self.model):
+            yield self
+
+    def loss(self, reading: Reading, labels: Int[Tensor, "batch time"]) -> float:
+        return paths.loss(self.model, reading, labels)
+
+    def in_dtype(self, dtype: torch.dtype) -> Subject:
+        return Ours(copy.deepcopy(self.model).to(dtype), self.name)
+
+    def saved(self, folder: Path) -> Subject:
+        return Ours(paths.saved(self.model, folder), self.name)
+
+    def exports(self) -> dict[str, Callable[[Path], Subject]]:
+        return {
+            "transformers": lambda folder: paths.through_transformers(self.model, folder, self.name),
+            "gguf": lambda folder: Ours(paths.through_gguf(self.model, folder / "whole.gguf", "f32"), self.name),
+            "graph": lambda folder: paths.graph(self, self.model),
+        }
+
+    def quantised(self, folder: Path) -> Subject:
+        return Ours(paths.through_gguf(self.model, folder / "model.gguf", "q8_0"), self.name)
+
+    def tied(self) -> Pairs:
+        return paths.tied(self.model)
