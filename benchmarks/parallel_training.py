@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from _equal import NAMES, Size, equal
-from _fits import mean_interval
+from _fits import Interval, mean_interval
 from _harness import Spread, cores, processor, save_json
 from _pictures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Line, check_plot, curves, figure, save
 from _recall import KEYS, VALUES, Recall, Task, recall
@@ -115,6 +115,12 @@ def show_texts(found: dict[str, list[Text]], minutes: float | None) -> None:
 # --- recall -----------------------------------------------------------------------------------------------------------
 
 
+def share(runs: list[Recall], pairs: int) -> Interval:
+    """Per cent of queries answered right, over seeds; an interval as it is for any mean, cut where no share can be."""
+    found = mean_interval([100 * run.accuracy[pairs] for run in runs])
+    return Interval(found.middle, max(found.low, 0.0), min(found.high, 100.0))
+
+
 def show_recalls(found: dict[str, list[Recall]], task: Task) -> None:
     seeds = max(len(runs) for runs in found.values())
     print(
@@ -124,7 +130,7 @@ def show_recalls(found: dict[str, list[Recall]], task: Task) -> None:
     head = "".join(f"{n:>20}" for n in task.pairs)
     print(f"  {'':18} {'parameters':>12} {'optimiser':>10} {'seconds':>8}{head}")
     for name, runs in found.items():
-        cells = [mean_interval([100 * run.accuracy[n] for run in runs]).show(".1f") for n in task.pairs]
+        cells = [share(runs, n).show(".1f") for n in task.pairs]
         used = "/".join(sorted({run.optimizer for run in runs}))
         seconds = statistics.median(run.seconds for run in runs)
         row = f"{runs[0].parameters:>12,} {used:>10} {seconds:>8.0f}"
@@ -156,8 +162,8 @@ def draw(
             lines = []
             for name, runs in text.items():
                 best = best_of(runs)
-                points = [*best.curve, (best.seconds, best.bits_per_byte)]
-                lines.append(Line(NAMES[name], [x for x, _ in points], [y for _, y in points], COLOURS[name]))
+                label = f"{NAMES[name]} {best.bits_per_byte:.3f}"  # of all held-out text; on the way, of its beginning
+                lines.append(Line(label, [x for x, _ in best.curve], [y for _, y in best.curve], COLOURS[name]))
             title = "Learned in equal time: standard library"
             curves(
                 panel,
@@ -171,7 +177,7 @@ def draw(
         else:
             lines = []
             for name, runs in recalled.items():
-                bars = [mean_interval([100 * run.accuracy[n] for run in runs]) for n in task.pairs]
+                bars = [share(runs, n) for n in task.pairs]
                 means = [bar.middle for bar in bars]
                 sure = None if len(runs) < 2 else bars
                 lines.append(Line(NAMES[name], task.pairs, means, COLOURS[name], bars=sure))
