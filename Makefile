@@ -53,6 +53,10 @@ docs: .venv/.docs ## put the code into the documentation, draw its figures, test
 	$(BIN)/python docs/figures.py
 	$(PYTEST) tests/architecture/test_readme.py tests/docs $(ARGS)
 
+.PHONY: parity
+parity: .venv/.docs .venv/.checkpoints ## measure how far every family is from its reference, into docs/parity.md
+	$(BIN)/python docs/parity.py
+
 .PHONY: clean
 clean: ## remove .venv and everything else that was built
 	rm -rf .venv .venv-litgpt build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

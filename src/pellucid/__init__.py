@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pellucid.api import build, load
+    from pellucid.api import build, convert, load, save
+    from pellucid.generate.chat import chat
     from pellucid.generate.decode import Completion, generate, stream
     from pellucid.generate.sample import Sampling
     from pellucid.interpret.look import Look, look
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
     from pellucid.spec import DecoderSpec
     from pellucid.train.config import TrainOptions
     from pellucid.train.run import train
+    from pellucid.verify.run import verify
 
 _HOMES = {
     "build": "api",
+    "convert": "api",
     "load": "api",
+    "save": "api",
+    "chat": "generate.chat",
     "Completion": "generate.decode",
     "stream": "generate.decode",
     "Sampling": "generate.sample",
@@ -43,7 +48,7 @@ _HOMES = {
     "DecoderSpec": "spec",
     "TrainOptions": "train.config",
 }
-_VERBS = ("generate", "train")  # rooms that can be called: see pellucid.rooms
+_VERBS = ("generate", "train", "verify")  # rooms that can be called: see pellucid.rooms
 
 __all__ = [
     "Completion",
@@ -53,11 +58,15 @@ __all__ = [
     "Sampling",
     "TrainOptions",
     "build",
+    "chat",
+    "convert",
     "generate",
     "load",
     "look",
+    "save",
     "stream",
     "train",
+    "verify",
 ]
 
 

@@ -200,7 +200,9 @@ def test_wrong_command_lines(said: Said, tmp_path: Path, line: str, message: str
 UNUSABLE = [
     ("info nosuch", r"there is no design 'nosuch'"),
     ("info modren", r"there is no design 'modren' did you mean 'modern'\?"),
-    ("info runs/nosuch", r"runs/nosuch does not exist give a model folder"),
+    ("info runs/nosuch", r"there is no folder runs/nosuch here, the hub's cache has no such model"),
+    ("info ./runs/nosuch", r"runs/nosuch does not exist give a model folder"),
+    ("convert nosuch --out x", r"nosuch is not a model folder"),
     ("info t.txt", r"t\.txt is not readable JSON"),
     ("info .", r"holds no spec\.json"),
     ("generate nosuch hello", r"nosuch is not a model folder give the folder that `pellucid train --out` wrote"),
@@ -458,7 +460,7 @@ def test_a_text_that_has_changed(said: Said, whole: Path, halfway: Path) -> None
         ("run.json", '"warmup"', '"wramup"', r"run\.json: .*no field 'wramup'.*restore .*run\.json from a checkpoint"),
         ("run.json", "{", "", r"run\.json is not readable JSON.*restore"),
         ("run.json", '"micro_batches": 1,\n  "seed"', '"micro_batches": 0,\n  "seed"', r"micro_batches = 0 cannot be"),
-        ("tokenizer.json", "{", "", r"tokenizer\.json is not a tokenizer: .*restore it from a copy"),
+        ("tokenizer.json", "{", "", r"tokenizer\.json is not a tokenizer: .*restore the file from a copy"),
     ],
 )
 def test_a_damaged_run_folder(

@@ -54,6 +54,10 @@ class Pieces:
 
     vocab_size = len(PIECES)
     bos_id = eos_id = 0
+    stop_ids = (0,)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return self.encode(text, bos=True)
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
         return [self.bos_id] * bos + [PIECES.index(bytes([byte])) for byte in text.encode()]

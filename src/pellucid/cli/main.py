@@ -15,7 +15,10 @@ from io import TextIOWrapper
 COMMANDS = {
     "train": "train a model from scratch on your text",
     "generate": "continue a prompt",
+    "chat": "talk with a model that was taught to answer",
     "look": "see attention, guesses and losses, layer by layer",
+    "convert": "write a model for transformers or llama.cpp",
+    "verify": "does a model keep its promises? ours, or any of transformers",
     "info": "sizes and costs of a model, a spec or a design",
     "demo": "train, write and look, on this Python's own source code",
 }
@@ -30,6 +33,7 @@ examples
   pellucid train book.txt --out runs/book --minutes 5
   pellucid generate runs/book "Once upon a time"
   pellucid look runs/book "To be, or not to be" --html look.html
+  pellucid convert runs/book --to gguf --out book.gguf
   pellucid info modern --depth 12
 
 The same `pellucid train` again goes on where it stopped. Ctrl-C saves first.
