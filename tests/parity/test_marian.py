@@ -129,7 +129,8 @@ def test_sides_with_other_vocabularies() -> None:
 
 @pytest.mark.parametrize("place", [0, 1, 100, 511])
 def test_sines_are_theirs_far_into_a_text(place: int) -> None:
-    config = MarianConfig(**{**TINY, "max_position_embeddings": 512, "d_model": 64})
+    settings: dict[str, Any] = {**TINY, "max_position_embeddings": 512, "d_model": 64}
+    config = MarianConfig(**settings)
     table: Any = MarianMTModel(config).model.encoder.embed_positions.create_weight()
     made = Sinusoidal(64, halves=True)(Tokens.plain(1, 1, place))[0, 0]
     assert gap(made.float(), table[place]) <= 1e-6

@@ -83,7 +83,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def theirs(kind: Any = RobertaForMaskedLM, **changes: Any) -> Any:
-    return with_head(kind, RobertaConfig(**{**TINY, "pad_token_id": PAD, **changes}))
+    settings: dict[str, Any] = {**TINY, "pad_token_id": PAD, **changes}
+    return with_head(kind, RobertaConfig(**settings))
 
 
 def text(pad: int = PAD) -> torch.Tensor:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from hypothesis import strategies as st
@@ -187,7 +187,8 @@ def blocks(draw: st.DrawFn, attention: st.SearchStrategy[AttentionSpec], *others
 @st.composite
 def embeddings(draw: st.DrawFn, positions: str) -> EmbedSpec:
     """What stands before the blocks, with positions if they are added there."""
-    layout = draw(st.sampled_from(["pairs", "halves"]))
+    layouts: list[Literal["pairs", "halves"]] = ["pairs", "halves"]
+    layout = draw(st.sampled_from(layouts))
     added = {"learned": LearnedSpec(draw(st.sampled_from([0, 2]))), "sinusoidal": SinusoidalSpec(layout)}.get(positions)
     scale, n_types = draw(st.sampled_from([1.0, 8**0.5])), draw(st.sampled_from([0, 0, 2]))
     return EmbedSpec(added, scale, draw(st.none() | norms), n_types, draw(st.sampled_from([None, None, 4, 8])))

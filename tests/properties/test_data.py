@@ -158,7 +158,7 @@ def test_saved_tokenizer_is_the_same_and_a_damaged_one_is_refused(tmp_path: Path
 
 
 def test_tokens_are_shown_one_by_one_and_bad_ids_are_refused() -> None:
-    ids = [TOKENIZER.bos_id, *TOKENIZER.encode("if €")]
+    ids = TOKENIZER.encode("if €", bos=True)
     assert TOKENIZER.tokens_as_text(ids)[0] == END_OF_TEXT
     assert "".join(TOKENIZER.tokens_as_text(ids)[1:]) == r"if \xe2\x82\xac"
     assert TOKENIZER.decode(ids[:-1]) == "if \ufffd"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -63,7 +65,7 @@ def test_a_pixel_is_in_one_patch(spec: PatchSpec, data: st.DataObject) -> None:
 @given(image_specs(no_words), st.sampled_from(RULES))
 @few
 def test_a_new_model_of_images_is_finite_and_as_large_as_its_spec_says(spec: EncoderSpec, rule: InitRule) -> None:
-    model = initialise(build_model(spec), rule).double()
+    model: Any = initialise(build_model(spec), rule).double()
     assert spec.embed.patches is not None
     assert count_parameters(spec).total == model.n_parameters and cache_bytes(spec, spec.context) == 0
     with torch.no_grad():
