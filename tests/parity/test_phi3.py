@@ -87,6 +87,7 @@ def test_halves_in_another_order_are_seen(parts: tuple[str, str]) -> None:
     ("changes", "message"),
     [
         ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type = 'longrope'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "su", "factor": 2.0}}, "rope_scaling: type = 'su'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = .* only null"),
         ({"attention_bias": True}, "attention_bias = True"),
         ({"embd_layer": "default"}, "not understood: embd_layer"),

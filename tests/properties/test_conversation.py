@@ -23,7 +23,7 @@ from pellucid.data.tokenizer_roles import Roles
 from pellucid.errors import DataError, UsageError
 from pellucid.families.native import save_model
 from pellucid.generate.chat import Chat, chat
-from pellucid.generate.decode import Completion, generate
+from pellucid.generate.decode import Completion, generate, stream
 from pellucid.generate.sample import Sampling
 from pellucid.nn.models import Decoder
 from pellucid.spec import (
@@ -197,6 +197,8 @@ def test_what_cannot_chat_is_told_so(tokenizer: Tokenizer) -> None:
     everywhere = StackSpec(32, (BlockSpec(AttentionSpec(4, 4, 8, Full()), FFNSpec(48), RMSNormSpec()),), RMSNormSpec())
     with pytest.raises(UsageError, match="an encoder reads whole texts and cannot answer"):
         chat(build(EncoderSpec(300, 64, EmbedSpec(), everywhere)), "hello")
+    with pytest.raises(UsageError, match="cannot write"):  # rather than that it has no tokenizer, which would not help
+        stream(build(EncoderSpec(300, 64, EmbedSpec(), everywhere)), "hello")
     with pytest.raises(DataError, match="refuses this conversation at line 1: who"):
         chat(decoder(tokenizer), [{"role": "judge", "content": "hello"}])
     other = ChatTemplate("{{ messages[0].content }}!")

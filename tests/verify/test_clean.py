@@ -14,6 +14,7 @@ import pellucid
 from pellucid.designs import design
 from pellucid.verify.checks import all_checks
 from pellucid.verify.open import open_subject
+from pellucid.verify.reading import Reading
 from pellucid.verify.run import verify
 
 HERE = [name for name in all_checks() if name != "compiled"]  # that: in tests/compile
@@ -84,3 +85,27 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["ours", "theirs"])
+def test_weights_that_are_bfloat16_already_excuse_as_much_rounding_as_others(name: str) -> None:
+    model = OURS["modern"]() if name == "ours" else THEIRS["llama"]()
+    whole = verify(model, ["bf16"])["bf16"]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.bfloat16())
+    stored = verify(model, ["bf16"])["bf16"]
+    assert stored.verdict == "pass"
+    assert 0.5 < stored.tolerance / whole.tolerance < 2  # pyright: ignore[reportOptionalOperand]
+
+
+def test_the_token_of_padding_is_not_drawn_where_the_export_counts_no_position_at_it(tmp_path: Path) -> None:
+    THEIRS["roberta"]().save_pretrained(tmp_path)
+    subject = open_subject(tmp_path, through="pellucid")
+    assert subject.pad_id == 1
+    ids = torch.full((1, 6), 5)
+    for pad, same in ((5, True), (1, False)):
+        ids[0, 2] = pad
+        there = subject.exports()["transformers"](tmp_path / str(pad))
+        gap = (subject.run(Reading(ids)) - there.run(Reading(ids))).abs().max()
+        assert (gap < 1e-4) == same, "a control: its positions move"

@@ -61,7 +61,7 @@ def chat(
         repetition_penalty: Above 1, tokens that were seen become less likely.
         seed: The same seed, in the same conversation, gives the same answers.
     """
-    from pellucid.api import load
+    from pellucid.cli.opening import open_model
     from pellucid.data.chat import ChatTemplate, special_names
     from pellucid.generate.chat import Chat
     from pellucid.generate.sample import Sampling
@@ -69,7 +69,7 @@ def chat(
     chosen = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     sampling = Sampling(temperature=temperature, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
     source = None if template is None else _read(template)
-    loaded = load(model)
+    loaded = open_model(model)
     names = {} if loaded.tokenizer is None else special_names(loaded.tokenizer)
     own = None if source is None else ChatTemplate(source, names)
     talk = Chat(loaded, system, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, template=own)

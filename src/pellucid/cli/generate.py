@@ -45,7 +45,7 @@ def generate(
         stop: End before any of these strings (\\n is a line end).
         seed: The same seed writes the same text.
     """
-    from pellucid.api import load
+    from pellucid.cli.opening import open_model
     from pellucid.generate.decode import stream
     from pellucid.generate.sample import Sampling
 
@@ -53,7 +53,7 @@ def generate(
     sampling = Sampling(temperature=temperature, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
     text = text_of(prompt)
     stops = [s.replace("\\n", "\n") for s in stop]
-    pieces = stream(load(model), text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stops, seed=seed)
+    pieces = stream(open_model(model), text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stops, seed=seed)
     sys.stdout.write(text)
     for piece in pieces:
         say(piece)

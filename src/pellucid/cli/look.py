@@ -39,13 +39,13 @@ def look(
     """
     from rich.console import Console
 
-    from pellucid.api import load
+    from pellucid.cli.opening import open_model
     from pellucid.files import write_text
     from pellucid.interpret.look import look as look_into
     from pellucid.interpret.terminal import show
     from pellucid.interpret.view import to_html
 
-    seen = look_into(load(model), text_of(text), top=top, name=Path(model).resolve().name, target=target)
+    seen = look_into(open_model(model), text_of(text), top=top, name=Path(model).resolve().name, target=target)
     console = Console()
     show(seen, console)
     if html is not None:

@@ -61,6 +61,7 @@ FAMILIES = {
 }
 
 SHOWN = 4  # differences in a message
+FEW = 3  # families in a message
 
 
 def family(model_type: str) -> Family:
@@ -127,10 +128,16 @@ def _refusal(near: list[tuple[str, list[str]]], far: dict[str, list[str]], model
     else:
         who = "no published family can express this model" + (f"; {closest} comes closest" if near else "")
     if not near:
-        by_count = sorted(far.items(), key=lambda each: -len(each[1]))
-        missed = [problem if model_type else f"{problem} in {', '.join(names)}" for problem, names in by_count]
+        # families of another kind of model say nothing of this one; then most have the same in the way
+        alike = {problem: names for problem, names in far.items() if not problem.startswith("the model = ")} or far
+        by_count = sorted(alike.items(), key=lambda each: -len(each[1]))[: 1 if model_type else 2]
+        missed = [problem if model_type else f"{problem} in {_few(names)}" for problem, names in by_count]
     listed = "; ".join(missed[:SHOWN]) + (f"; and {len(missed) - SHOWN} more" if len(missed) > SHOWN else "")
     return CheckpointError(f"{who}: {listed}", "pellucid's own format keeps every model")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= FEW else f"{', '.join(names[:FEW])} and {len(names) - FEW} more"
 
 
 def plain(value: Any) -> Any:

@@ -16,7 +16,8 @@ def _scaling(read: Config, context: int) -> RotaryScaling | None:
     if kind == "default":
         return None
     if kind not in ("linear", "llama3", "yarn"):
-        raise read.refuse("rope_type", "is not supported", "known: default, linear, llama3, yarn")
+        said = "rope_type" if "rope_type" in read.values else "type"  # as older files have it
+        raise read.refuse(said, "is not supported", "known: default, linear, llama3, yarn")
     factor = read.take("factor", float)
     if factor < 1:
         raise read.refuse("factor", "is below 1")

@@ -160,6 +160,7 @@ def stream(
     The pieces, joined, are the text of the Completion, which is the generator's return value. The arguments are checked
     at once, not at the first piece. It may be abandoned or interrupted anywhere: no mode is held while it waits.
     """
+    _writer(model)
     if model.tokenizer is None:
         raise UsageError("stream shows text, but the model has no tokenizer", "use generate, and read .ids")
     (row,) = _rows(model, [prompt], max_new_tokens, stop, seed, ignore_eos)

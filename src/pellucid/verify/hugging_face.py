@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from pellucid.errors import CheckpointError, UsageError
 from pellucid.verify import hugging_face_paths as paths
 from pellucid.verify.hugging_face_text import TheirSpeller, load_speller, stop_ids_of
-from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, sensitivity
+from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity
 from pellucid.verify.reading import Reading, Side
 from pellucid.verify.subject import Kind, Pairs, Subject
 
@@ -204,6 +205,9 @@ class HuggingFace(Subject):
     def in_dtype(self, dtype: torch.dtype) -> Subject:
         return HuggingFace(paths.in_dtype(self.model, dtype), self.name, self.tokenizer, self.kind)
 
+    def roughened(self) -> Subject:
+        return HuggingFace(roughen(copy.deepcopy(self.model)), self.name, self.tokenizer, self.kind)
+
     def saved(self, folder: Path) -> Subject:
         return HuggingFace(*paths.saved(self.model, self.name, self.tokenizer, folder), self.kind)
 
@@ -250,7 +254,9 @@ def load_hugging_face(folder: Path, name: str, kind: Kind | None = None) -> Hugg
         raise CheckpointError(
             f"{folder} has no weight {sorted(drawn)[0]!r}: transformers would draw it at random", "name another folder"
         )
-    return HuggingFace(model, name, load_speller(folder, stop_ids_of(model)), kind)
+    with paths.quietly():
+        speller = load_speller(folder, stop_ids_of(model))
+    return HuggingFace(model, name, speller, kind)
 
 
 def _class_of(config: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -72,6 +73,19 @@ def sensitivity(subject: Subject, table: nn.Module) -> float:
         return distance(subject.run(reading), expected)
     finally:
         handle.remove()
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def roughen(module: _Module) -> _Module:
+    """Move each weight, in place, by what rounding to bfloat16 takes from a number; the module.
+
+    Published weights mostly are numbers of bfloat16 already, which rounding leaves alone: so √2 times each is rounded.
+    """
+    for weight in module.parameters():
+        weight.data = (weight.data * math.sqrt(2)).bfloat16().to(weight.dtype) / math.sqrt(2)
+    return module
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
 from pellucid.spec import AttentionSpec, MaskedLMHeadSpec, Prefix, TaggerHeadSpec
 from pellucid.verify import ours_paths as paths
-from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, sensitivity
+from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity
 from pellucid.verify.reading import Reading, Side
 from pellucid.verify.subject import Pairs, Subject
 from pellucid.verify.text import OurSpeller
@@ -39,6 +39,17 @@ def places(reading: Reading) -> Tokens | None:
     return None if reading.valid is None else Tokens.padded(reading.valid)
 
 
+def pad_of(model: AnyModel) -> int:
+    """The tokenizer's token for padding; without one, what a table of positions left its last unused row for, or 0.
+
+    Exported, some models count no position at this token, wherever it stands.
+    """
+    pad = None if model.tokenizer is None else model.tokenizer.pad_id
+    if pad is None and isinstance(model, Encoder):
+        pad = getattr(model.spec.embed.positions, "offset", 0) - 1
+    return pad if pad is not None and 0 <= pad < model.spec.vocab_size else 0
+
+
 class Ours(Subject):
     """Every check can be tried; the model's spec says what kind it is."""
 
@@ -49,6 +60,7 @@ class Ours(Subject):
         if not spec.vocab_size:
             raise UsageError(f"{name} reads no token ids, but images", "name a model of text")
         self.vocab, self.context = spec.vocab_size, spec.context
+        self.pad_id = pad_of(model)
         if isinstance(model, EncoderDecoder):
             self.context = min(self.context, model.spec.encoder.context)
         self.width, self.depth = spec.d_model, spec.n_layers
@@ -150,6 +162,9 @@ class Ours(Subject):
 
     def in_dtype(self, dtype: torch.dtype) -> Subject:
         return Ours(copy.deepcopy(self.model).to(dtype), self.name)
+
+    def roughened(self) -> Subject:
+        return Ours(roughen(copy.deepcopy(self.model)), self.name)
 
     def saved(self, folder: Path) -> Subject:
         return Ours(paths.saved(self.model, folder), self.name)

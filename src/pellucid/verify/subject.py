@@ -5,8 +5,8 @@ The contract between checks and adapters (``ours``, ``hugging_face``, ``function
 - A check asks a ``Subject`` and nothing else: it never knows whose model it is.
 - ``run`` every adapter has. Each other method is a capability: here it raises ``NotApplicable`` with the reason, and an
   adapter that has it overrides it. A check just calls what it needs; the exception becomes its verdict.
-- Methods that give another model (``compiled``, ``in_dtype``, ``saved``, ``exported``, ``quantised``) give a Subject of
-  the same kind, so that a check is: the same readings through both, and how far apart they come out.
+- Methods that give another model (``compiled``, ``in_dtype``, ``roughened``, ``saved``, ``exported``, ``quantised``)
+  give a Subject of the same kind, so that a check is: the same readings through both, and how far apart they come out.
 - The model is in eval mode and as it was, once a method has returned. Nothing is written outside the ``folder`` given.
 """
 
@@ -110,6 +110,10 @@ class Subject(ABC):
     def in_dtype(self, dtype: torch.dtype) -> Subject:
         """A copy with weights and arithmetic of this type."""
         self._cannot("has no weights to convert")
+
+    def roughened(self) -> Subject:
+        """A copy whose weights are as far from these as rounding to bfloat16 takes numbers (``modules.roughen``)."""
+        self._cannot("has no weights to round")
 
     def saved(self, folder: Path) -> Subject:
         """Saved in ``folder`` as its maker does, and loaded from there."""

@@ -39,7 +39,7 @@ def quantised(subject: Subject, trial: Trial) -> Measured:
 def _compare(subject: Subject, other: Subject, trial: Trial, factor: float) -> Measured:
     if subject.dtype.itemsize < 4:
         raise NotApplicable(f"{subject.name} has weights of {subject.dtype} already")
-    rounded = subject.in_dtype(torch.bfloat16).in_dtype(subject.dtype)
+    rounded = subject.roughened()
     worst, scale = Worst(), 0.0
     for what, reading in trial.readings(subject, 2, trial.time(subject, 32)):
         expected = subject.run(reading)
