@@ -61,6 +61,13 @@ def test_a_tokenizer_given_beside_an_object_is_asked_too() -> None:
     assert isinstance(subject, HuggingFace)
 
 
+def test_a_template_that_never_ends_ends_the_check() -> None:
+    """Theirs would render it in this process, for as long as it takes."""
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    found = verify(theirs(their_tokenizer(template=endless)), ["chat-prompt"])["chat-prompt"]
+    assert found.verdict == "error" and "did not finish" in found.detail
+
+
 def test_who_owes_a_text_back() -> None:
     inner = vocabulary()
     assert keeps_text(inner.to_str())

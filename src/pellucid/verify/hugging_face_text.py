@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pellucid.data.chat import ChatTemplate
 from pellucid.errors import CheckpointError
 from pellucid.verify.subject import NotApplicable
 from pellucid.verify.text import Messages, keeps_text
@@ -41,7 +42,13 @@ class TheirSpeller:
     def decode(self, ids: Sequence[int]) -> str:
         return self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def _within_bounds(self, messages: Messages, add_generation_prompt: bool) -> None:
+        """Theirs renders in this process and for as long as it takes: it is given what ours has rendered before."""
+        names = {name: text for name, text in self.inner.special_tokens_map.items() if isinstance(text, str)}
+        ChatTemplate(self.chat_template or "", names).render(messages, add_generation_prompt)
+
     def render(self, messages: Messages, add_generation_prompt: bool) -> str:
+        self._within_bounds(messages, add_generation_prompt)
         return self.inner.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
         )
@@ -49,6 +56,7 @@ class TheirSpeller:
     def conversation(self, messages: Messages, add_generation_prompt: bool) -> list[int]:
         if "sanitize_control_tokens" not in inspect.signature(self.inner.apply_chat_template).parameters:
             raise NotApplicable("this transformers cannot keep what users type apart from what a template writes")
+        self._within_bounds(messages, add_generation_prompt)
         return self.inner.apply_chat_template(
             list(messages),
             tokenize=True,
