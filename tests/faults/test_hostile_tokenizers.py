@@ -325,7 +325,7 @@ GGUF_CASES: dict[str, tuple[Json, str]] = {
     "token twice": ({"tokenizer.ggml.tokens": ["a", "a", *"bcdefg"]}, "token 1 is 'a'"),
     "scores few": ({"tokenizer.ggml.scores": [0.0]}, "scores has 1 entries, for 8"),
     "scores texts": ({"tokenizer.ggml.scores": ["x"] * 8}, "scores"),
-    "score not finite": ({"tokenizer.ggml.scores": [0.0] * 7 + [float("nan")]}, "the score nan"),
+    "score not finite": ({"tokenizer.ggml.scores": [0.0] * 7 + [float("nan")]}, "scores holds 'nan'"),
     "types few": ({"tokenizer.ggml.token_type": []}, "token_type has 0 entries"),
     "eos beyond": ({"tokenizer.ggml.eos_token_id": 8}, "eos_token_id is 8"),
     "eos a text": ({"tokenizer.ggml.eos_token_id": "2"}, "eos_token_id is '2'"),
@@ -411,6 +411,15 @@ def test_any_value_anywhere_in_a_tokenizer_json_is_read_or_refused(path: tuple[s
         except CheckpointError:
             return
         try_out(tokenizer)
+
+
+@pytest.mark.parametrize("key", ["scores", "token_type"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, "1", None])
+def test_what_stands_beside_tokens_is_a_number(key: str, value: Any) -> None:
+    metadata: Json = copy.deepcopy(SPM)
+    put(f"tokenizer.ggml.{key}", 0, value=value)(metadata)
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.ggml\.{key} holds .*\n.*a finite number for each"):
+        from_metadata(metadata, "model.gguf")
 
 
 @settings(max_examples=300)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
+from pellucid.data.tokenizer_json import LEADING
 from pellucid.errors import CheckpointError
 
 Config: TypeAlias = dict[str, Any]
@@ -59,7 +60,8 @@ class Normal:
             )
         if self.squeeze:
             steps += [
-                {"type": "Strip", "strip_left": True, "strip_right": True},
+                {"type": "Replace", "pattern": LEADING, "content": ""},
+                {"type": "Replace", "pattern": {"Regex": r" +\z"}, "content": ""},
                 {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
             ]
         if self.prefix:

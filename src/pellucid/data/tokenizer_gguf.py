@@ -84,6 +84,11 @@ def from_metadata(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         raise CheckpointError(problem, error.remedy or "get the file from another source") from error
 
 
+def _is_number(value: Any) -> bool:
+    """Finite, and no longer than a file can hold."""
+    return isinstance(value, int | float) and -(2.0**63) <= value <= 2.0**64
+
+
 class _Metadata:
     """``tokenizer.ggml.*``, read key by key with the types checked."""
 
@@ -126,10 +131,11 @@ class _Metadata:
 
     def _beside(self, tokens: Sequence[Any], key: str, default: int | float) -> Sequence[Any]:
         values = self.get(key, Sequence, [default] * len(tokens))
-        if len(values) != len(tokens) or not all(isinstance(v, int | float) for v in values):
-            raise CheckpointError(
-                f"{_PREFIX}{key} has {len(values)} entries, for {len(tokens)} tokens", "it needs one number for each"
-            )
+        if len(values) != len(tokens):
+            problem = f"{_PREFIX}{key} has {len(values)} entries, for {len(tokens)} tokens"
+            raise CheckpointError(problem, "it needs one number for each")
+        if wrong := [value for value in values if not _is_number(value)]:
+            raise CheckpointError(f"{_PREFIX}{key} holds {str(wrong[0])[:80]!r}", "it needs a finite number for each")
         return [type(default)(value) for value in values]
 
     def _id(self, key: str) -> int | None:

@@ -89,6 +89,8 @@ def explained() -> Iterator[None]:
 
 # What a step does to the beginning of a text only, switched off.
 _INSIDE = {"prepend": "", "strip_left": False, "prepend_scheme": "never", "add_prefix_space": False}
+# Spaces that a text begins with. (Strip takes more than spaces.)
+LEADING, _NOWHERE = {"Regex": r"\A +"}, {"Regex": r"\A(?!)"}
 
 
 def decoder_of(inner: tokenizers.Tokenizer) -> dict[str, Any] | None:
@@ -98,7 +100,12 @@ def decoder_of(inner: tokenizers.Tokenizer) -> dict[str, Any] | None:
 
 def without_beginning(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """The tokenizer for what stands inside a text: some put a space before the first word. Often the very same."""
-    return _changed(inner, lambda step: {key: value for key, value in _INSIDE.items() if key in step})
+
+    def change(step: dict[str, Any]) -> dict[str, Any]:
+        pattern = {"pattern": _NOWHERE} if step.get("pattern") == LEADING else {}
+        return pattern | {key: value for key, value in _INSIDE.items() if key in step}
+
+    return _changed(inner, change)
 
 
 def after_special(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
