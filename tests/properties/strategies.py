@@ -195,9 +195,17 @@ def embeddings(draw: st.DrawFn, positions: str) -> EmbedSpec:
 
 
 @st.composite
-def specs(draw: st.DrawFn, mask: st.SearchStrategy[Mask] = causal_masks, only_attention: bool = False) -> DecoderSpec:
-    """A legal decoder of one to three layers, equal or each its own: any mixer, any feed-forward layer."""
-    embed, stack = draw(stacks(mask, only_attention=only_attention))
+def specs(
+    draw: st.DrawFn,
+    mask: st.SearchStrategy[Mask] = causal_masks,
+    only_attention: bool = False,
+    sharing: bool = False,
+) -> DecoderSpec:
+    """A legal decoder of one to three layers, equal or each its own: any mixer, any feed-forward layer.
+
+    ``sharing``: some of its layers certainly share weights, which otherwise they may.
+    """
+    embed, stack = draw(stacks(mask, only_attention=only_attention, sharing=sharing))
     with steady():
         return DecoderSpec(VOCAB, CONTEXT, embed, stack, draw(head_for(embed)))
 
@@ -229,26 +237,34 @@ def image_specs(draw: st.DrawFn, head: st.SearchStrategy[Any]) -> EncoderSpec:
         return EncoderSpec(0, patches.n_places, replace(embed, patches=patches), stack, draw(head))
 
 
+SHARINGS = [(0, 0, 0), (0, 1, 0), (0, 0, 2), (0, 1, 1)]
+
+
 @st.composite
 def stacks(
-    draw: st.DrawFn, mask: st.SearchStrategy[Mask], causal: bool = True, only_attention: bool = False
+    draw: st.DrawFn,
+    mask: st.SearchStrategy[Mask],
+    causal: bool = True,
+    only_attention: bool = False,
+    sharing: bool = False,
 ) -> tuple[EmbedSpec, StackSpec]:
     """Embedding and layers of a legal model."""
     positions = draw(st.sampled_from(["none", "rotary", "bias", "learned", "sinusoidal", "rotary and bias"]))
     rotary = "rotary" in positions
     others = [] if only_attention else [linear_attentions(rotary, causal), recurrences(causal)]
     one = blocks(attentions(mask, draw(head_counts), rotary), *others)
-    layers = draw(st.one_of(st.lists(one, min_size=1, max_size=3), one.map(lambda b: [b] * 3)))
+    equal = one.map(lambda b: [b] * 3)
+    layers = draw(equal if sharing else st.one_of(st.lists(one, min_size=1, max_size=3), equal))
     bare = [i for i, block in enumerate(layers) if block.placement == NO_NORM]
     for i in bare[1:]:  # products of what is not normed grow by powers: after three such layers numbers end (1e188)
         layers[i] = replace(layers[i], placement=PRE_NORM)
-    shared = draw(st.sampled_from([(), (), (0, 0, 0), (0, 1, 0), (0, 0, 2)]))
-    alike = len(layers) == len(shared) and all(layers[i] == layers[owner] for i, owner in enumerate(shared))
+    fitting = [s for s in SHARINGS if len(s) == len(layers) and all(layers[i] == layers[o] for i, o in enumerate(s))]
+    shared = draw(st.sampled_from(fitting if sharing else [(), (), *fitting]))
     scored = "bias" in positions and any(isinstance(block.mixer, AttentionSpec) for block in layers)
     last = draw(norms) if bare else draw(st.one_of(norms, norms, st.none()))
     with steady():
         bias = draw(biases) if scored else None
-        return draw(embeddings(positions)), StackSpec(8, tuple(layers), last, bias, shared if alike else ())
+        return draw(embeddings(positions)), StackSpec(8, tuple(layers), last, bias, shared)
 
 
 alignments = st.sampled_from([AlignmentSpec("dot"), AlignmentSpec("general"), AlignmentSpec("additive", 5)])

@@ -279,16 +279,26 @@ def test_later_tokens_change_no_earlier_logits(model: Decoder, text: Tensor, dat
     assert leak(model, text, data.draw(st.integers(0, text.shape[1] - 2))) <= 1e-9
 
 
+def gradient(model: Decoder, text: Tensor, t: int) -> Tensor:
+    """What moves the logits at and before ``t``: (batch, time, d_model), of the vectors of all tokens."""
+    with model.taps(read="embed") as acts:
+        (grad,) = torch.autograd.grad(model(text)[:, : t + 1].square().sum(), acts["embed"])
+    return grad
+
+
 @given(models, ids(min_time=2), st.data())
 @few
 def test_no_gradient_flows_to_later_tokens(model: Decoder, text: Tensor, data: st.DataObject) -> None:
     t = data.draw(st.integers(0, text.shape[1] - 2))
-    with model.taps(read="embed") as acts:
-        logits = model(text)
-        (grad,) = torch.autograd.grad(logits[:, : t + 1].square().sum(), acts["embed"])
+    grad = gradient(model, text, t)
     assert grad.isfinite().all()
     assert not grad[:, t + 1 :].any()
-    assert grad[:, t].any() or not logits[:, t].any()  # all units of the last layer dead, and nothing added to it
+
+
+def test_control_gradient_flows_to_every_token_that_is_seen() -> None:
+    """Not so of every model above: one that sees nobody, and adds nothing to the stream, writes a constant."""
+    grad = gradient(build(EXAMPLE), torch.arange(8)[None], 3)
+    assert grad[0].any(-1).tolist() == [True] * 4 + [False] * 4
 
 
 @given(specs(only_attention=True), st.sampled_from([Full(), Causal() | Prefix(9), Window(3)]))

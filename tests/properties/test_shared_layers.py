@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from strategies import EXAMPLE, as_encoder, build, close, ids, masks, specs, stacks, steady
 from torch import Tensor
 
@@ -43,10 +43,9 @@ def unshared(model: Any) -> Any:
     return alone.double().eval()
 
 
-@given(specs(), ids())
+@given(specs(sharing=True), ids())
 @few
 def test_it_is_the_same_as_copies(spec: DecoderSpec, text: Tensor) -> None:
-    assume(spec.stack.shared)
     model = build(spec)
     alone = unshared(model)
     with torch.no_grad():
@@ -55,10 +54,9 @@ def test_it_is_the_same_as_copies(spec: DecoderSpec, text: Tensor) -> None:
         close(torch.cat([model(text[:, i : i + 1], cache=cache) for i in range(text.shape[1])], 1), alone(text))
 
 
-@given(specs())
+@given(specs(sharing=True))
 @few
 def test_weights_have_one_name(spec: DecoderSpec) -> None:
-    assume(spec.stack.shared)
     model = build(spec)
     names, owners = set(model.state_dict()), set(spec.stack.owners)
     assert names == {name for name, _ in model.named_parameters()}
