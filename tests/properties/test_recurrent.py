@@ -462,17 +462,17 @@ def test_forget_gates_start_open(rule: Any) -> None:
     assert torch.equal(cell.bias_ih, forget) and not cell.bias_hh.any(), "as it is built, too"
 
 
-def before_2017(cell: Any, luong: AlignmentSpec | None) -> EncoderDecoderSpec:
+def before_2017(cell: Any, luong: AlignmentSpec | None, width: int = WIDTH, layers: int = 2) -> EncoderDecoderSpec:
     """A recurrent encoder of both directions; a decoder that asks after each step (Luong), or before it (Bahdanau)."""
-    norm, ffn = LayerNormSpec(), FFNSpec(8)
-    reader = BlockSpec(RecurrentSpec(cell, 5, both_directions=True), None, norm)
+    norm, units = LayerNormSpec(), width - 1
+    reader = BlockSpec(RecurrentSpec(cell, units, both_directions=True), None, norm)
     writer = (
-        BlockSpec(RecurrentSpec(cell, 5), None, norm, cross=luong)
+        BlockSpec(RecurrentSpec(cell, units), None, norm, cross=luong)
         if luong
-        else BlockSpec(AttentiveRecurrentSpec(cell, 5, ALIGNMENTS[2]), ffn, norm)
+        else BlockSpec(AttentiveRecurrentSpec(cell, units, ALIGNMENTS[2]), FFNSpec(8), norm)
     )
-    encoder = EncoderSpec(11, 16, EmbedSpec(), StackSpec(WIDTH, (reader,) * 2, norm))
-    return EncoderDecoderSpec(encoder, DecoderSpec(11, 16, EmbedSpec(), StackSpec(WIDTH, (writer,) * 2, norm)), 0)
+    encoder, decoder = (StackSpec(width, (block,) * layers, norm) for block in (reader, writer))
+    return EncoderDecoderSpec(EncoderSpec(11, 16, EmbedSpec(), encoder), DecoderSpec(11, 16, EmbedSpec(), decoder), 0)
 
 
 MODELS = [before_2017(cell, luong) for cell in CELLS for luong in (None, *ALIGNMENTS)]
@@ -493,10 +493,10 @@ def test_recurrent_translators_go_on_from_a_cache(spec: EncoderDecoderSpec) -> N
     assert (model(source.flip(1), ids) - model(source, ids)).abs().max() > 1e-4, "the source matters"
 
 
-@pytest.mark.parametrize("spec", MODELS[:2], ids=["Bahdanau", "Luong"])
-def test_they_learn(spec: EncoderDecoderSpec) -> None:
-    """To copy the source, which without looking at it would cost ln 9 a token."""
-    model = initialise(EncoderDecoder(spec), "fan_in")
+@pytest.mark.parametrize("luong", [None, ALIGNMENTS[2]], ids=["Bahdanau", "Luong"])
+def test_they_learn(luong: AlignmentSpec | None) -> None:
+    """To copy the source, which without looking at it would cost ln 9 a token. Wide enough that no seed is unlucky."""
+    model = initialise(EncoderDecoder(before_2017("lstm", luong, width=16, layers=1)), "fan_in")
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     generator, loss = torch.Generator().manual_seed(0), torch.zeros(())
     for _ in range(150):
