@@ -495,8 +495,8 @@ def small(reader: Any, mixer: Any, cross: Any) -> EncoderDecoderSpec:
 COPIERS = {
     "attention": small(AttentionSpec(4, 4, 4, Full()), AttentionSpec(4, 4, 4), AttentionSpec(4, 2, 4, Full())),
     "before 2017": small(
-        RecurrentSpec("gru", 16, both_directions=True),
-        AttentiveRecurrentSpec("lstm", 16, AlignmentSpec("additive", 16)),
+        RecurrentSpec("gru", 32, both_directions=True),  # with 16 it is slower, and seeds differ
+        AttentiveRecurrentSpec("lstm", 32, AlignmentSpec("additive", 16)),
         None,
     ),
 }
