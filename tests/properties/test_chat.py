@@ -106,6 +106,22 @@ def test_the_settings_of_templates_are_those_of_transformers() -> None:
     assert now in {time.strftime("%Y"), str(int(time.strftime("%Y")) - 1)}
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_has_every_name_that_templates_read(name: str) -> None:
+    source = "{% for m in messages %}{{ m.content }}<{{ m.reasoning_content }}|{{ m.thinking }}>{% endfor %}"
+    messages = [TALK[0], {"role": "assistant", "content": "Goethe.", name: "Marlowe? No."}]
+    assert ChatTemplate(source).render(messages) == reference(source, messages, True)
+    assert "<Marlowe? No.|Marlowe? No.>" in reference(source, messages, True)
+
+
+def test_what_is_null_is_not_there() -> None:
+    """As transformers' apply_chat_template has it: templates would write "None"."""
+    source = "{% for m in messages %}{{ m.content }}{{ m.tool_calls is defined }}{% endfor %}"
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "now", "arguments": {"zone": None}}]}
+    assert ChatTemplate(source).render([{**TALK[1], "tool_calls": None}, call]) == "Goethe.FalseTrue"
+    assert ChatTemplate("{{ messages | tojson }}").render([call]).count("null") == 1, "what is inside stays"
+
+
 def test_a_refusal_is_the_templates_own_words() -> None:
     with pytest.raises(DataError, match=r"refuses this conversation at line 2: System role not supported"):
         ChatTemplate(TURNS, SPECIAL).render([{"role": "system", "content": "Be brief."}])
@@ -131,6 +147,7 @@ def test_a_turn_feels_instant() -> None:
         (["Hello"], "message 0 is 'Hello'"),
         ([{"content": "Hello"}], "message 0 has no role"),
         ([TALK[0], {"role": "user"}], "message 1 has no content"),
+        ([TALK[0], {"role": "user", "content": None}], "message 1 has no content"),
         ([{"role": "user", "content": {1, 2}}], "not JSON values"),
         ([{"role": "user", "content": "x" * (1 << 23)}], "characters long; at most"),
     ],
@@ -192,11 +209,7 @@ PIECES = [
     "hi",
     "<|IM_END|>",
 ]
-contents = (
-    st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=6)
-    .map("".join)
-    .filter(lambda text: not re.search("[\ud800-\udfff]", text))
-)
+contents = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=6).map("".join)
 TRIMS = ["{{ m.content }}", "{{ m.content | trim }}", "{{ m['content'].strip() }}", "{{ m.content | lower }}"]
 FIXED = [
     "<|im_start|>",
@@ -268,6 +281,37 @@ def test_special_tokens_are_text_in_tools_and_roles_and_lists() -> None:
     assert letters.written(ids).count("<|im_end|>") == 3
     ascii_only = ChatTemplate("{{ messages[0].content[0].text | tojson(ensure_ascii=true) }}")
     assert letters.written(encode_chat(letters, messages, template=ascii_only)) == '"a<|im_end|>b"'
+
+
+def test_special_tokens_are_text_in_the_names_of_fields() -> None:
+    messages = [{"role": "tool", "content": {"a<|im_end|>": 1}}]
+    ids = encode_chat(letters, messages, template=ChatTemplate("{{ messages[0].content | tojson }}<|im_end|>"))
+    assert [i for i in ids if i >= BASE] == [letters.special["<|im_end|>"]]
+    assert letters.written(ids) == '{"a<|im_end|>": 1}<|im_end|>'
+
+
+@pytest.mark.parametrize("text", ["x<｜end｜>", "x<｜", "\x00"])
+def test_ascii_json_is_ascii_whatever_was_disguised(text: str) -> None:
+    wide = Letters({"<｜end｜>": BASE})
+    source = "{{ messages[0].content | tojson(ensure_ascii=true) }}"
+    messages = [{"role": "user", "content": text}]
+    written = wide.written(encode_chat(wide, messages, template=ChatTemplate(source)))
+    assert written == ChatTemplate(source).render(messages)
+
+
+def test_thousands_of_special_tokens_take_no_longer_than_a_few() -> None:
+    """Gemma has more than six thousand; where a text has many of their first letters, all were tried at each."""
+    messages = [{"role": "user", "content": "<" * 20_000 + "<unused7>"}]
+    template, took = ChatTemplate("{{ messages[0].content }}"), dict[int, float]()
+    for count in (10, 6000):
+        many = Letters({f"<unused{n}>": BASE + n for n in range(count)})
+        seconds: list[float] = []
+        for _ in range(3):  # in the first, the words are prepared
+            start = time.perf_counter()
+            assert max(encode_chat(many, messages, template=template)) < BASE
+            seconds.append(time.perf_counter() - start)
+        took[count] = min(seconds)
+    assert took[6000] < 20 * took[10]
 
 
 def test_a_role_may_complete_a_special_token_of_the_template() -> None:

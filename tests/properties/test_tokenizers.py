@@ -36,9 +36,7 @@ TEXT = [
 WORDS = ["a", "the", " ", "  ", "\n", "\t", "\x00", "é", "e\u0301", "ﬁ", "漢", "👩\u200d👧", "self.", "X9", "1234",
          "don't", "Σ", "<s>", "</s>", "<unk>", "[CLS]", "[MASK]", "<0x0A>", "<|endoftext|>", "▁", "##", "Ġ"]
 # fmt: on
-texts = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(WORDS), max_size=12).map("".join)).filter(
-    lambda text: not any(0xD800 <= ord(letter) < 0xE000 for letter in text)
-)
+texts = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(WORDS), max_size=12).map("".join))
 quick = settings(max_examples=60)
 
 
@@ -437,7 +435,7 @@ def test_gguf_says_what_ends_a_turn() -> None:
 
 
 SPLITS = {
-    "gpt-2": ["don", "'t", " 1234", " x", "  ", " y", "\n\n", "\n", "z", "\t!?"],
+    "gpt-2": ["don", "'t", " 1234", " x", "  ", " y", "\n\n", "\n", "z", "\t", "!?"],
     "smollm": ["don", "'t", " ", "1", "2", "3", "4", " x", "  ", " y", "\n\n", "\n", "z", "\t", "!?"],
     "llama-bpe": ["don", "'t", " ", "123", "4", " x", "  ", " y", "\n\n\n", "z", "\t", "!?"],
     "qwen2": ["don", "'t", " ", "1", "2", "3", "4", " x", "  ", " y", "\n\n\n", "z", "\t", "!?"],
@@ -451,7 +449,7 @@ def test_each_pre_tokenizer_cuts_its_own_way(pre: str) -> None:
     text = "don't 1234 x   y\n\n\nz\t!?"
     words = [text[start:stop] for _, (start, stop) in read.inner.pre_tokenizer.pre_tokenize_str(text)]
     assert "".join(words) == text
-    assert words == [*SPLITS[pre][:-1], SPLITS[pre][-1]] if pre != "gpt-2" else words[:7] == SPLITS[pre][:7]
+    assert words == SPLITS[pre]
 
 
 def test_a_surrogate_is_refused_everywhere() -> None:

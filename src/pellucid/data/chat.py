@@ -13,7 +13,8 @@ from pellucid.data.template import MAX_TEXT, render
 from pellucid.errors import DataError, UsageError
 
 Message: TypeAlias = Mapping[str, Any]  # {"role": "user", "content": "Hello"}; what else a template reads is passed on
-_WRITTEN = {"content", "text", "reasoning_content"}  # keys of what people and models wrote, which templates compose
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which it is passed; templates read the first
+_WRITTEN = {"content", "text", *_REASONING}  # keys of what people and models wrote, which templates compose
 _PRIVATE = range(0xE000, 0xF900)  # characters that Unicode gives no meaning
 
 
@@ -71,36 +72,65 @@ def special_names(tokenizer: Vocabulary) -> dict[str, str]:
 
 
 def check(messages: Sequence[Any]) -> list[Message]:
-    """The messages, if each has a role and a content, as JSON values; raises DataError naming the one that has not."""
+    """The messages as templates read them, if each has a role and a content, as JSON values.
+
+    A field that is null is left out, since templates would write it as "None"; reasoning stands under the name that
+    they read. Raises DataError naming the message that is none.
+    """
     if not messages:
         raise DataError("there are no messages", 'give at least one: {"role": "user", "content": "Hello"}')
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise DataError(f"message {i} is {message!r:.80}", 'a message is {"role": "user", "content": "Hello"}')
-        if not isinstance(message.get("role"), str):
-            raise DataError(f"message {i} has no role", 'its role is "system", "user" or "assistant"')
-        if "content" not in message and "tool_calls" not in message:
-            raise DataError(f"message {i} has no content", 'give it a text: {"role": "user", "content": "Hello"}')
+    checked = [_checked(message, i) for i, message in enumerate(messages)]
     try:
-        size = len(json.dumps(messages, ensure_ascii=False))
+        size = len(json.dumps(checked, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"the messages are not JSON values: {error}", "only texts, numbers, lists and dicts") from error
     if size > MAX_TEXT:
         raise DataError(f"the messages are {size:,} characters long; at most {MAX_TEXT:,}", "shorten them")
-    return list(messages)
+    return checked
+
+
+def _checked(message: Any, place: int) -> Message:
+    if not isinstance(message, Mapping):
+        raise DataError(f"message {place} is {message!r:.80}", 'a message is {"role": "user", "content": "Hello"}')
+    given = {key: value for key, value in message.items() if value is not None}
+    if not isinstance(given.get("role"), str):
+        raise DataError(f"message {place} has no role", 'its role is "system", "user" or "assistant"')
+    if "content" not in given and "tool_calls" not in given:
+        raise DataError(f"message {place} has no content", 'give it a text: {"role": "user", "content": "Hello"}')
+    reasoning = next((given[name] for name in _REASONING if name in given), None)
+    return given if reasoning is None else {"thinking": reasoning, **given, _REASONING[0]: reasoning}
 
 
 class _Words:
     """The special tokens' written forms, and how each is found: whole, begun, ended."""
 
     def __init__(self, special: tuple[str, ...]):
-        words = sorted((word for word in special if word.strip()), key=len, reverse=True)
-        self.found = re.compile("|".join(map(re.escape, words)) or r"(?!)")
-        self.starts = re.compile(f"(?=({self.found.pattern}))", re.IGNORECASE)  # also of one inside another
-        folded = [word.lower() for word in words]
-        self.beginnings = tuple({word[:n].rstrip() for word in folded for n in range(1, len(word))} - {""})
-        self.endings = tuple({word[n:].lstrip() for word in folded for n in range(1, len(word))} - {""})
-        self.inside = "\0".join(folded)
+        self.words = frozenset(word for word in special if word.strip())
+        self.folded = frozenset(word.casefold() for word in self.words)
+        # some vocabularies have thousands: a text is looked at only where one may begin, once for each of their sizes
+        self._sizes = sorted(set(map(len, self.words)), reverse=True)
+        first = "".join(sorted({word[0] for word in self.words}))
+        self._first = re.compile(f"[{re.escape(first)}]" if first else "(?!)", re.IGNORECASE)
+        self.beginnings = tuple({word[:n].rstrip() for word in self.folded for n in range(1, len(word))} - {""})
+        self.endings = tuple({word[n:].lstrip() for word in self.folded for n in range(1, len(word))} - {""})
+
+    def spelled(self, text: str, exactly: bool = False) -> Iterator[tuple[int, str]]:
+        """The longest word at each place of ``text``, overlaps too; unless ``exactly``, upper and lower case are one."""
+        words, form = (self.words, str) if exactly else (self.folded, str.casefold)
+        for place in (match.start() for match in self._first.finditer(text)):
+            parts = (text[place : place + size] for size in self._sizes)
+            if (word := next((part for part in parts if form(part) in words), None)) is not None:
+                yield place, word
+
+    def split(self, text: str) -> tuple[list[str], list[str]]:
+        """What stands around the words of ``text``, one part more than words, and the words."""
+        between, words, end = list[str](), list[str](), 0
+        for place, word in self.spelled(text, exactly=True):
+            if place >= end:
+                between.append(text[end:place])
+                words.append(word)
+                end = place + len(word)
+        return [*between, text[end:]], words
 
 
 _words = lru_cache(maxsize=4)(_Words)
@@ -130,31 +160,30 @@ class Disguise:
     def text(self, text: str, edges: bool) -> str:
         """``text`` in disguise; ``edges``: also where it ends like the beginning of a special token, and so on."""
         chars = list(text)
-        for match in self.words.starts.finditer(text):
-            word = match[1]
-            place = match.start() + len(word) - len(word.lstrip())  # not a space: templates trim
+        for start, word in self.words.spelled(text):
+            place = start + len(word) - len(word.lstrip())  # not a space: templates trim
             chars[place] = self._mask(text[place])
-        bare = text.strip().lower()
+        bare = text.strip().casefold()
         if edges and bare:
             first, last = len(text) - len(text.lstrip()), len(text.rstrip()) - 1
             if bare.startswith(self.words.endings):
                 chars[first] = self._mask(text[first])
-            if bare.endswith(self.words.beginnings) or bare in self.words.inside:
+            if bare.endswith(self.words.beginnings) or any(bare in word for word in self.words.folded):
                 chars[last] = self._mask(text[last])
         return "".join(chars)
 
     def value(self, value: Any, edges: bool = False) -> Any:
-        """The same for every text in a JSON value; names of fields stay."""
+        """The same for every text in a JSON value, names of fields included: of a tool, somebody may have chosen them."""
         if isinstance(value, str):
             return self.text(value, edges)
         if isinstance(value, Mapping):
-            return {key: self.value(item, edges or key in _WRITTEN) for key, item in value.items()}
+            return {self.value(key): self.value(item, edges or key in _WRITTEN) for key, item in value.items()}
         return [self.value(item, edges) for item in value] if isinstance(value, list | tuple) else value
 
     def undo(self, text: str) -> str:
         """The text as it was written, also where a template wrote it as ASCII JSON."""
         for char, mask in self._mask_of.items():
-            text = text.replace(mask, char).replace(f"\\u{ord(mask):04x}", char)
+            text = text.replace(mask, char).replace(f"\\u{ord(mask):04x}", json.dumps(char)[1:-1])
         return text
 
 
@@ -184,8 +213,8 @@ def encode_chat(
 
 
 def _encode(tokenizer: Vocabulary, disguise: Disguise, written: str) -> list[int]:
-    plain, found = disguise.undo(written), disguise.words.found
-    own = found.findall(written)
-    if own == found.findall(plain):  # nobody typed one: the text can be encoded as a whole
+    plain = disguise.undo(written)
+    between, own = disguise.words.split(written)
+    if own == disguise.words.split(plain)[1]:  # nobody typed one: the text can be encoded as a whole
         return tokenizer.encode_marked(plain)
-    return tokenizer.encode_between([disguise.undo(text) for text in found.split(written)], own)
+    return tokenizer.encode_between([disguise.undo(text) for text in between], own)
