@@ -34,7 +34,8 @@ TEXT = [
 ]
 # fmt: off
 WORDS = ["a", "the", " ", "  ", "\n", "\t", "\x00", "é", "e\u0301", "ﬁ", "漢", "👩\u200d👧", "self.", "X9", "1234",
-         "don't", "Σ", "<s>", "</s>", "<unk>", "[CLS]", "[MASK]", "<0x0A>", "<|endoftext|>", "▁", "##", "Ġ"]
+         "don't", "Σ", "(a)", " (", "self x", "<s>", "</s>", "<unk>", "[CLS]", "[MASK]", "<0x0A>", "<|endoftext|>", "▁",
+         "##", "Ġ"]
 # fmt: on
 texts = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(WORDS), max_size=12).map("".join))
 quick = settings(max_examples=60)
@@ -291,10 +292,13 @@ def test_words_a_line_and_merges_a_line_are_the_same_vocabularies() -> None:
 LLAMA = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 GEMMA = LLAMA | {"add_dummy_prefix": False, "allow_whitespace_only_pieces": True,
                  "user_defined_symbols": ["▁▁", "\n", "\n\n", "<b>"]}  # fmt: skip
+SYMBOLS = {"byte_fallback": True, "normalization_rule_name": "identity"}  # as ALBERT's: spaces at the ends go
 SENTENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "unigram": ("unigram", {}),
     "unigram with bytes": ("unigram", {"byte_fallback": True}),
     "unigram as it is": ("unigram", LLAMA),
+    "unigram with symbols": ("unigram", SYMBOLS | {"user_defined_symbols": [".", "'", "(", ")", "<b>", "self▁x"]}),
+    "bpe with symbols": ("bpe", SYMBOLS | {"user_defined_symbols": [".", "'", "(", ")", "1"]}),
     "bpe": ("bpe", {}),
     "llama": ("bpe", LLAMA),
     "gemma": ("bpe", GEMMA),
@@ -332,6 +336,15 @@ def test_a_sentence_vocabulary_knows_its_ends_and_its_bytes() -> None:
     assert b"".join(map(ours.bytes_of, ours.encode("the 👩"))) == " the 👩".encode()
     assert ours.tokens_as_text(ours.encode("\n")) == [" ", "\n"]
     assert ours.special == {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
+@pytest.mark.parametrize("name", ["unigram with symbols", "bpe with symbols"])
+def test_a_symbol_inside_a_text_neither_ends_one_nor_begins_one(name: str) -> None:
+    ours, theirs, _ = sentence(name)
+    ids = ours.encode("the (first) self.x isn't")
+    assert ids == theirs.encode("the (first) self.x isn't")
+    assert ours.decode(ids) == "the (first) self.x isn't"
+    assert "(" in theirs.id_to_piece(ids), "control: it is one"
 
 
 def test_long_texts_are_encoded_as_a_whole() -> None:

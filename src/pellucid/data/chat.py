@@ -115,7 +115,7 @@ class _Words:
         self.endings = tuple({word[n:].lstrip() for word in self.folded for n in range(1, len(word))} - {""})
 
     def spelled(self, text: str, exactly: bool = False) -> Iterator[tuple[int, str]]:
-        """The longest word at each place of ``text``, overlaps too; unless ``exactly``, upper and lower case are one."""
+        """The longest word at each place of ``text``, overlaps too; cases are one, unless ``exactly``."""
         words, form = (self.words, str) if exactly else (self.folded, str.casefold)
         for place in (match.start() for match in self._first.finditer(text)):
             parts = (text[place : place + size] for size in self._sizes)
@@ -173,7 +173,7 @@ class Disguise:
         return "".join(chars)
 
     def value(self, value: Any, edges: bool = False) -> Any:
-        """The same for every text in a JSON value, names of fields included: of a tool, somebody may have chosen them."""
+        """The same for every text in a JSON value, names of fields included: in a tool's, somebody may have typed."""
         if isinstance(value, str):
             return self.text(value, edges)
         if isinstance(value, Mapping):

@@ -40,9 +40,10 @@ def sentencepiece(path: Path, config: Mapping[str, Any], model: Mapping[str, Any
         pieces += [Piece(f"<extra_id_{n}>", 0.0, Kind.CONTROL) for n in reversed(range(_extra_ids(path, config)))]
     if trainer.model_type not in (_UNIGRAM, _BPE):
         raise CheckpointError(f"{path}: a model of type {trainer.model_type}", "known: unigram (1) and BPE (2)")
-    make = sentence_unigram if trainer.model_type == _UNIGRAM else sentence_bpe
+    is_unigram = trainer.model_type == _UNIGRAM
+    make = sentence_unigram if is_unigram else sentence_bpe
     try:
-        made = make(pieces, _normal(proto, path))
+        made = make(_found_inside(pieces, is_unigram), _normal(proto, path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.problem}", error.remedy or "restore it from a copy") from error
     if family == "albert":
@@ -105,6 +106,24 @@ def _proto(path: Path) -> Any:
 
 def _pieces(proto: Any) -> list[Piece]:
     return [Piece(piece.piece, piece.score, piece.type) for piece in proto.pieces]
+
+
+def _found_inside(pieces: Sequence[Piece], is_unigram: bool) -> list[Piece]:
+    """User-defined symbols as pieces that the model finds, where it does so as SentencePiece does.
+
+    Cut out before the model sees the text, each would end a text and begin another one: the space before it would go,
+    and one would come behind it. SentencePiece's unigram model takes a symbol of n bytes for n best pieces, and no
+    piece of its BPE holds a symbol's characters.
+    """
+    scores = [piece.score for piece in pieces if piece.kind == Kind.NORMAL]
+    best, least = max(scores, default=0.0), min(scores, default=0.0)
+
+    def inside(piece: Piece) -> Piece:
+        if piece.kind != Kind.USER_DEFINED or not (is_unigram or len(piece.text) == 1):
+            return piece
+        return Piece(piece.text, max(len(piece.text.encode()) * best - 0.1, least), Kind.NORMAL)
+
+    return [inside(piece) for piece in pieces]
 
 
 def _normal(proto: Any, path: Path) -> Normal:
