@@ -55,6 +55,7 @@ class Pieces:
     vocab_size = len(PIECES)
     bos_id = eos_id = 0
     stop_ids = (0,)
+    never_ids: tuple[int, ...] = ()
 
     def encode_prompt(self, text: str) -> list[int]:
         return self.encode(text, bos=True)
@@ -303,6 +304,18 @@ def test_padded_ids_of_the_embedding_are_never_generated() -> None:
     flat = Sampling(temperature=3.0, top_p=1.0)
     drawn = {t for c in generate(model, ["a"] * 20, max_new_tokens=20, sampling=flat, ignore_eos=True) for t in c.ids}
     assert max(drawn) < len(PIECES)
+
+
+def test_tokens_that_must_not_be_written_are_not() -> None:
+    """The second-best is, in place of the best; one of them the vocabulary has and the model has not."""
+    model, greedy = build(), Sampling(temperature=0.0)
+    with torch.inference_mode():
+        best, second = model(torch.tensor([[1, 2]]))[0, -1, : len(PIECES)].topk(2).indices.tolist()
+    assert generate(model, [[1, 2]], max_new_tokens=8, sampling=greedy, ignore_eos=True)[0].ids[0] == best
+    model.tokenizer.never_ids = (best, 1000)
+    written = generate(model, [[1, 2]], max_new_tokens=8, sampling=greedy, ignore_eos=True)[0].ids
+    assert written[0] == second
+    assert best not in written
 
 
 def test_modes_are_left_as_they_were() -> None:

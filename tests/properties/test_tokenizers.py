@@ -237,6 +237,21 @@ def test_what_ends_a_text_comes_from_every_file() -> None:
     assert (mapped.eos_id, mapped.stop_ids) == (1, (1,))
 
 
+def test_what_a_model_must_not_write_is_kept(tmp_path: Path) -> None:
+    """Marian's padding; words of several tokens are no matter of one token."""
+    words = {"bad_words_ids": [[7], [3], [4, 5], [100_000]]}
+    ours = read_with(
+        "never", tokenizer_config=CONFIGS["byte_bpe"], generation_config=words, config={"bad_words_ids": [[9]]}
+    )
+    assert ours.never_ids == (3, 7)
+    assert read_with("never, of old", tokenizer_config=CONFIGS["byte_bpe"], config=words).never_ids == (3, 7)
+    ours.save(tmp_path)
+    assert Tokenizer.load(tmp_path / "tokenizer.json").never_ids == (3, 7)
+    for wrong in ({"a": 1}, [["x"]], 5):
+        with pytest.raises(CheckpointError):
+            read_with("never, wrong", tokenizer_config=CONFIGS["byte_bpe"], generation_config={"bad_words_ids": wrong})
+
+
 def test_a_begin_of_text_token_stands_once_or_not_as_the_config_says() -> None:
     for asked, expected in ((True, [0]), (False, []), (None, [0])):
         ours = read_with(f"bos {asked}", tokenizer_config=CONFIGS["byte_bpe"] | {"add_bos_token": asked})

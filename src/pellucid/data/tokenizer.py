@@ -24,7 +24,7 @@ from pellucid.data.tokenizer_json import (
     read_text,
     without_beginning,
 )
-from pellucid.data.tokenizer_roles import NAMES, STOPS, Roles, roles_of
+from pellucid.data.tokenizer_roles import NAMES, NEVER, STOPS, Roles, roles_of
 from pellucid.errors import CheckpointError, DataError, UsageError
 from pellucid.files import read_json, write_json, write_text
 
@@ -122,7 +122,8 @@ class Tokenizer:
             roles = Roles(bos_id=end, eos_id=end, stop_ids=(end,))
         self.roles = roles
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = roles.bos_id, roles.eos_id, roles.pad_id, roles.unk_id
-        self.mask_id, self.stop_ids, self.chat_template = roles.mask_id, roles.stop_ids, roles.chat_template
+        self.mask_id, self.stop_ids, self.never_ids = roles.mask_id, roles.stop_ids, roles.never_ids
+        self.chat_template = roles.chat_template
         added = inner.get_added_tokens_decoder()
         self.special: dict[str, int] = {token.content: n for n, token in sorted(added.items()) if token.special}
         self._never = frozenset(n for written, n in self.special.items() if len(written) > 1) - {self.unk_id}
@@ -367,6 +368,7 @@ class Tokenizer:
         if self._before in ([], [self.bos_id]) and self._after in ([], [self.eos_id]):
             config |= {"add_bos_token": self.adds_bos, "add_eos_token": self.adds_eos}
         config[STOPS] = [self.inner.id_to_token(number) for number in self.stop_ids]
+        config |= {NEVER: [[number] for number in self.never_ids]} if self.never_ids else {}
         return config | ({"chat_template": self.chat_template} if self.chat_template else {})
 
     @staticmethod

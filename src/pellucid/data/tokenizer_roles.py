@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 NAMES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+NEVER = "bad_words_ids"  # as generation_config.json has them; those of one token are kept
 STOPS = "stop_tokens"  # our own key in tokenizer_config.json: what generation_config.json says elsewhere
 # How such tokens are mostly written: for folders that name none.
 _USUAL = {
@@ -33,6 +34,7 @@ class Roles:
     """Ids of special tokens, None where a vocabulary has no such token.
 
     stop_ids: every token that ends what a model writes, ``eos_id`` among them.
+    never_ids: those that it must not write, such as Marian's padding, whose logit is always 0 and may be the greatest.
     """
 
     bos_id: int | None = None
@@ -43,6 +45,7 @@ class Roles:
     cls_id: int | None = None
     sep_id: int | None = None
     stop_ids: tuple[int, ...] = ()
+    never_ids: tuple[int, ...] = ()
     chat_template: str | None = None
 
 
@@ -84,6 +87,7 @@ def roles_of(
     return Roles(
         **{f"{name}_id": number for name, number in ids.items()},
         stop_ids=tuple(sorted(stop_ids)),
+        never_ids=_never((config, generation, model), size, where),
         chat_template=_template(config.get("chat_template"), where),
     )
 
@@ -135,6 +139,13 @@ def _numbered(inner: tokenizers.Tokenizer, configs: Sequence[Mapping[str, Any]],
             if written and (_BRACKETED.fullmatch(written) or (known is not None and known.special)):
                 return number
     return None
+
+
+def _never(configs: Sequence[Mapping[str, Any]], size: int, where: str) -> tuple[int, ...]:
+    """Tokens that are not to be written, as the first config lists them that does."""
+    listed = next((config[NEVER] for config in configs if config.get(NEVER) is not None), None)
+    words = [_numbers(entry, f"{where}: {NEVER}") for entry in _items(listed, f"{where}: {NEVER}")]
+    return tuple(sorted({word[0] for word in words if len(word) == 1 and word[0] < size}))
 
 
 def _template(value: Any, where: str) -> str | None:

@@ -202,6 +202,8 @@ def _steps(model: Model, rows: list[_Row], sampling: Sampling, new_cache: NewCac
     writer, vocab = _writer(model), model.spec.vocab_size
     if model.tokenizer is not None:  # embeddings are often padded to a round number: ids that stand for no text
         vocab = min(vocab, model.tokenizer.vocab_size)
+    never = () if model.tokenizer is None else model.tokenizer.never_ids
+    refused = torch.tensor([number for number in never if number < vocab], dtype=torch.long, device=device)
     longest = max(len(row.prompt_ids) for row in rows)
     # the last token is never read
     cache = (new_cache or writer.new_cache)(len(rows), longest + max(row.room for row in rows) - 1)
@@ -221,7 +223,7 @@ def _steps(model: Model, rows: list[_Row], sampling: Sampling, new_cache: NewCac
     generators = [row.generator for row in rows]
     while True:
         logits = writer(ids, tokens, cache)[:, 0, :vocab]
-        picked = sampling.pick(logits, seen, generators)[:, None]  # (batch, 1)
+        picked = sampling.pick(logits.index_fill(-1, refused, -torch.inf), seen, generators)[:, None]  # (batch, 1)
         logprobs = logits.float().log_softmax(-1).gather(-1, picked)
         arrived = zip(rows, picked[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True)
         yield [row.push(token, logprob) if row.reason is None else "" for row, token, logprob in arrived]

@@ -81,12 +81,14 @@ def _written(model: EncoderDecoder, source: Int[Tensor, "batch time"], target: s
     start, context = model.spec.start_id, model.spec.context
     if target is not None:
         return [start, *_read(model.decoder, model.tokenizer, target, context - 1)]
-    ends = () if model.tokenizer is None else model.tokenizer.stop_ids
+    ends, never = ((), ()) if model.tokenizer is None else (model.tokenizer.stop_ids, model.tokenizer.never_ids)
     ids = [start]
     with torch.inference_mode():
         cache = model.new_cache(source, capacity=min(_MOST_WRITTEN, context))
         while len(ids) < min(_MOST_WRITTEN, context):
-            ids.append(int(model.decoder(_tensor(ids[-1:], model), cache=cache)[0, -1].argmax()))
+            logits = model.decoder(_tensor(ids[-1:], model), cache=cache)[0, -1]
+            logits[[number for number in never if number < len(logits)]] = -torch.inf
+            ids.append(int(logits.argmax()))
             if ids[-1] in ends:
                 break
     return ids
