@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
-from pellucid.nn.cache import Cache, Contiguous, Ring
+from pellucid.nn.cache import Cache, Contiguous, LayerCache, Ring
 from pellucid.nn.models import Decoder
 from pellucid.spec import Causal, Window
 
@@ -145,6 +145,24 @@ def test_the_cache_is_an_argument() -> None:
     close(torch.cat([y for _, y in got], 1), whole(model, b))
 
 
+def test_a_token_by_itself_is_read_where_it_is_kept() -> None:
+    """No copy of the window a token, which would cost more than to attend to it."""
+    model, text = WINDOWED, torch.arange(7)[None]
+    cache, read = model.new_cache(1), list[tuple[LayerCache, Tensor, Tensor]]()
+    extend = LayerCache.extend
+
+    def noted(self: LayerCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = extend(self, k, v)
+        read.append((self, k, v))
+        return k, v
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(LayerCache, "extend", noted)
+        for t in range(7):
+            model(text[:, t : t + 1], cache=cache)
+    assert len(read) == 14 and all(k is layer.k and v is layer.v for layer, k, v in read)
+
+
 # --- controls: what these properties must see ------------------------------------------------------------------------
 
 
@@ -186,7 +204,7 @@ def test_control_a_ring_too_small_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 def test_control_a_ring_that_overwrites_before_it_reads_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def hasty(self: Ring, store: Tensor, new: Tensor) -> Tensor:
         store.scatter_(2, self.place[:, None, :, None].expand_as(new), new)
-        return torch.cat((store, new), 2)
+        return store if new.shape[2] == 1 else torch.cat((store, new), 2)
 
     monkeypatch.setattr(Ring, "write", hasty)
     assert discrepancy(WINDOWED) > 1e-3

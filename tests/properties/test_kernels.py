@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import head_counts, masks, places
+from strategies import build, head_counts, masks, places, with_mask
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pellucid.batch import Tokens
+from pellucid.designs import DESIGNS
 from pellucid.nn.kernels import Kernel, attend, blocked, choose, reference, sdpa
 from pellucid.nn.kernels import __all__ as exported
 from pellucid.nn.layout import make_layout
@@ -190,6 +194,54 @@ def test_listening_changes_nothing_and_hears_scores_and_pattern(call: Call, mask
 def test_every_exported_kernel_is_tested() -> None:
     """FlexAttention compiles what it runs: its tests are in tests/compile."""
     assert set(exported) - {"Choice", "choose", "kernel_for", "flex"} == set(KERNELS)
+
+
+# --- nothing is made twice --------------------------------------------------------------------------------------------
+
+
+class Made(TorchDispatchMode):
+    """The numbers of elements of all tensors that operations give, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.elements += [x.numel() for x in tree_leaves(out) if isinstance(x, Tensor)]
+        return out
+
+
+def test_grouped_heads_share_keys_and_values_without_a_copy() -> None:
+    """A token that is written reads all keys once, and not as often as there are heads in a group."""
+    q, k, v = torch.randn(1, 8, 1, 16), torch.randn(1, 2, 300, 16), torch.randn(1, 2, 300, 16)
+    visible = see(Causal(), Tokens.plain(1, 1, 299), Tokens.plain(1, 300))
+    with torch.no_grad(), Made() as made:
+        z = sdpa(q, k, v, visible, scale=0.5)
+    assert max(made.elements) < k.numel()
+    torch.testing.assert_close(z, reference(q, k, v, visible, scale=0.5))
+
+
+def test_rows_that_are_alike_have_one_mask() -> None:
+    tokens = Tokens.plain(5, 8)
+    assert see(Causal() & Window(3), tokens, tokens).allowed.shape == (1, 1, 8, 8)  # type: ignore[union-attr]
+    told = Tokens(tokens.pos)  # nobody knows before looking
+    assert see(Causal() & Window(3), told, told).allowed.shape == (5, 1, 8, 8)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("mask", [Causal(), Causal() & Window(20)])
+def test_a_bias_takes_in_the_mask_once_for_all_layers(mask: Mask) -> None:
+    """What a backward keeps of the square, scores apart, does not grow with depth."""
+
+    def squares(n_layers: int) -> int:
+        spec = DESIGNS["alibi"](11, 64, n_layers, 16, 8)
+        model, tokens = build(with_mask(spec, mask)), Tokens.plain(1, 40)
+        with torch.no_grad(), Made() as made:
+            model(torch.zeros(1, 40, dtype=torch.long), tokens)
+        return sum(n >= 2 * 40 * 40 for n in made.elements)
+
+    assert squares(6) == squares(2)
 
 
 # --- controls: the traps, and that the tests above would see them ----------------------------------------------------

@@ -6,11 +6,11 @@ tensor given at run time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pellucid.batch import Tokens
@@ -38,6 +38,7 @@ class Visible:
     allowed: else, True where visible.
     blind: queries that see nothing, or None where there cannot be one; kernels let them look anywhere (so that no
     softmax divides by zero, forward or backward) and then write zeros for them.
+    biased: a score term that has the mask in it, for a kernel that takes one tensor for both (see ``carry``).
     """
 
     proof: Proof | None
@@ -45,6 +46,7 @@ class Visible:
     blind: Bool[Tensor, "rows 1 query 1"] | None = None
     layout: Layout | None = None
     source: tuple[Mask, Tokens, Tokens] | None = None
+    biased: Float[Tensor, "rows heads query key"] | None = None
 
     def dense(self) -> Bool[Tensor, "rows 1 query key"] | None:
         """``allowed``, made now where there is only a layout: for a kernel that must hold all scores anyway."""
@@ -78,7 +80,7 @@ def prove(mask: Mask, queries: Tokens, keys: Tokens) -> Proof | None:
 
 
 def see(mask: Mask | Dense, queries: Tokens, keys: Tokens, *, sparse: bool = True) -> Visible:
-    """Lower a mask for these queries and keys.
+    """Lower a mask for these queries and keys; for one row of them where all rows are known to be alike.
 
     ``sparse=False``: never to a layout, because a bias, say, will need every pair anyway. Raises SpecError where a
     Dense mask has another shape than the call.
@@ -95,6 +97,8 @@ def see(mask: Mask | Dense, queries: Tokens, keys: Tokens, *, sparse: bool = Tru
         layout = find_layout(mask, queries, keys) if sparse and not torch.compiler.is_compiling() else None
         if layout is not None:
             return Visible(None, None, layout.blind, layout, (mask, queries, keys))
+        if queries.start is not None and keys.start is not None:
+            queries, keys = (replace(tokens, pos=tokens.pos[:1]) for tokens in (queries, keys))
         allowed = dense(mask, queries, keys)
     return Visible(None, allowed, ~allowed.any(-1, keepdim=True))
 
@@ -103,6 +107,19 @@ def looking(visible: Visible) -> Bool[Tensor, "rows 1 query key"] | None:
     """What is allowed, blind queries looking everywhere: what a softmax can take. None where there is a proof."""
     allowed = visible.dense()
     return allowed if allowed is None or visible.blind is None else allowed | visible.blind
+
+
+def carry(visible: Visible, bias: Float[Tensor, "rows heads query key"]) -> Visible:
+    """The same, with ``biased``: the score term, and -inf where a key is hidden. Made once for all layers: it is large,
+    and each tensor of its kind would be kept for the backward."""
+    if visible.proof == "full":
+        return replace(visible, biased=bias)
+    if visible.proof == "causal":
+        mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+    else:
+        mask = looking(visible)
+        assert mask is not None
+    return replace(visible, biased=bias.masked_fill(~mask, float("-inf")))
 
 
 def zero_blind(z: Tensor, visible: Visible) -> Tensor:

@@ -11,7 +11,7 @@ from pellucid.errors import DataError
 from pellucid.nn.biases import build_bias
 from pellucid.nn.block import Block
 from pellucid.nn.cache import Cache, Memory
-from pellucid.nn.masks import see
+from pellucid.nn.masks import carry, see
 from pellucid.nn.norms import build_norm
 from pellucid.nn.rope import rotation
 from pellucid.nn.runs import Progress, Runs, find_runs
@@ -71,7 +71,8 @@ class Stack(Tapped):
             return find_runs(tokens, slots.before if isinstance(slots, Progress) else None, turned)
         keys = tokens if slots is None else slots.keys  # type: ignore[attr-defined]
         bias = None if self.score_bias is None else self.score_bias(tokens, keys)
-        return View(tokens, see(mixer.mask, tokens, keys, sparse=bias is None), turned, bias)
+        visible = see(mixer.mask, tokens, keys, sparse=bias is None)
+        return View(tokens, visible if bias is None else carry(visible, bias), turned, bias)
 
     def run(
         self,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.nn.kernels.reference import expand_heads
-from pellucid.nn.masks import Visible, looking, zero_blind
+from pellucid.nn.masks import Visible, carry, looking, zero_blind
 
 
 def sdpa(
@@ -26,17 +25,14 @@ def sdpa(
     float it would be a bias); a bias carries the mask as -inf. Queries that see nothing look anywhere, then give zeros.
     """
     assert soft_cap is None
-    k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
+    grouped = k.shape[1] != q.shape[1]
+    if grouped and q.device.type != "cpu":  # where not every kernel takes groups: a copy, rather than one of all scores
+        k, v, grouped = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1]), False
     if bias is None:
-        mask = looking(visible)
-        causal = visible.proof == "causal"
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+        mask, causal = looking(visible), visible.proof == "causal"
     else:
-        mask = looking(visible)
-        if visible.proof == "causal":
-            mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-        bias = bias.to(q.dtype)
-        if mask is not None:
-            bias = bias.masked_fill(~mask, float("-inf"))
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        carrying = visible if visible.biased is not None else carry(visible, bias)
+        assert carrying.biased is not None
+        mask, causal = carrying.biased.to(q.dtype), False
+    z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
     return zero_blind(z, visible)
