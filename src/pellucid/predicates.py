@@ -139,6 +139,9 @@ class Prefix(Mask):
 
     length: int
 
+    def __post_init__(self) -> None:
+        _require(self.length >= 0, self, f"length is {self.length}", "a number of tokens: length >= 0")
+
     def allow(self, q_pos: Any, k_pos: Any, q_seg: Any, k_seg: Any) -> Any:
         return (k_pos < self.length) & (q_pos == q_pos)
 
@@ -339,7 +342,10 @@ class Not(Mask):
 
 
 def sparse_transformer(stride: int) -> Mask:
-    """Strided attention (Child et al. 2019, section 4.3): the last ``stride`` tokens, then every ``stride``-th."""
+    """Strided attention (Child et al. 2019, section 4.3): the last ``stride`` tokens, then every ``stride``-th.
+
+    The paper's two sets, which it also gives to different heads, as one: each head sees both.
+    """
     return Causal() & (Window(stride) | Strided(stride))
 
 

@@ -49,6 +49,7 @@ from pellucid.spec import (
     GatedDecayRule,
     GatedFFNSpec,
     KernelRule,
+    LayerNormSpec,
     LearnedSpec,
     LinearAttentionSpec,
     LinearScaling,
@@ -60,6 +61,7 @@ from pellucid.spec import (
     PatchSpec,
     PoolerHeadSpec,
     RecurrentSpec,
+    RMSNormSpec,
     RotarySpec,
     SinusoidalSpec,
     TaggerHeadSpec,
@@ -85,6 +87,11 @@ def stacked(spec: Any, *mixers: Any, **changed: Any) -> Any:
 ILLEGAL: dict[str, Callable[[], object]] = {
     # parts
     "LearnedSpec: offset = -1": lambda: LearnedSpec(-1),
+    "LayerNormSpec: eps = -1.0 must not be negative": lambda: LayerNormSpec(eps=-1.0),
+    "RMSNormSpec: eps = -1e-06 must not be negative": lambda: RMSNormSpec(eps=-1e-6),
+    "YaRNScaling: original_context = 0 must be >= 1": lambda: YaRNScaling(2.0, 0),
+    "YaRNScaling: beta_slow = 4.0, beta_fast = 4.0": lambda: YaRNScaling(2.0, 8, 4.0, 4.0),
+    "ByPartsScaling: original_context = 0 must be >= 1": lambda: ByPartsScaling(2.0, 0),
     "low_freq_factor = 4.0 must be below high_freq_factor = 4.0": lambda: ByPartsScaling(2.0, 8, 4.0, 4.0),
     "base = 1.0": lambda: RotarySpec(1.0),
     "factor = 0.0": lambda: RotarySpec(scaling=LinearScaling(0.0)),
@@ -245,9 +252,11 @@ EDITS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "GatedFFNSpec": {"d_ff": lambda f: -12},
     "MoESpec": {"top_k": lambda m: m["n_experts"] + 1, "n_experts": lambda m: m["top_k"] - 1},
     "RotarySpec": {"base": lambda r: 1.0},
-    "ByPartsScaling": {"low_freq_factor": lambda s: s["high_freq_factor"]},
+    "LayerNormSpec": {"eps": lambda n: -0.5},
+    "RMSNormSpec": {"eps": lambda n: -0.5},
+    "ByPartsScaling": {"low_freq_factor": lambda s: s["high_freq_factor"], "original_context": lambda s: 0},
     "LinearScaling": {"factor": lambda s: 0.5},
-    "YaRNScaling": {"factor": lambda s: 0.0},
+    "YaRNScaling": {"factor": lambda s: 0.0, "original_context": lambda s: -1, "beta_slow": lambda s: 0.0},
     "LearnedSpec": {"offset": lambda p: -1},
     "BucketedBiasSpec": {"n_buckets": lambda b: 1, "max_distance": lambda b: 1},
     "EmbedSpec": {"n_types": lambda e: -1, "d_embed": lambda e: 0},
@@ -260,6 +269,7 @@ EDITS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "EncoderSpec": {"vocab_size": lambda d: 1, "context": lambda d: 0},
     "EncoderDecoderSpec": {"start_id": lambda m: m["decoder"]["vocab_size"]},
     "Window": {"size": lambda w: 0},
+    "Prefix": {"length": lambda p: -1},
 }
 
 

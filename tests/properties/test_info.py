@@ -17,7 +17,7 @@ from pellucid.cli.costs import kernels, rows
 from pellucid.cli.diagram import draw
 from pellucid.cli.main import run
 from pellucid.cli.outline import formula, outline
-from pellucid.cli.words import block_parts, describe, fold, norm_name, times
+from pellucid.cli.words import block_parts, describe, fold, mixer_part, norm_name, times
 from pellucid.designs import DESIGNS, PUBLISHED
 from pellucid.nn.flops import cache_bytes, count_parameters, forward_flops
 from pellucid.predicates import big_bird
@@ -27,19 +27,32 @@ from pellucid.spec import (
     PRE_NORM,
     REORDERED_NORM,
     SANDWICH_NORM,
+    AttentionSpec,
     BlockSpec,
+    ByPartsScaling,
     Causal,
     DecoderSpec,
     EncoderDecoderSpec,
     EncoderSpec,
+    FeedForwardSpec,
+    FFNSpec,
     Full,
+    GatedFFNSpec,
     LayerNormSpec,
+    LinearAttentionSpec,
+    LinearScaling,
+    MixerSpec,
     ModelSpec,
+    MoESpec,
+    NTKScaling,
     Placement,
     Prefix,
     RecurrentSpec,
     ResidualSpec,
+    RotaryScaling,
+    RotarySpec,
     Window,
+    YaRNScaling,
 )
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -193,6 +206,37 @@ def test_masks_and_factors_in_words() -> None:
         *("0.5", "2", "√512", "1/√768", "0.1235", "22"),
     ]
     assert norm_name(None) == "no norm"
+
+
+EXPERTS = MoESpec(GatedFFNSpec(12), 4, 1, renormalise=False)
+SAID: dict[MixerSpec | FeedForwardSpec, str] = {
+    AttentionSpec(2, 2, 4, bias=True, out_bias=True): "2 heads of 4, causal, biases",
+    AttentionSpec(2, 2, 4, bias=True): "2 heads of 4, causal, biases on q, k, v",
+    LinearAttentionSpec(2, 4, out_bias=True): "kernel elu + 1, state 2 × 4 × 4, bias on o",
+    FFNSpec(12, "gelu_tanh"): "GELU (tanh) of 12, biases",
+    GatedFFNSpec(12): "SwiGLU of 12",
+    EXPERTS: "4 experts, 1 a token, SwiGLU of 12, weights not renormalised",
+}
+STRETCHED: dict[RotaryScaling, str] = {
+    LinearScaling(4.0): "linear",
+    NTKScaling(4.0): "NTK",
+    YaRNScaling(4.0, 8): "YaRN",
+    ByPartsScaling(4.0, 8): "by parts",
+}
+
+
+@pytest.mark.parametrize(("part", "words"), SAID.items())
+def test_what_is_particular_is_said(part: MixerSpec | FeedForwardSpec, words: str) -> None:
+    """Two models that differ in what they compute do not read alike."""
+    place = "ffn" if isinstance(part, FFNSpec | GatedFFNSpec | MoESpec) else "mixer"
+    block = replace(EXAMPLE.stack.blocks[0], **{place: part})
+    assert words in [", ".join(said.details) for said in block_parts(block, 8)]
+
+
+@pytest.mark.parametrize(("scaling", "words"), STRETCHED.items())
+def test_how_a_context_was_stretched_is_said(scaling: RotaryScaling, words: str) -> None:
+    mixer = AttentionSpec(2, 2, 4, rotary=RotarySpec(scaling=scaling))
+    assert f"rotary (stretched 4 times, {words})" in mixer_part(mixer, 8).details
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

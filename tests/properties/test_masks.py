@@ -199,6 +199,7 @@ def test_what_the_masks_mean() -> None:
     ("make", "problem"),
     [
         (lambda: Window(0), "Window: size is 0"),
+        (lambda: Prefix(-1), "Prefix: length is -1"),
         (lambda: Strided(0), "Strided: stride is 0"),
         (lambda: Summary(4, 5), "Summary: count is 5, stride 4"),
         (lambda: GlobalTokens(-1), "GlobalTokens: count is -1"),
@@ -228,7 +229,8 @@ def test_what_is_proved_is_so(mask: Mask, at: Places) -> None:
     assert visible.proof == proof
     if proof is None:
         assert visible.allowed is not None and visible.blind is not None
-        assert torch.equal(visible.allowed, allowed) and torch.equal(visible.blind[..., 0], ~allowed.any(-1))
+        seen, blind = visible.allowed.expand_as(allowed), visible.blind[..., 0].expand(allowed.shape[:3])
+        assert torch.equal(seen, allowed) and torch.equal(blind, ~allowed.any(-1))
 
 
 def test_the_fast_paths_are_found() -> None:

@@ -60,9 +60,6 @@ def draw(spec: ModelSpec, name: str) -> str:
         column = Column(pen, spec, 0.0, 1)
         column.draw(input_words(spec))
         masks, layers = column.masks, f"{spec.n_layers}"
-    layers = (
-        f"{spec.encoder.n_layers} + {spec.decoder.n_layers}" if isinstance(spec, EncoderDecoderSpec) else spec.n_layers
-    )
     total = count_parameters(spec).total
     counted = f"{total / 1e9:.2f} G" if total >= 1e9 else f"{total / 1e6:.1f} M" if total >= 1e5 else f"{total:,}"
     vocabulary = f"vocabulary {spec.vocab_size:,} · " if spec.vocab_size else ""

@@ -16,6 +16,7 @@ from pellucid.spec import (
     AttentiveRecurrentSpec,
     BiasSpec,
     BlockSpec,
+    ByPartsScaling,
     ClassifierHeadSpec,
     CrossSpec,
     DecayRule,
@@ -29,6 +30,7 @@ from pellucid.spec import (
     GatedFFNSpec,
     KernelRule,
     LinearAttentionSpec,
+    LinearScaling,
     LMHeadSpec,
     Mask,
     MaskedLMHeadSpec,
@@ -36,15 +38,18 @@ from pellucid.spec import (
     MoESpec,
     NormSpec,
     Not,
+    NTKScaling,
     Or,
     PoolerHeadSpec,
     RMSNormSpec,
     RotarySpec,
     SinusoidalSpec,
     StackSpec,
+    YaRNScaling,
 )
 
 PLAIN = {"relu": "ReLU", "relu2": "ReLU²", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "silu": "SiLU"}
+STRETCHED = {LinearScaling: "linear", NTKScaling: "NTK", YaRNScaling: "YaRN", ByPartsScaling: "by parts"}
 GATED = {"relu": "ReGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU (tanh)", "silu": "SwiGLU"}
 
 
@@ -97,8 +102,15 @@ def _rotary(spec: RotarySpec | None) -> list[str]:
         return []
     more = [f"base {spec.base:,.0f}"] if spec.base != 10_000 else []
     more += [f"{spec.fraction:.0%} of a head"] if spec.fraction != 1 else []
-    more += [f"stretched {spec.scaling.factor:g} times"] if spec.scaling else []
+    more += [f"stretched {spec.scaling.factor:g} times, {STRETCHED[type(spec.scaling)]}"] if spec.scaling else []
     return [f"rotary ({', '.join(more)})" if more else "rotary"]
+
+
+def _biases(inner: bool, out: bool) -> list[str]:
+    """Which projections of a mixer have biases; nothing for none."""
+    if not inner:
+        return ["bias on o"] * out
+    return ["biases"] if out else ["biases on q, k, v"]
 
 
 def bias_words(bias: BiasSpec | None) -> list[str]:
@@ -121,6 +133,7 @@ def _attention(a: AttentionSpec, d: int, bias: BiasSpec | None = None, *, cross:
     if a.scale is not None and abs(a.scale - a.head_dim**-0.5) > 1e-12:
         details.append("scores not scaled" if a.scale == 1 else f"scores × {times(a.scale)}")
     details += [f"scores capped at {a.soft_cap:g}"] if a.soft_cap else []
+    details += _biases(a.bias, a.out_bias)
     matrices = [f"q {d}→{width}", f"k, v {d}→{kv}"] if kv != width else [f"q, k, v {d}→{width}"]
     title = "cross-attention" if cross else "attention"
     return Part("attention", title, tuple(details), (*matrices, f"o {width}→{d}"), a.mask, cross)
@@ -142,6 +155,7 @@ def _linear(a: LinearAttentionSpec, d: int) -> Part:
     details = [name, state, *_rotary(a.rotary)]
     details += [f"{norm_name(a.out_norm)} a head"] if a.out_norm else []
     details += ["output gate"] if a.out_gate else []
+    details += _biases(a.bias, a.out_bias)
     return Part("linear", "linear attention", tuple(details), (f"q, k, v {d}→{width}", *more, f"o {width}→{d}"))
 
 
@@ -185,22 +199,23 @@ def cross_part(spec: CrossSpec, d: int) -> Part:
 # --- feed-forward ----------------------------------------------------------------------------------------------------
 
 
-def _layer(spec: FFNSpec | GatedFFNSpec, d: int) -> tuple[str, tuple[str, ...]]:
-    if isinstance(spec, GatedFFNSpec):
-        name = GATED.get(spec.activation, f"gated {PLAIN[spec.activation]}")
-        return name, (f"up, gate {d}→{spec.d_ff}", f"down {spec.d_ff}→{d}")
-    return PLAIN[spec.activation], (f"up {d}→{spec.d_ff}", f"down {spec.d_ff}→{d}")
+def _layer(spec: FFNSpec | GatedFFNSpec, d: int) -> tuple[list[str], tuple[str, ...]]:
+    gated = isinstance(spec, GatedFFNSpec)
+    name = GATED.get(spec.activation, f"gated {PLAIN[spec.activation]}") if gated else PLAIN[spec.activation]
+    ups = "up, gate" if gated else "up"
+    return [f"{name} of {spec.d_ff}", *["biases"] * spec.bias], (f"{ups} {d}→{spec.d_ff}", f"down {spec.d_ff}→{d}")
 
 
 def ffn_part(spec: FeedForwardSpec, d: int) -> Part:
     """A feed-forward layer, or several with a router."""
     if isinstance(spec, MoESpec):
-        name, matrices = _layer(spec.expert, d)
-        details = (f"{spec.n_experts} experts, {spec.top_k} a token", f"{name} of {spec.expert.d_ff}")
+        words, matrices = _layer(spec.expert, d)
+        weighed = [] if spec.renormalise else ["weights not renormalised"]
+        details = (f"{spec.n_experts} experts, {spec.top_k} a token", *words, *weighed)
         each = (f"{spec.n_experts} × {matrix}" for matrix in matrices)
         return Part("ffn", "mixture of experts", details, (f"router {d}→{spec.n_experts}", *each))
-    name, matrices = _layer(spec, d)
-    return Part("ffn", "feed-forward", (f"{name} of {spec.d_ff}",), matrices)
+    words, matrices = _layer(spec, d)
+    return Part("ffn", "feed-forward", tuple(words), matrices)
 
 
 def block_parts(block: BlockSpec, d: int, bias: BiasSpec | None = None) -> list[Part]:

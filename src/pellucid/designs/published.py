@@ -122,7 +122,8 @@ def seq2seq() -> EncoderDecoderSpec:
     """The first attention (Bahdanau et al. 2015): a GRU reads both ways, another looks back before each word it writes.
 
     Of the sizes in their appendix A, embeddings have 1000 values instead of 620, and the 2000 of the two directions are
-    projected to 1000, because here a stream has one width; the maxout layer before their softmax is left out.
+    projected to 1000, because here a stream has one width; the maxout layer before their softmax is left out, and the
+    writer's first state is zero instead of tanh(W h), h being the reader's state at the first word.
     """
     n, norm = 1000, LayerNormSpec()
     reads = BlockSpec(RecurrentSpec("gru", n, both_directions=True), None, norm, NO_NORM, residual=_NO_RESIDUAL)
@@ -139,7 +140,8 @@ def seq2seq() -> EncoderDecoderSpec:
 def seq2seq_luong() -> EncoderDecoderSpec:
     """Four LSTMs read and four write, the last of which attends to what was read (Luong et al. 2015), general scores.
 
-    Their input feeding, the last h̃ beside the next word, is left out.
+    Left out are their input feeding, the last h̃ beside the next word, and the encoder's last states as the decoder's
+    first: it begins with zeros.
     """
     n, norm = 1000, LayerNormSpec()
     cell = BlockSpec(RecurrentSpec("lstm", n, project=False), None, norm, NO_NORM, residual=_NO_RESIDUAL)

@@ -20,7 +20,9 @@ def _distance(queries: Tokens, keys: Tokens) -> Tensor:
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
-    """2^(-8/n), 2^(-16/n), ... for n a power of two; others take in the next power's (Press et al. 2021, section 3)."""
+    """2^(-8/n), 2^(-16/n), ... for n a power of two; others take in the next power's, as the authors' code.
+
+    Press et al. 2021, section 3."""
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     extra = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (n_heads - power), 2)]

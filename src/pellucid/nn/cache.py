@@ -80,8 +80,8 @@ class Ring(Slots):
     """Position p lives in place p mod capacity, so a window of ``capacity`` tokens needs no more memory than itself.
 
     Padding goes to one extra place that stays empty. A call with several tokens must not overwrite what its own first
-    tokens still see: it attends over (old places, new tokens) and writes afterwards. A token by itself writes first: what
-    it overwrites has just left its window, and nothing is copied.
+    tokens still see: it attends over (old places, new tokens) and writes afterwards. A token by itself writes first:
+    what it overwrites has just left its window, and nothing is copied.
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device | str | None = None):
@@ -96,7 +96,9 @@ class Ring(Slots):
         stays = (tokens.pos >= 0) & (tokens.pos > newest - self.capacity)  # later tokens of this call take its place
         self.place = torch.where(stays, tokens.pos % self.capacity, self.capacity)
         alone = tokens.pos.shape[1] == 1
-        self.keys = Tokens(self.pos.scatter(1, self.place, tokens.pos) if alone else torch.cat((self.pos, tokens.pos), 1))
+        self.keys = Tokens(
+            self.pos.scatter(1, self.place, tokens.pos) if alone else torch.cat((self.pos, tokens.pos), 1)
+        )
 
     def write(self, store: Tensor, new: Tensor) -> Tensor:
         everything = store if new.shape[2] == 1 else torch.cat((store, new), 2)

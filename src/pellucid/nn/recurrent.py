@@ -38,7 +38,7 @@ State: TypeAlias = tuple[Tensor, ...]  # (h,) of a GRU, (h, c) of an LSTM; (rows
 
 
 def remember_at_first(cell: nn.LSTM | nn.LSTMCell) -> None:
-    """Start with forget gates open: their bias is 1, the others 0 (Gers et al. 2000; Jozefowicz et al. 2015, 2.1)."""
+    """Start with forget gates open: their bias is 1, the others 0 (Gers et al. 2000; Jozefowicz et al. 2015)."""
     with torch.no_grad():
         for name, bias in cell.named_parameters():
             if name.startswith("bias"):

@@ -22,7 +22,7 @@ from pellucid.spec import NormSpec, Placement, ResidualSpec
 
 
 class LayerScale(nn.Module):
-    """A learned gain a channel, small at first (Touvron et al. 2021, equation 4)."""
+    """A learned gain a channel, small at first (Touvron et al. 2021)."""
 
     starts_as_built: ClassVar = True
 

@@ -33,7 +33,7 @@ def frequencies(spec: RotarySpec, head_dim: int, device: torch.device | None = N
         return keep * rate + (1 - keep) * rate / scaling.factor, 1.0
     if isinstance(scaling, YaRNScaling):
 
-        def pair_with(turns: float) -> float:  # which pair makes so many turns (Peng et al. 2023, section 3.2)
+        def pair_with(turns: float) -> float:  # within the original context; the ramp is that of the authors' code
             return dims * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
 
         low = max(math.floor(pair_with(scaling.beta_fast)), 0)

@@ -54,7 +54,7 @@ def by_chunks(
 
     decay: α, one a head or, for a sum, one a channel of the keys; None: 1. beta: the delta rule's β;
     None: a sum. state: S before the first token. chunk: how many tokens meet in one product, a power of two.
-    Sums in chunks: Sun et al. 2023, equation 7. The delta rule's: Yang et al. 2024b, section 3.2.
+    Sums in chunks: Sun et al. 2023, equation 7. The delta rule's: Yang et al. 2024b, section 3.
     """
     time = q.shape[2]
     chunk = min(chunk, 1 << (time - 1).bit_length())

@@ -25,6 +25,9 @@ class LayerNormSpec(Value):
     eps: float = 1e-5
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        require(self.eps >= 0, self, f"eps = {self.eps} must not be negative")
+
 
 @dataclass(frozen=True)
 class RMSNormSpec(Value):
@@ -32,6 +35,9 @@ class RMSNormSpec(Value):
 
     eps: float = 1e-6
     offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.eps >= 0, self, f"eps = {self.eps} must not be negative")
 
 
 NormSpec: TypeAlias = LayerNormSpec | RMSNormSpec
@@ -69,24 +75,39 @@ class LinearScaling(Value):
 
 @dataclass(frozen=True)
 class NTKScaling(Value):
-    """NTK-aware: the base grows so that the slowest frequency slows by ``factor``, the fastest not at all."""
+    """NTK-aware: the base grows so that the slowest frequency slows by ``factor``, the fastest not at all.
+
+    Peng et al. 2023, section 3.1; found before it by an author known as bloc97.
+    """
 
     factor: float
 
 
 @dataclass(frozen=True)
 class YaRNScaling(Value):
-    """Peng et al. 2023: interpolate frequency by frequency, and sharpen attention by ``0.1 ln(factor) + 1``."""
+    """Peng et al. 2023: interpolate frequency by frequency, and sharpen attention by ``0.1 ln(factor) + 1``.
+
+    Pairs that turn more than ``beta_fast`` times within the original context are kept, those that turn less than
+    ``beta_slow`` times divided by ``factor``. Both q and k get the sharpening, so scores get its square.
+    """
 
     factor: float
     original_context: int
     beta_fast: float = 32.0
     beta_slow: float = 1.0
 
+    def __post_init__(self) -> None:
+        require(self.original_context >= 1, self, f"original_context = {self.original_context} must be >= 1")
+        fast, slow = self.beta_fast, self.beta_slow
+        require(0 < slow < fast, self, f"beta_slow = {slow}, beta_fast = {fast}", "0 < beta_slow < beta_fast")
+
 
 @dataclass(frozen=True)
 class ByPartsScaling(Value):
-    """The Llama 3 rule: long wavelengths divided by ``factor``, short ones kept, a linear blend between."""
+    """Long wavelengths divided by ``factor``, short ones kept, a blend between that is linear in turns.
+
+    NTK-by-parts (Peng et al. 2023, section 3.2), as in the code of Llama 3.1, whose names the fields have.
+    """
 
     factor: float
     original_context: int
@@ -94,6 +115,7 @@ class ByPartsScaling(Value):
     high_freq_factor: float = 4.0
 
     def __post_init__(self) -> None:
+        require(self.original_context >= 1, self, f"original_context = {self.original_context} must be >= 1")
         low, high = self.low_freq_factor, self.high_freq_factor
         require(low < high, self, f"low_freq_factor = {low} must be below high_freq_factor = {high}")
 
