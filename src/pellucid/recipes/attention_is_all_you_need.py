@@ -17,8 +17,8 @@ SENTENCE = 25  # tokens that a sentence has here; it moves the count of FLOPs by
 class Recipe:
     """One model of table 3 and how it was trained (Vaswani et al. 2017, sections 5 and 6.2).
 
-    source_tokens, target_tokens: of a batch, approximately. hours: on ``gpus`` P100. smoothing: of labels. ``said_`` is
-    what the paper reports (tables 2 and 3).
+    source_tokens, target_tokens: of a batch, approximately. hours: on ``gpus`` P100. smoothing: of labels, by
+    ``train.objectives.Smoothed``. ``said_`` is what the paper reports (tables 2 and 3).
     """
 
     spec: EncoderDecoderSpec
