@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.designs import attention_is_all_you_need
 from pellucid.errors import UsageError
+from pellucid.nn.embed import Embedding
 from pellucid.nn.init import initialise
 from pellucid.nn.models import EncoderDecoder, build_model
+from pellucid.nn.residual import Sublayer
 from pellucid.recipes.attention_is_all_you_need import RECIPES
 from pellucid.spec import EncoderDecoderSpec
 from pellucid.train.objectives import Smoothed, nll
@@ -26,7 +28,8 @@ from pellucid.train.step import step
 
 def batch_of(text: Tensor, source: Tensor, scored: Tensor) -> Batch:
     labels = text.flip(1).masked_fill(~scored, IGNORE)
-    return Batch(text, Tokens.plain(*text.shape), labels, source=Source(source, Tokens.plain(*source.shape)))
+    read = Tokens.plain(len(source), source.shape[1])
+    return Batch(text, Tokens.plain(len(text), text.shape[1]), labels, source=Source(source, read))
 
 
 @given(specs() | encoder_decoder_specs(), ids(st.just(2)), ids(st.just(2)), st.floats(0, 0.9), st.integers(0, 99))
@@ -88,9 +91,8 @@ def test_the_recipe_trains() -> None:
     recipe = replace(RECIPES["base"], spec=small(), warmup=400)
     model = initialise(build_model(recipe.spec), "xavier")
     assert isinstance(model, EncoderDecoder)
-    for module in model.modules():
-        if hasattr(module, "dropout"):
-            module.dropout = recipe.dropout
+    for module in (m for m in model.modules() if isinstance(m, Sublayer | Embedding)):
+        module.dropout = recipe.dropout
     adam = torch.optim.Adam(model.parameters(), betas=recipe.betas, eps=recipe.eps)
     objective, told = Smoothed(recipe.smoothing), backwards(64, 10_001)
     with torch.no_grad():

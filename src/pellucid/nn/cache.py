@@ -96,9 +96,8 @@ class Ring(Slots):
         stays = (tokens.pos >= 0) & (tokens.pos > newest - self.capacity)  # later tokens of this call take its place
         self.place = torch.where(stays, tokens.pos % self.capacity, self.capacity)
         alone = tokens.pos.shape[1] == 1
-        self.keys = Tokens(
-            self.pos.scatter(1, self.place, tokens.pos) if alone else torch.cat((self.pos, tokens.pos), 1)
-        )
+        pos = self.pos.scatter(1, self.place, tokens.pos) if alone else torch.cat((self.pos, tokens.pos), 1)
+        self.keys = Tokens(pos)
 
     def write(self, store: Tensor, new: Tensor) -> Tensor:
         everything = store if new.shape[2] == 1 else torch.cat((store, new), 2)
