@@ -144,6 +144,15 @@ def test_the_mask_is_shown() -> None:
     assert shades(ALL["window"])[2] > 36
 
 
+def test_more_experts_than_are_drawn_are_hinted_at() -> None:
+    def texts(n_experts: int) -> list[str]:
+        block = replace(EXAMPLE.stack.blocks[0], ffn=MoESpec(FFNSpec(8), n_experts, 2))
+        root = ElementTree.fromstring(draw(replace(EXAMPLE, stack=replace(EXAMPLE.stack, blocks=(block,))), "x"))
+        return ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+
+    assert "…" in texts(64) and "…" not in texts(10)
+
+
 def test_a_page_may_be_dark() -> None:
     picture = draw(ALL["moe"], "moe")
     style = next(iter(ElementTree.fromstring(picture).iter(f"{SVG}style"))).text or ""

@@ -241,6 +241,8 @@ class Column:
         left = x - shown * 16 / 2 + 2
         for i in range(shown):
             self.pen.rect("ffn on" if i in chosen else "ffn", left + 16 * i, y, 12.0, 12.0, 2.5)
+        if shown < spec.n_experts:
+            self.pen.text(left + 16 * shown + 4, y + 3, "…", "small text")
 
     # --- both ends ----------------------------------------------------------------------------------------------------
 
