@@ -194,7 +194,8 @@ def mixture_of_experts() -> Any:
             spec = DecoderSpec(32_768, 1024, EmbedSpec(), StackSpec(512, (block,) * 8, RMSNormSpec()))
             sizes.append(count_parameters(spec).total / 1e6)
             work.append(forward_flops(spec, 1024) / 1024 / 1e6)
-        left.plot(counts[-len(sizes) :], sizes, "o-", color=colour, label=f"top_k = {top_k}")
+        line = "o-" if top_k == 1 else "o--"  # both are to be seen where they are one
+        left.plot(counts[-len(sizes) :], sizes, line, color=colour, label=f"top_k = {top_k}")
         right.plot(counts[-len(work) :], work, "o-", color=colour)
     name_axes(left, "parameters", "experts", "millions", log="x")
     name_axes(right, "FLOPs of a token, forward", "experts", "millions", log="x")
