@@ -123,7 +123,7 @@ def seq2seq() -> EncoderDecoderSpec:
 
     Of the sizes in their appendix A, embeddings have 1000 values instead of 620, and the 2000 of the two directions are
     projected to 1000, because here a stream has one width; the maxout layer before their softmax is left out, and the
-    writer's first state is zero instead of tanh(W h), h being the reader's state at the first word.
+    writer begins with zeros instead of tanh(W h), where h has read backwards to the first word.
     """
     n, norm = 1000, LayerNormSpec()
     reads = BlockSpec(RecurrentSpec("gru", n, both_directions=True), None, norm, NO_NORM, residual=_NO_RESIDUAL)
