@@ -32,6 +32,10 @@ def strips(tokenizer: Any) -> None:
     tokenizer.normalizer = normalizers.Strip()
 
 
+def lowers(tokenizer: Any) -> None:
+    tokenizer.normalizer = normalizers.Lowercase()
+
+
 def inside(change: Callable[[Any], None]) -> Plant:
     """A rule of the vocabulary is another."""
 
@@ -101,6 +105,7 @@ def template(source: str) -> Plant:
 
 NO_PROMPT = "{{ bos_token }}" + TURNS
 NO_SYSTEM = TEMPLATE.replace("in messages %}", "in messages if m['role'] != 'system' %}")
+ALWAYS = "{{ bos_token }}" + TURNS + "<|start|>assistant\n"
 LAST_ONLY = TEMPLATE.replace("in messages %}", "in messages[-1:] %}")
 TWICE = TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] }} {{ m['content'] }}")
 
@@ -116,6 +121,17 @@ def theirs_goes_on(subject: Any, monkeypatch: Patch) -> HuggingFace:
     broken = theirs(tokenizer)
     broken.model.generation_config.eos_token_id = 0
     return HuggingFace(broken.model, tokenizer=tokenizer)
+
+
+def theirs_has_no_end(subject: Any, monkeypatch: Patch) -> HuggingFace:
+    """The tokenizer's end of a text, but none in the generation config, which alone ``generate`` reads."""
+    subject.model.generation_config.eos_token_id = None
+    return HuggingFace(subject.model, tokenizer=their_tokenizer())
+
+
+def begins_talks_twice(model: Any, monkeypatch: Patch) -> None:
+    encode = text.encode_chat
+    monkeypatch.setattr(text, "encode_chat", lambda tokenizer, *rest: [0, *encode(tokenizer, *rest)])
 
 
 def written_then_read(model: Any, monkeypatch: Patch) -> None:
@@ -141,6 +157,8 @@ FAULTS: list[Fault] = [
         "round-trip",
         ("spaces are eaten", ours, inside(eats_spaces)),
         ("the ends of a text are cut", ours, inside(strips)),
+        ("capitals become small", ours, inside(lowers)),
+        ("theirs makes capitals small", theirs, inside(lowers)),
         ("what is decoded is tidied", ours, decodes_tidily),
         ("theirs eats spaces", theirs, inside(eats_spaces)),
         ("theirs cuts the ends", theirs, inside(strips)),
@@ -154,6 +172,7 @@ FAULTS: list[Fault] = [
         "begin-end",
         ("a text begins twice", ours, begins_twice),
         ("a prompt ends", ours, ends_before_the_answer),
+        ("a conversation begins twice", ours, begins_talks_twice),
         ("the template begins a text twice", ours, template("{{ bos_token }}" + TEMPLATE)),
         ("theirs begins a text twice", theirs, their_form(f"{BEGIN} {BEGIN} $A")),
         ("theirs ends a prompt", theirs, their_form(f"{BEGIN} $A {END}")),
@@ -163,6 +182,8 @@ FAULTS: list[Fault] = [
         "chat-prompt",
         ("no generation prompt", ours, template(NO_PROMPT)),
         ("theirs, no generation prompt", theirs, template(NO_PROMPT)),
+        ("an answer is asked for after an answer", ours, template(ALWAYS)),
+        ("theirs asks for an answer after an answer", theirs, template(ALWAYS)),
     ),
     *of(
         "chat-messages",
@@ -171,7 +192,12 @@ FAULTS: list[Fault] = [
         ("every message is read twice", ours, template(TWICE)),
         ("theirs does not hear the system", theirs, template(NO_SYSTEM)),
     ),
-    *of("chat-end", ("an answer goes on", ours, goes_on), ("theirs goes on", theirs, theirs_goes_on)),
+    *of(
+        "chat-end",
+        ("an answer goes on", ours, goes_on),
+        ("theirs goes on", theirs, theirs_goes_on),
+        ("theirs has no end in its generation config", theirs, theirs_has_no_end),
+    ),
     *of(
         "chat-typed",
         ("the conversation is read as a template", ours, written_then_read),

@@ -10,6 +10,7 @@ from faults_base import Fault
 from faults_files import FAULTS as OF_FILES
 from faults_forward import FAULTS as OF_THE_FORWARD
 from faults_generation import FAULTS as OF_GENERATION
+from faults_plain import FAULTS as OF_PLAIN_WEIGHTS
 from faults_text import FAULTS as OF_TEXT
 
-FAULTS: list[Fault] = [*OF_THE_FORWARD, *OF_GENERATION, *OF_FILES, *OF_TEXT]
+FAULTS: list[Fault] = [*OF_THE_FORWARD, *OF_GENERATION, *OF_FILES, *OF_TEXT, *OF_PLAIN_WEIGHTS]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +58,8 @@ def verify(
     from pellucid.files import write_json
     from pellucid.verify.run import verify as try_all
 
+    if json_ not in (None, "-"):
+        _require_writable(Path(json_))
     console = Console(stderr=json_ == "-")
     how = {} if kind is None else {"kind": kind}
     with _bar(console) as progress:
@@ -68,6 +72,18 @@ def verify(
     if json_ not in (None, "-"):
         write_json(Path(json_), report.to_json())
     sys.exit(report.exit_code)
+
+
+def _require_writable(path: Path) -> None:
+    """Raises UsageError where a report could not be written: to know it now is better than after all checks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}", "give --json another file, or - to see it") from error
 
 
 def _list() -> None:

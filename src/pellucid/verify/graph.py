@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ class Graph(Subject):
         arguments: Callable[[Reading], Arguments],
         outputs: Callable[[Any], Tensor],
     ):
+        self.maker = subject.maker
         self.name, self.kind, self.vocab, self.dtype = subject.name, subject.kind, subject.vocab, subject.dtype
         self.module, self.arguments, self.outputs = module, arguments, outputs
         self._made: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}
@@ -49,9 +53,13 @@ class Graph(Subject):
     def _export(self, reading: Reading) -> Callable[..., Any]:
         """Raises NotApplicable for a model that torch.export cannot follow, as where numbers choose the code."""
         args, kwargs = self.arguments(reading)
+        was = logging.root.manager.disable
+        logging.disable()  # what it cannot follow it writes out at length; the first line is the reason that is given
         try:
-            with evaluating(self.module):
+            with evaluating(self.module), redirect_stderr(StringIO()):
                 return torch.export.export(self.module, args, kwargs, strict=False).module()
         except Exception as error:  # it has no class of its own for them
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise NotApplicable(f"torch.export cannot follow {self.name}: {reason}") from error
+        finally:
+            logging.disable(was)

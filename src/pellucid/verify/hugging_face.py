@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,51 +16,43 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pellucid.errors import CheckpointError, UsageError
+from pellucid.verify import hugging_face_facts as facts
 from pellucid.verify import hugging_face_paths as paths
 from pellucid.verify.hugging_face_text import TheirSpeller, load_speller, stop_ids_of
 from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity
 from pellucid.verify.reading import Reading, Side
-from pellucid.verify.subject import Kind, Pairs, Subject
-
-
-def kind_of(model: Any) -> Kind:
-    """By the library's own lists of what a class is for; a model without a head is of the kind that its family is."""
-    from transformers.models.auto import modeling_auto as lists
-
-    if model.config.is_encoder_decoder:
-        return "encoder-decoder"
-    causal, masked = lists.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, lists.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    family, name = model.config.model_type, type(model).__name__
-    if name in causal.values() and name not in masked.values():
-        return "decoder"
-    both_ways = getattr(model.config, "use_bidirectional_attention", False)
-    return "decoder" if family in causal and family not in masked and not both_ways else "encoder"
+from pellucid.verify.subject import Kind, Pairs, Subject, Written
+from pellucid.verify.trial import LONGEST
 
 
 class HuggingFace(Subject):
     """Any model of transformers that reads token ids; told of padding by a mask, and by positions if it takes them."""
 
+    maker = "transformers"
     pooled = False  # whether a model without a head is asked for one vector a row
 
     def __init__(self, model: Any, name: str = "", tokenizer: Any = None, kind: Kind | None = None):
         self.model, self.config = model, model.config.get_text_config()
         if not isinstance(getattr(self.config, "vocab_size", None), int):
             raise UsageError(f"{type(model).__name__} reads no token ids", "name a model of text")
+        if type(model).__name__.endswith("ForMultipleChoice"):
+            raise UsageError(f"{type(model).__name__} reads several texts a row", "name a model that reads one")
         self.name = name or type(model).__name__
-        self.kind = kind or kind_of(model)
+        self.kind = kind or facts.kind_of(model)
         ready = tokenizer is None or isinstance(tokenizer, TheirSpeller)
         self.tokenizer = tokenizer if ready else TheirSpeller(tokenizer, stop_ids_of(model))
         self.vocab = self.config.vocab_size
         self.width = getattr(self.config, "hidden_size", 1024)
         self.depth = getattr(self.config, "num_hidden_layers", 24)
-        self.context = getattr(self.config, "max_position_embeddings", None)
+        context = getattr(self.config, "max_position_embeddings", None)
+        self.context = context if context is not None and context > 0 else None
         pad = getattr(self.config, "pad_token_id", None)
         self.pad_id = 0 if pad is None or not 0 <= pad < self.vocab else pad
         self.start_id = getattr(self.config, "decoder_start_token_id", None)
         self.dtype = model.dtype
         self.arguments = set(inspect.signature(model.forward).parameters)
         self.takes_positions = "position_ids" in self.arguments and not self._counts_positions
-        self.per_token = not type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))
+        self.per_token = not type(model).__name__.endswith(facts.ONE_A_ROW)
 
     # --- forwards ------------------------------------------------------------------------------------------------
 
@@ -91,55 +82,59 @@ class HuggingFace(Subject):
         """Logits, or the last states of a model without a head, or what its pooler makes of them."""
         if self.pooled:
             return out.pooler_output[:, None].cpu()
-        outputs = out.logits if getattr(out, "logits", None) is not None else out.last_hidden_state
-        return (outputs if outputs.ndim == 3 else outputs[:, None]).cpu()
+        names = ("logits", "prediction_logits", "last_hidden_state")
+        found = next((out[name] for name in names if out.get(name) is not None), None)
+        if found is None and out.get("start_logits") is not None:
+            found = torch.stack([out["start_logits"], out["end_logits"]], -1)
+        if found is None:
+            raise UsageError(f"{self.name} gives {', '.join(out)}", "name a model that gives logits or states")
+        if found.ndim == 2:  # one number a token, or the classes of a row
+            found = found[:, :, None] if self.per_token else found[:, None]
+        return found.cpu()
 
     @torch.no_grad()
     def run(self, reading: Reading) -> Float[Tensor, "batch places features"]:
         return self._outputs(self._call(**self._arguments(reading)))
 
     def refuse_padding(self, side: Side) -> None:
-        if side == "middle" and self._windowed:
+        if "attention_mask" not in self.arguments:
+            super().refuse_padding(side)
+        if side == "middle" and facts.windowed(self.config, LONGEST):
             self._cannot("counts its window in columns, not in positions: padding inside a text shortens it")
+        if side == "middle" and facts.relative(self.config):
+            self._cannot("counts distances in columns, not in positions: padding inside a text makes them longer")
         if side == "left" and not self.per_token and self.kind == "encoder":
             self._cannot("takes its result from the first column, which padding before a text would fill")
         if self.takes_positions or self._counts_positions or side == "right":
             return
-        if side == "middle" or (self.kind != "decoder" and not self._relative):
-            self._cannot("takes no positions, so padding here would move its tokens: it is made for padding at the end")
+        if side == "middle" or (self.kind != "decoder" and not facts.relative(self.config)):
+            self._cannot("takes no positions, so it cannot be told that padding here moves no token")
 
     @cached_property
     def _counts_positions(self) -> bool:
-        """Whether it counts positions itself, from where the padding's id stands."""
-        return any(hasattr(part, "create_position_ids_from_input_ids") for part in self.model.modules())
+        return facts.counts_positions(self.model)
 
     @property
-    def _relative(self) -> bool:
-        return hasattr(self.config, "relative_attention_num_buckets")
-
-    @property
-    def _windowed(self) -> bool:
-        config = self.config
-        return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-
-    @property
-    def _table(self) -> nn.Module:
-        """The vectors of what it reads, on the side that writes."""
-        side = self.model.get_decoder() if self.kind == "encoder-decoder" else self.model
-        return side.get_input_embeddings()
+    def _tables(self) -> list[nn.Module]:
+        """The vectors of what it reads; the side that writes comes last."""
+        pair = self.kind == "encoder-decoder"
+        sides = [self.model.get_encoder(), self.model.get_decoder()] if pair else [self.model]
+        return [side.get_input_embeddings() for side in sides]
 
     @cached_property
     def sensitivity(self) -> float:
-        return sensitivity(self, self._table)
+        return sensitivity(self, self._tables)
 
     def gradient(self, reading: Reading, score: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch time d_model"]:
         given = self._arguments(reading)
-        return embedding_gradient(self._table, reading.ids, lambda: self._outputs(self._call(**given)), score)
+        return embedding_gradient(self._tables[-1], reading.ids, lambda: self._outputs(self._call(**given)), score)
 
     @torch.no_grad()
     def in_pieces(self, reading: Reading, cuts: Sequence[int]) -> Float[Tensor, "batch places features"]:
         if not {"use_cache", "past_key_values"} <= self.arguments or self.kind == "encoder":
-            self._cannot("has no cache")
+            self._cannot("takes no past_key_values: it has no cache that can be asked for in pieces")
+        if self._counts_positions and reading.valid is not None:
+            self._cannot("counts positions in each piece by itself, and the padding that a cache holds as tokens")
         whole, past, out = self._arguments(reading), None, list[Tensor]()
         own = "decoder_input_ids" if reading.source is not None else "input_ids"
         for start, end in pairwise([0, *cuts]):
@@ -157,15 +152,14 @@ class HuggingFace(Subject):
     @torch.no_grad()
     def packed(self, documents: Sequence[Tensor]) -> list[Tensor]:
         """Told apart as the library does it: by positions that begin again."""
-        tells = hasattr(sys.modules[type(self.model).__module__], "create_causal_mask")
-        if self.kind != "decoder" or not (self.takes_positions and self.per_token and tells):
+        if self.kind != "decoder" or not (self.takes_positions and self.per_token and facts.tells_documents(self.model)):
             self._cannot("does not tell documents of one row apart")
         lengths = [len(document) for document in documents]
         places = torch.cat([torch.arange(length) for length in lengths])[None]
         out = self._outputs(self._call(input_ids=torch.cat(list(documents))[None], position_ids=places))
         return list(out[0].split(lengths))
 
-    def generate(self, reading: Reading, n: int, seed: int | None) -> list[list[int]]:
+    def generate(self, reading: Reading, n: int, seed: int | None) -> list[Written]:
         """Sampling as it is by itself: without the penalties, beams and ends that its own configuration may ask for."""
         if self.kind == "encoder" or not self.model.can_generate():
             self._cannot("does not generate")
@@ -175,8 +169,9 @@ class HuggingFace(Subject):
 
         own = self.model.generation_config
         plain = GenerationConfig(
-            do_sample=seed is not None, max_new_tokens=n, pad_token_id=self.pad_id, decoder_start_token_id=self.start_id
-        )
+            do_sample=seed is not None, max_new_tokens=n, pad_token_id=self.pad_id,
+            decoder_start_token_id=self.start_id, output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
         given = reading if reading.source is None else reading.source
         self.model.generation_config = plain
         try:
@@ -186,7 +181,9 @@ class HuggingFace(Subject):
                 out = self.model.generate(given.ids.to(self.model.device), attention_mask=there)
         finally:
             self.model.generation_config = own
-        return out[:, 1 if reading.source is not None else given.ids.shape[1] :].tolist()
+        ids = out.sequences[:, 1 if reading.source is not None else given.ids.shape[1] :]
+        said = torch.stack(out.logits, 1).float().log_softmax(-1).gather(-1, ids[:, :, None])[:, :, 0]
+        return [Written(*row) for row in zip(ids.tolist(), said.tolist(), strict=True)]
 
     @contextmanager
     def compiled(self) -> Iterator[Subject]:
@@ -200,7 +197,10 @@ class HuggingFace(Subject):
         given = self._arguments(reading)
         given.pop("decoder_input_ids", None)  # it makes them of the labels
         with paths.quietly():
-            return float(self._call(**given, labels=labels).loss)
+            loss = self._call(**given, labels=labels).loss
+        if loss is None:
+            self._cannot("computes no loss of these labels alone")
+        return float(loss)
 
     def in_dtype(self, dtype: torch.dtype) -> Subject:
         return HuggingFace(paths.in_dtype(self.model, dtype), self.name, self.tokenizer, self.kind)

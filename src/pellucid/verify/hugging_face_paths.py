@@ -36,15 +36,16 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy as ``from_pretrained(dtype=…)`` would make it: what is not saved, as rotary rates, stays as it is."""
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """A copy as ``from_pretrained(dtype=…)`` would make it: a buffer, as of rotary rates, is what its maker makes it."""
     model = copy.deepcopy(model)
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
-    kept = model.state_dict()
+    with torch.device("meta"), quietly():
+        made = dict(type(model)._from_config(copy.deepcopy(model.config), dtype=dtype).named_buffers())
     for name, buffer in model.named_buffers():
-        if name in kept and buffer.is_floating_point():
-            buffer.data = buffer.data.to(dtype)
+        if name in made:
+            buffer.data = buffer.data.to(made[name].dtype)
     return model
 
 

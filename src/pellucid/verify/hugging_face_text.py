@@ -10,25 +10,31 @@ from typing import Any
 from pellucid.data.chat import ChatTemplate
 from pellucid.errors import CheckpointError
 from pellucid.verify.subject import NotApplicable
-from pellucid.verify.text import Messages, keeps_text
+from pellucid.verify.text import Messages, folds, keeps_start, keeps_text
 
 
 class TheirSpeller:
-    """``tokenizer``: a fast or slow tokenizer of transformers. stop_ids: of the model's generation config."""
+    """``tokenizer``: a fast or slow tokenizer of transformers. stop_ids: of the model's generation config.
 
-    def __init__(self, tokenizer: Any, stop_ids: Sequence[int] = ()):
+    Only they end a text: the library's ``generate`` does not know of the tokenizer's own end-of-text token.
+    """
+
+    def __init__(self, tokenizer: Any, stop_ids: Sequence[int]):
         self.inner = tokenizer
         self.vocab_size: int = len(tokenizer)
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.unk_id: int | None = tokenizer.unk_token_id
-        self.stop_ids = {*stop_ids, *([] if self.eos_id is None else [self.eos_id])}
+        self.stop_ids = set(stop_ids)
         named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
         added = tokenizer.added_tokens_decoder.items()
         self.special: Mapping[str, int] = {**dict(named), **{t.content: n for n, t in added if t.special}}
         self.chat_template: str | None = _template(tokenizer.chat_template)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        self.keeps_text = backend is not None and keeps_text(backend.to_str())
+        description = None if backend is None else backend.to_str()
+        self.keeps_text = description is not None and keeps_text(description)
+        self.keeps_start = description is not None and keeps_start(description)
+        self.folds = description is not None and folds(description)
 
     def encode(self, text: str) -> list[int]:
         return self.inner.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -78,7 +84,7 @@ def stop_ids_of(model: Any) -> list[int]:
     return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
 
 
-def load_speller(folder: Path, stop_ids: Sequence[int] = ()) -> TheirSpeller | None:
+def load_speller(folder: Path, stop_ids: Sequence[int]) -> TheirSpeller | None:
     """The tokenizer of a folder; None where it has none. Raises CheckpointError where it cannot be loaded."""
     import transformers
 

@@ -10,16 +10,18 @@ from torch import Tensor
 
 from pellucid.verify.subject import Subject
 
+FEW = 4.0  # times what was seen of a few roundings, others may do
 MARGIN = 32.0  # the largest of thousands of outputs is looked at, and norms and softmaxes amplify
 ILL = 16.0  # a model more sensitive than this is no excuse: its faults are as visible as any
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The largest error that says nothing, and why it is that."""
+    """The largest error that says nothing, and why it is that. unclear: up to here an error may be rounding or not."""
 
     value: float
     reason: str
+    unclear: float = 0.0
 
 
 EXACT = Tolerance(0.0, "the same numbers are combined in the same order: nothing may differ")
@@ -38,20 +40,27 @@ class Measured:
         """Whether the promise was kept; an error that is not a number keeps nothing."""
         return self.error <= self.tolerance.value
 
+    @property
+    def unclear(self) -> bool:
+        """Whether rounding alone may have done it, in a model that is too sensitive to tell."""
+        return not self.kept and self.error <= self.tolerance.unclear
+
 
 def rounding(subject: Subject) -> Tolerance:
     """What rounding may do to outputs, as a share of their root mean square.
 
     Each of n independent roundings moves a result by eps, all together by about eps sqrt(n) (Higham & Mary 2019). n:
     terms of a sum times layers in float32; layers in shorter types, whose products are summed in float32. A model that
-    answers more strongly to a rounding of what enters its first block is given that much, within ``ILL`` times.
+    answers more strongly to a rounding of what enters its first block is given that much, within ``ILL`` times; beyond
+    that, what rounding was seen to do is unclear, neither kept nor broken.
     """
     terms = subject.width if subject.dtype in (torch.float32, torch.float64) else 1
     eps, name = torch.finfo(subject.dtype).eps, str(subject.dtype).removeprefix("torch.")
     expected = eps * math.sqrt(terms * subject.depth)
     seen = min(subject.sensitivity, ILL * expected)
     if seen > expected:
-        return Tolerance(MARGIN * seen, f"{MARGIN:g} × what one rounding of its input does ({seen:.0e} of the outputs)")
+        reason = f"{MARGIN:g} × what one rounding of its input does ({seen:.0e} of the outputs)"
+        return Tolerance(MARGIN * seen, reason, FEW * subject.sensitivity)
     count = f"{subject.width} × {subject.depth}" if terms > 1 else f"{subject.depth}"
     return Tolerance(MARGIN * expected, f"{MARGIN:g} × {name} eps × √({count}) of the outputs: summed in another order")
 

@@ -49,6 +49,8 @@ def _named(name: str, through: Through, how: dict[str, Any]) -> Subject:
         from pellucid.verify.function import load_function
 
         return load_function(name, **how)
+    if name.endswith(".py"):
+        raise UsageError(f"{name} is a file of Python, which may define many functions", f"name one: {name}:FUNCTION")
     from pellucid.api import is_ours, load, locate
 
     path = locate(name)

@@ -22,7 +22,7 @@ from pellucid.spec import AttentionSpec, MaskedLMHeadSpec, Prefix, TaggerHeadSpe
 from pellucid.verify import ours_paths as paths
 from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity
 from pellucid.verify.reading import Reading, Side
-from pellucid.verify.subject import Pairs, Subject
+from pellucid.verify.subject import Pairs, Subject, Written
 from pellucid.verify.text import OurSpeller
 
 
@@ -52,6 +52,8 @@ def pad_of(model: AnyModel) -> int:
 
 class Ours(Subject):
     """Every check can be tried; the model's spec says what kind it is."""
+
+    maker = "pellucid"
 
     def __init__(self, model: AnyModel, name: str = "the model"):
         self.model, self.name = model, name
@@ -100,16 +102,21 @@ class Ours(Subject):
         """Any side will do: a place without a token is position -1."""
 
     @property
-    def _table(self) -> nn.Module:
-        """The vectors of what it reads, on the side that writes."""
-        return (self.model.decoder if isinstance(self.model, EncoderDecoder) else self.model).embed.tokens
+    def choices(self) -> int:
+        return self.vocab if self.model.tokenizer is None else min(self.vocab, self.model.tokenizer.vocab_size)
+
+    @property
+    def _tables(self) -> list[nn.Module]:
+        """The vectors of what it reads; the side that writes comes last."""
+        sides = [self.model.encoder, self.model.decoder] if isinstance(self.model, EncoderDecoder) else [self.model]
+        return [side.embed.tokens for side in sides]
 
     @cached_property
     def sensitivity(self) -> float:
-        return sensitivity(self, self._table)
+        return sensitivity(self, self._tables)
 
     def gradient(self, reading: Reading, score: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch time d_model"]:
-        return embedding_gradient(self._table, reading.ids, lambda: self._forward(reading), score)
+        return embedding_gradient(self._tables[-1], reading.ids, lambda: self._forward(reading), score)
 
     @torch.no_grad()
     def in_pieces(self, reading: Reading, cuts: Sequence[int]) -> Float[Tensor, "batch places features"]:
@@ -140,7 +147,7 @@ class Ours(Subject):
             out = self.model(torch.cat(list(documents))[None].to(self.device), Tokens.packed(seg.to(self.device)))
         return list(out[0].cpu().split(lengths.tolist()))
 
-    def generate(self, reading: Reading, n: int, seed: int | None) -> list[list[int]]:
+    def generate(self, reading: Reading, n: int, seed: int | None) -> list[Written]:
         from pellucid.generate.decode import generate
         from pellucid.generate.sample import Sampling
 
@@ -150,7 +157,7 @@ class Ours(Subject):
         prompts = [ids[valid].tolist() for ids, valid in zip(read.ids, read.there, strict=True)]
         sampling = Sampling(temperature=0.0 if seed is None else 1.0)
         written = generate(self.model, prompts, max_new_tokens=n, sampling=sampling, seed=seed or 0, ignore_eos=True)
-        return [completion.ids for completion in written]
+        return [Written(completion.ids, completion.logprobs) for completion in written]
 
     @contextmanager
     def compiled(self) -> Iterator[Subject]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Verdict = Literal["pass", "fail", "not applicable", "error"]
 STYLES: dict[str, str] = {"pass": "green", "fail": "bold red", "error": "bold magenta", "not applicable": "dim"}
+OWNERS = {"pellucid": "pellucid", "transformers": "transformers", "function": "a function that was given"}
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings about one subject."""
+    """All findings about one subject. made_by: whose code computed: pellucid's, transformers', or a function's."""
 
     subject: str
     kind: str
     seed: int
     findings: tuple[Finding, ...]
+    made_by: str = "pellucid"
 
     @property
     def broken(self) -> list[Finding]:
@@ -70,15 +72,20 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON; an error that is not a number is the string "nan" or "inf"."""
         plain = [{name: _json(value) for name, value in asdict(finding).items()} for finding in self.findings]
-        return {"subject": self.subject, "kind": self.kind, "seed": self.seed, "ok": self.ok, "findings": plain}
+        about = {"subject": self.subject, "kind": self.kind, "made_by": self.made_by, "seed": self.seed}
+        return {**about, "ok": self.ok, "findings": plain}
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"{self.subject} ({self.kind})", title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for heading in ("check", "promise", "verdict"):
-            table.add_column(heading, no_wrap=heading != "promise")
+        title = f"{self.subject} ({self.kind}), computed by {OWNERS.get(self.made_by, self.made_by)}"
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        names = max((len(finding.check) for finding in self.findings), default=0)
+        left = options.max_width - names - len("not applicable  error    tolerance  ") - 4  # a promise may be cut, no more
+        table.add_column("check", no_wrap=True)
+        table.add_column("promise", no_wrap=True, max_width=max(7, left))
+        table.add_column("verdict", no_wrap=True)
         for heading in ("error", "tolerance"):
             table.add_column(heading, justify="right", no_wrap=True)
         for finding in self.findings:
@@ -86,13 +93,21 @@ class Report:
             numbers = [_shown(finding.error), _shown(finding.tolerance)]
             table.add_row(finding.check, finding.promise, verdict, *numbers)
         yield table
-        reasons: dict[tuple[str, str], list[str]] = {}
-        for finding in self.findings:
-            if finding.verdict != "pass":
-                reasons.setdefault((finding.verdict, finding.detail), []).append(finding.check)
-        for (verdict, detail), checks in reasons.items():
-            yield Text.assemble((", ".join(checks), STYLES[verdict]), f": {detail}")
+        for verdict in ("not applicable", "pass", "error", "fail"):  # what matters comes last, above the sum
+            for said, checks in self._grouped(verdict).items():
+                yield Text.assemble((", ".join(checks), STYLES[verdict]), f": {said}")
         yield Text(self.summary, "bold green" if self.ok else "bold red")
+
+    def _grouped(self, verdict: Verdict) -> dict[str, list[str]]:
+        """Checks by what is to be said of them: of those that passed, why their tolerance is what it is."""
+        groups: dict[str, list[str]] = {}
+        for finding in self.findings:
+            if finding.verdict == verdict:
+                why = f"tolerance: {finding.why}" if finding.why else ""
+                broken = f"not so: {finding.promise}. {finding.detail}. " if verdict == "fail" else ""
+                said = broken + why if verdict in ("pass", "fail") else finding.detail
+                groups.setdefault(said, []).append(finding.check)
+        return groups
 
 
 def _shown(value: float | None) -> str:

@@ -47,7 +47,7 @@ def verify(
         if progress is not None:
             progress(check.name, i, len(checks))
         findings.append(_tried(check, opened, seed))
-    return Report(opened.name, opened.kind, seed, tuple(findings))
+    return Report(opened.name, opened.kind, seed, tuple(findings), opened.maker)
 
 
 def _tried(check: Check, subject: Subject, seed: int) -> Finding:
@@ -69,6 +69,9 @@ def _tried(check: Check, subject: Subject, seed: int) -> Finding:
     finally:
         random.setstate(state)
     tolerance = measured.tolerance
+    if measured.unclear:
+        detail = "one rounding of what it reads moves its outputs about as far: a fault could not be told from it"
+        return found("not applicable", detail=detail, error=measured.error, tolerance=tolerance.value)
     verdict: Verdict = "pass" if measured.kept else "fail"
     numbers = {"error": measured.error, "tolerance": tolerance.value, "why": tolerance.reason}
     return found(verdict, detail=measured.detail, **numbers)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -26,7 +27,16 @@ from torch import Tensor
 from pellucid.verify.reading import Reading, Side
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
+Maker = Literal["pellucid", "transformers", "function"]
 Pairs = list[tuple[str, Tensor, str, Tensor]]  # two weights, each after its name
+
+
+@dataclass(frozen=True)
+class Written:
+    """New ids of a row, and ln p of each under the model itself, as the loop saw it."""
+
+    ids: list[int]
+    logprobs: list[float]
 
 
 class NotApplicable(Exception):
@@ -36,8 +46,8 @@ class NotApplicable(Exception):
 class Subject(ABC):
     """A model to be tried. Without a cache, gradients, files, ... until an adapter says otherwise.
 
-    name: as a person calls it. kind: of these three. vocab, context: sizes of the side that writes (or of the only
-    one); context None: unknown. width, depth: d_model and layers, for estimates of rounding. dtype: of the weights.
+    name: as a person calls it. maker: whose code computes. kind: of these three. vocab, context: sizes of the side that
+    writes (or of the only one); context None: unknown. vocab_is_known: not merely inferred, so that other ids are wrong. width, depth: d_model and layers, for estimates of rounding. dtype: of the weights.
     pad_id: what stands where no token does; never among ids that are drawn. start_id: what the decoder of an
     encoder–decoder reads first. prefix: the first so many places may see each other (a prefix language model).
     per_token: outputs are (batch, time, features); otherwise (batch, 1, features), one a row. tokenizer: see ``text``;
@@ -45,8 +55,10 @@ class Subject(ABC):
     """
 
     name: str
+    maker: Maker
     kind: Kind
     vocab: int
+    vocab_is_known: bool = True
     context: int | None = None
     width: int = 1024
     depth: int = 24
@@ -61,9 +73,14 @@ class Subject(ABC):
     def source_vocab(self) -> int:
         return self.vocab
 
+    @property
+    def choices(self) -> int:
+        """How many ids generation chooses among: the first so many."""
+        return self.vocab
+
     @cached_property
     def sensitivity(self) -> float:
-        """How far one rounding of the vectors of what it reads moves outputs (``measure.distance``); 0: unknown."""
+        """How far one rounding of the vectors of what it reads moves outputs at most (``measure.distance``); 0: unknown."""
         return 0.0
 
     @abstractmethod
@@ -91,8 +108,8 @@ class Subject(ABC):
         """Outputs (time, features) of each document, a row of ids, all read in one row and told apart."""
         self._cannot("cannot be told where a document ends in a row")
 
-    def generate(self, reading: Reading, n: int, seed: int | None) -> list[list[int]]:
-        """``n`` new ids after each row, padded on the left: sampled with this seed; None: the likeliest each time."""
+    def generate(self, reading: Reading, n: int, seed: int | None) -> list[Written]:
+        """``n`` new ids after each row (padded on the left) or for each source: sampled with this seed; None: the likeliest each time."""
         self._cannot("does not generate")
 
     def loss(self, reading: Reading, labels: Int[Tensor, "batch time"]) -> float:

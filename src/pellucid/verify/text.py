@@ -11,7 +11,8 @@ from pellucid.data.tokenizer import Tokenizer
 from pellucid.verify.subject import NotApplicable, Subject
 
 Messages = Sequence[Mapping[str, Any]]  # {"role": "user", "content": "Hello"}
-REWRITERS = {"Lowercase", "NFD", "NFKD", "NFKC", "StripAccents", "BertNormalizer", "Precompiled", "Nmt"}
+FOLDERS = {"Lowercase", "StripAccents", "BertNormalizer"}  # one letter for several: what was meant is lost
+REWRITERS = FOLDERS | {"NFD", "NFKD", "NFKC", "Precompiled", "Nmt"}
 
 
 @runtime_checkable  # for the tests, which check annotations as they run
@@ -19,8 +20,10 @@ class Speller(Protocol):
     """Text to ids and back.
 
     special: the written form of each special token, and its id. stop_ids: any of them ends what a model writes.
-    keeps_text: it can spell every byte and is not made to change letters, so it owes every text back. chat_template:
-    its source, None where there is none. Ids that do not exist are None.
+    keeps_text: it can spell every byte and is not made to change letters, so it owes every text back. keeps_start: it
+    puts no space in front of a text, so it owes spaces back that stand there. folds: it could spell every text, but
+    makes capitals small or takes accents away. chat_template: its source, None where
+    there is none. Ids that do not exist are None.
     """
 
     vocab_size: int
@@ -30,6 +33,8 @@ class Speller(Protocol):
     stop_ids: Collection[int]
     special: Mapping[str, int]
     keeps_text: bool
+    keeps_start: bool
+    folds: bool
     chat_template: str | None
 
     def encode(self, text: str) -> list[int]:
@@ -65,7 +70,9 @@ class OurSpeller:
         self.vocab_size, self.special = tokenizer.vocab_size, tokenizer.special
         self.bos_id, self.eos_id, self.unk_id = tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id
         self.stop_ids, self.chat_template = tokenizer.stop_ids, tokenizer.chat_template
-        self.keeps_text = keeps_text(tokenizer.inner.to_str())
+        description = tokenizer.inner.to_str()
+        self.keeps_text, self.keeps_start = keeps_text(description), keeps_start(description)
+        self.folds = folds(description)
 
     def encode(self, text: str) -> list[int]:
         return self.inner.encode(text)
@@ -89,19 +96,39 @@ class OurSpeller:
 def keeps_text(description: str) -> bool:
     """Whether the JSON of a ``tokenizers.Tokenizer`` has a token for every byte, and no rule that changes letters."""
     plan = json.loads(description)
-    every_byte = "ByteLevel" in set(_kinds(plan.get("decoder"))) or plan["model"].get("byte_fallback") is True
-    return every_byte and not REWRITERS & set(_kinds(plan.get("normalizer")))
+    return _spells_bytes(plan) and not REWRITERS & _kinds(plan.get("normalizer"))
 
 
-def _kinds(part: Any) -> Iterator[str]:
+def folds(description: str) -> bool:
+    """Whether it has a token for every byte, and a rule that makes one letter of several."""
+    plan = json.loads(description)
+    return _spells_bytes(plan) and bool(FOLDERS & _kinds(plan.get("normalizer")))
+
+
+def _spells_bytes(plan: Any) -> bool:
+    return "ByteLevel" in _kinds(plan.get("decoder")) or plan["model"].get("byte_fallback") is True
+
+
+def keeps_start(description: str) -> bool:
+    """Whether it puts no space in front of a text, which cannot be told from one that stood there."""
+    plan = json.loads(description)
+    parts = [*_parts(plan.get("normalizer")), *_parts(plan.get("pre_tokenizer"))]
+    adds = {"Prepend": "prepend", "Metaspace": "prepend_scheme", "ByteLevel": "add_prefix_space"}
+    return not any(part.get(adds.get(part.get("type", ""), "")) not in (None, False, "never") for part in parts)
+
+
+def _kinds(part: Any) -> set[str]:
     """The type of a part of a tokenizer, and of the parts in it."""
+    return {inside.get("type", "") for inside in _parts(part)}
+
+
+def _parts(part: Any) -> Iterator[dict[str, Any]]:
+    """A part of a tokenizer, and the parts in it."""
     if isinstance(part, dict):
-        yield part.get("type", "")
-        for inside in part.values():
-            yield from _kinds(inside)
-    elif isinstance(part, list):
-        for inside in part:
-            yield from _kinds(inside)
+        yield part
+    inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    for each in inside:
+        yield from _parts(each)
 
 
 def speller_of(subject: Subject) -> Speller:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.verify.checks import Check
 from pellucid.verify.measure import Measured, Tolerance
-from pellucid.verify.subject import Subject
+from pellucid.verify.subject import NotApplicable, Subject
 from pellucid.verify.text import Speller, speller_of
 from pellucid.verify.trial import TEXTS, Trial
 
@@ -17,11 +17,20 @@ def measure(subject: Subject, trial: Trial) -> Measured:
     speller = speller_of(subject)
     wrong = [fault for text in TEXTS for fault in _faults(subject, speller, text)]
     if speller.chat_template and speller.bos_id is not None:
-        ids = speller.encode_marked(speller.render(TALK, add_generation_prompt=True))
-        if ids[:2] == [speller.bos_id] * 2:
+        twice = [speller.bos_id] * 2
+        if speller.encode_marked(speller.render(TALK, add_generation_prompt=True))[:2] == twice:
             wrong.append("the chat template writes the begin-of-text token twice")
+        elif _talk(speller)[:2] == twice:
+            wrong.append("a conversation that is encoded begins twice")
     wrong = list(dict.fromkeys(wrong))
     return Measured(float(len(wrong)), SEEN, "; ".join(wrong))
+
+
+def _talk(speller: Speller) -> list[int]:
+    try:
+        return speller.conversation(TALK, add_generation_prompt=True)
+    except NotApplicable:
+        return []
 
 
 def _faults(subject: Subject, speller: Speller, text: str) -> list[str]:
@@ -38,7 +47,7 @@ def _faults(subject: Subject, speller: Speller, text: str) -> list[str]:
         wrong.append("the same token ends a prompt twice")
     if bos is not None and bos in alone:
         wrong.append("the begin-of-text token stands in a text without being asked for")
-    if subject.kind == "decoder" and set(after) & set(speller.stop_ids):
+    if subject.kind == "decoder" and set(after) & {*speller.stop_ids, speller.eos_id}:
         wrong.append("a prompt ends with the token that ends a text: nothing is left to write")
     return wrong
 

@@ -13,7 +13,7 @@ TIME = 12  # tokens in a row; each is a step of its own once
 
 def chunkings(time: int, first: int) -> dict[str, list[int]]:
     """Where pieces end, by name; none ends before ``first``."""
-    uneven = (first + 2, first + 3, first + 8)
+    uneven = (first + 1, first + 2, first + 5)  # of one and of several, before and after each other
     return {
         "at once": [time],
         "token by token": list(range(first, time + 1)),

@@ -12,7 +12,7 @@ from pellucid.verify.trial import Trial
 
 SYSTEM, ASKED, SAID, ASKED_AGAIN = "Answer in rhyme.", "What is two and two?", "It is four.", "And three and three?"
 NOT_SAID = "Nobody has said this."
-GAP = Tolerance(0.0, "an answer must follow at once: how many characters of the template are missing")
+GAP = Tolerance(0.0, "an answer must follow at once, and only then: how many characters are missing or too many")
 ALL = Tolerance(0.0, "every message counts: the share that is lost, doubled or out of order")
 ENDS = Tolerance(0.0, "or it goes on and speaks for the user: 1 where the token that ends an answer ends nothing")
 FAKED = Tolerance(0.0, "only the template may write special tokens: how many a user has written")
@@ -26,17 +26,32 @@ def conversation(*texts: str, system: str | None = None) -> Messages:
 
 
 def prompt(subject: Subject, trial: Trial) -> Measured:
-    """The generation prompt against a conversation that goes on: what stands there between question and answer."""
+    """The generation prompt against a conversation that goes on: what stands there between question and answer.
+
+    And where an answer was given, none is asked for.
+    """
     speller = talker_of(subject)
     asked = THOUGHT.sub("", speller.render(conversation(ASKED), add_generation_prompt=True)).rstrip()
     answered = speller.render(conversation(ASKED, SAID), add_generation_prompt=False)
     head = THOUGHT.sub("", answered[: answered.rfind(SAID)]).rstrip()
     if SAID not in answered:
         raise NotApplicable(f"{subject.name}: its chat template leaves the last answer out")
+    unasked = _unasked(speller, head, answered)
+    if unasked:
+        return Measured(float(len(unasked)), GAP, f"an answer is asked for where one was given: {unasked[-40:]!r} follows")
     alike = next((n for n in range(len(head), 0, -1) if asked.startswith(head[:n])), 0)
     missing = max(len(head), len(asked)) - alike
     detail = f"an answer follows {head[-40:]!r}, but it is asked for after {asked[-40:]!r}" if missing else ""
     return Measured(float(missing), GAP, detail)
+
+
+def _unasked(speller: Speller, head: str, answered: str) -> str:
+    """What asks for an answer although one has just been given; turns of which nothing says whose they are ask none."""
+    asks = head[head.rfind(ASKED) + len(ASKED) :].strip()
+    longer = speller.render(conversation(ASKED, SAID, ASKED_AGAIN), add_generation_prompt=False)
+    goes_on = longer[longer.find(SAID) + len(SAID) : longer.find(ASKED_AGAIN)].strip()
+    after = answered[answered.rfind(SAID) + len(SAID) :].rstrip()
+    return asks if asks and asks != goes_on and after.endswith(asks) else ""
 
 
 def messages(subject: Subject, trial: Trial) -> Measured:
@@ -74,9 +89,9 @@ def end(subject: Subject, trial: Trial) -> Measured:
     if ends is None:
         raise NotApplicable(f"{subject.name}: its chat template writes no special token after an answer")
     broken = ends not in speller.stop_ids
-    return Measured(
-        float(broken), ENDS, f"an answer ends with {numbers[ends]}, which does not stop it" if broken else ""
-    )
+    stops = ", ".join(str(number) for number in sorted(speller.stop_ids)) or "no id"
+    detail = f"an answer ends with {numbers[ends]} (id {ends}), but what stops generation is {stops}" if broken else ""
+    return Measured(float(broken), ENDS, detail)
 
 
 def faked(subject: Subject, trial: Trial) -> Measured:

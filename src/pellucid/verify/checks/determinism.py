@@ -27,9 +27,9 @@ def generation(subject: Subject, trial: Trial) -> Measured:
     """The same prompts continued twice with one seed, other things having been drawn in between."""
     worst = Worst()
     for what, reading in trial.readings(subject, 2, min(8, trial.time(subject))):
-        first = subject.generate(reading, NEW, trial.seed)
+        first = [written.ids for written in subject.generate(reading, NEW, trial.seed)]
         torch.rand(7)
-        again = subject.generate(reading, NEW, trial.seed)
+        again = [written.ids for written in subject.generate(reading, NEW, trial.seed)]
         differ = sum(a != b for one, two in zip(first, again, strict=True) for a, b in zip(one, two, strict=True))
         worst.see(differ / sum(map(len, first)), what)
     return worst.measured(SAME)

@@ -8,17 +8,21 @@ from torch import Tensor
 
 from pellucid.verify.checks import WRITERS, Check
 from pellucid.verify.measure import Measured, Tolerance, Worst, rounding
-from pellucid.verify.reading import Reading, join
-from pellucid.verify.subject import NotApplicable, Subject
+from pellucid.verify.reading import Reading, Side, join
+from pellucid.verify.subject import NotApplicable, Subject, Written
 from pellucid.verify.trial import Trial
 
 NEW = 6  # tokens to write; every row length leaves room for them
 
 
-def shortfall(logits: Float[Tensor, "steps vocab"], ids: list[int]) -> float:
-    """How much less likely the tokens picked are than the likeliest, of the logits' size; 0 for the likeliest."""
-    picked = logits.gather(-1, torch.tensor(ids)[:, None])[:, 0]
-    return float((logits.amax(-1) - picked).max() / logits.square().mean().sqrt())
+def shortfall(logits: Float[Tensor, "steps vocab"], written: Written) -> float:
+    """How much less likely the tokens picked are than the likeliest, or than the loop said, of the logits' size.
+
+    The likeliest token hides much, and of random weights nearly all: often it is the last one again.
+    """
+    picked = logits.gather(-1, torch.tensor(written.ids)[:, None])[:, 0]
+    said = torch.tensor(written.logprobs) - (picked - logits.logsumexp(-1))
+    return float(torch.maximum(logits.amax(-1) - picked, said.abs()).max() / logits.square().mean().sqrt())
 
 
 def measure(subject: Subject, trial: Trial) -> Measured:
@@ -29,24 +33,25 @@ def measure(subject: Subject, trial: Trial) -> Measured:
     for what, reading in trial.readings(subject, 3, time):
         read = reading if reading.source is None else reading.source
         width = read.shape[1]
-        lengths = [width] * 3 if _unpadded(subject) else [width, width - 2, max(1, width // 2)]
+        side: Side = "left" if reading.source is None else "right"  # a source has no place where its text goes on
+        lengths = [width] * 3 if _unpadded(subject, side) else [width, width - 2, max(1, width // 2)]
         rows = [read.rows([row]).first(n) for row, n in enumerate(lengths)]
-        prompts = join([row.padded("left", subject.pad_id, width - n) for row, n in zip(rows, lengths, strict=True)])
+        prompts = join([row.padded(side, subject.pad_id, width - n) for row, n in zip(rows, lengths, strict=True)])
         asked = prompts if reading.source is None else Reading(reading.ids[:, :1], None, prompts)
         for row, written in zip(rows, subject.generate(asked, NEW, None), strict=True):
             begin = row.ids[0].tolist() if reading.source is None else [subject.start_id]
-            ids = torch.tensor([begin + written[:-1]])
+            ids = torch.tensor([begin + written.ids[:-1]])
             out = subject.run(Reading(ids, None, row if reading.source is not None else None))
-            worst.see(shortfall(out[0, len(begin) - 1 :].float(), written), f"{what}, a prompt of {row.shape[1]}")
+            worst.see(shortfall(out[0, len(begin) - 1 :, : subject.choices].float(), written), f"{what}, a prompt of {row.shape[1]}")
     # two candidates may each be off by a rounding
     tolerance = rounding(subject)
-    return worst.measured(Tolerance(2 * tolerance.value, f"twice {tolerance.reason}"))
+    return worst.measured(Tolerance(2 * tolerance.value, f"twice {tolerance.reason}", 2 * tolerance.unclear))
 
 
-def _unpadded(subject: Subject) -> bool:
+def _unpadded(subject: Subject, side: Side) -> bool:
     """Whether rows must be of one length."""
     try:
-        subject.refuse_padding("left")
+        subject.refuse_padding(side)
     except NotApplicable:
         return True
     return False

@@ -31,11 +31,13 @@ def measure(subject: Subject, trial: Trial) -> Measured:
     for what, reading in trial.readings(subject, 3, trial.time(subject)):
         asked, labels = _question(subject, trial, reading)
         logits = subject.run(asked)
+        if logits.shape[-1] == 1:
+            raise NotApplicable(f"{subject.name} gives one number a place, which is no choice among labels")
         given, expected = subject.loss(asked, labels), mean_nll(logits, labels, right)
         alike = [said for shift, said in SHIFTS.items() if right and _close(given, mean_nll(logits, labels, shift))]
         worst.see(abs(given - expected) / max(expected, 1e-3), ", ".join([what, *alike]))
     near = rounding(subject)
-    return worst.measured(Tolerance(near.value, f"{near.reason}, which the loss is a mean of"))
+    return worst.measured(Tolerance(near.value, f"{near.reason}, which the loss is a mean of", near.unclear))
 
 
 def _question(subject: Subject, trial: Trial, reading: Reading) -> tuple[Reading, Int[Tensor, "batch time"]]:
@@ -49,7 +51,8 @@ def _question(subject: Subject, trial: Trial, reading: Reading) -> tuple[Reading
             raise NotApplicable(f"{subject.name} does not say what its decoder reads first")
         labels = reading.ids.clone()  # what the decoder reads is these, one place later
         reading = reading.with_ids(F.pad(labels[:, :-1], (1, 0), value=subject.start_id))
-    labels[:, -3:] = IGNORE  # at the end: what reads them instead of ids is not asked there
+    for row, scored in enumerate(labels):  # not as many in each row: a mean is over all places, not over rows
+        scored[max(3, len(scored) - 3 * (row + 1)) :] = IGNORE  # at the end: what reads them instead of ids is not asked
     return reading, labels
 
 

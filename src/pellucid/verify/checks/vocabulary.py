@@ -7,7 +7,7 @@ import torch
 from pellucid.verify.checks import Check
 from pellucid.verify.measure import Measured, Tolerance, Worst
 from pellucid.verify.reading import Reading
-from pellucid.verify.subject import Subject
+from pellucid.verify.subject import NotApplicable, Subject
 from pellucid.verify.text import speller_of
 from pellucid.verify.trial import TEXTS, Trial
 
@@ -30,6 +30,8 @@ def fits(subject: Subject, trial: Trial) -> Measured:
 
 def refused(subject: Subject, trial: Trial) -> Measured:
     """The first id beyond the vocabulary, a far one and a negative one, amid others that exist."""
+    if not subject.vocab_is_known:
+        raise NotApplicable(f"{subject.name} does not say which ids it knows: vocab=… would")
     _, reading = next(trial.readings(subject, 1, trial.time(subject, 8)))
     subject.run(reading)
     cases = {f"id {n}": (reading.ids, n) for n in (subject.vocab, subject.vocab + 1000, -1)}
