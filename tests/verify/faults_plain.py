@@ -1,4 +1,4 @@
-"""Faults in models with the weights that libraries draw: so small that a model says again what it read, whatever it saw.
+"""Faults in models with the weights that libraries draw: so small that they say again what they read, come what may.
 
 The other faults are planted in models whose weights were moved, where they show in every token. Here they show only to
 who looks at numbers.
@@ -42,7 +42,10 @@ T5: dict[str, Any] = {
     "vocab_size": VOCAB, "d_model": WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": LAYERS, "num_heads": 4,
     "decoder_start_token_id": 0,
 }  # fmt: skip
-GPT2: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": CONTEXT}
+GPT2: dict[str, Any] = {
+    "vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": CONTEXT,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 gpt2 = drawn(lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)))
 llama = drawn(lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, **implemented("eager"))))
 t5 = drawn(lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5)))

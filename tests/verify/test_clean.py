@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from subjects import OURS, THEIRS, VOCAB
+import transformers as hf
+from subjects import CONTEXT, GROUPED, LONGER, OURS, SIZES, THEIRS, VOCAB, WIDTH, t5
 from torch.nn import functional as F
 
 import pellucid
 from pellucid.designs import design
+from pellucid.errors import UsageError
 from pellucid.verify.checks import all_checks
 from pellucid.verify.open import open_subject
 from pellucid.verify.reading import Reading
 from pellucid.verify.run import verify
+from pellucid.verify.subject import Subject
 
+FEW: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
 HERE = [name for name in all_checks() if name != "compiled"]  # that: in tests/compile
 
 
@@ -40,6 +46,82 @@ def test_so_do_theirs_opened_by_us(name: str, tmp_path: Path) -> None:
     report = verify(tmp_path, HERE, through="pellucid")
     assert report.broken == []
     assert report["padding-middle"].verdict == report["unknown-ids"].verdict == "pass", "it was ours that was asked"
+
+
+HEADS: dict[str, Any] = {
+    "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**FEW, ffn_dim=48, word_embed_proj_dim=WIDTH)),
+    "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FEW)),
+    "xglm": lambda: hf.XGLMForCausalLM(
+        hf.XGLMConfig(vocab_size=VOCAB, d_model=WIDTH, num_layers=2, attention_heads=4, ffn_dim=48)
+    ),
+    "gpt-neo, local": lambda: hf.GPTNeoForCausalLM(
+        hf.GPTNeoConfig(
+            vocab_size=VOCAB, hidden_size=WIDTH, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+            window_size=5, max_position_embeddings=CONTEXT,
+        )
+    ),
+    "mpnet": lambda: hf.MPNetForMaskedLM(hf.MPNetConfig(**LONGER)),
+    "deberta, relative": lambda: hf.DebertaV2ForMaskedLM(
+        hf.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16)
+    ),
+    "xlnet": lambda: hf.XLNetLMHeadModel(
+        hf.XLNetConfig(vocab_size=VOCAB, d_model=WIDTH, n_layer=2, n_head=4, d_inner=48)
+    ),
+    "bert, answers": lambda: hf.BertForQuestionAnswering(hf.BertConfig(**SIZES)),
+    "bert, before training": lambda: hf.BertForPreTraining(hf.BertConfig(**SIZES)),
+    "bert, next sentence": lambda: hf.BertForNextSentencePrediction(hf.BertConfig(**SIZES)),
+    "electra, a number a token": lambda: hf.ElectraForPreTraining(hf.ElectraConfig(**SIZES, embedding_size=16)),
+    "llama, ten tokens": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**(GROUPED | {"max_position_embeddings": 10}))),
+    "llama, wide": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, initializer_range=1.0)),
+    "t5, wide": lambda: t5(initializer_factor=3.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_so_do_those_that_we_have_not(name: str) -> None:
+    torch.manual_seed(0)
+    assert broken(HEADS[name]().eval()) == []
+
+
+def test_what_transformers_cannot_be_told_is_said() -> None:
+    for name, check, reason in (
+        ("falcon", "packing", "does not tell documents of one row apart"),
+        ("gpt-neo, local", "padding-middle", "counts its window in columns"),
+        ("deberta, relative", "padding-middle", "counts distances in columns"),
+        ("bert, before training", "labels", "no loss of these labels alone"),
+        ("electra, a number a token", "labels", "one number a place"),
+    ):
+        found = verify(HEADS[name](), [check])[check]
+        assert found.verdict == "not applicable" and reason in found.detail
+
+
+def test_a_window_longer_than_the_rows_is_no_reason_to_ask_less() -> None:
+    config = hf.MistralConfig(**GROUPED, sliding_window=4096)
+    assert verify(hf.MistralForCausalLM(config).eval(), ["padding-middle"])["padding-middle"].verdict == "pass"
+
+
+def test_one_text_of_several_a_row_is_refused() -> None:
+    with pytest.raises(UsageError, match="several texts a row"):
+        open_subject(hf.BertForMultipleChoice(hf.BertConfig(**SIZES)))
+
+
+def test_what_cannot_be_told_from_rounding_is_neither_kept_nor_broken() -> None:
+    """One rounding moves the outputs of a chaotic model far; a fault in it is still seen where it is larger."""
+    x = torch.linspace(0.1, 0.9, VOCAB)
+
+    class Chaotic(Subject):
+        name, maker, kind, vocab, context = "chaos", "function", "decoder", VOCAB, CONTEXT
+        sensitivity, apart = 0.01, 0.02
+
+        def run(self, reading: Reading) -> torch.Tensor:
+            alone = reading.shape[0] == 1
+            return x.expand(*reading.shape, -1) * (1 + self.apart * alone)
+
+    subject = Chaotic()
+    found = verify(subject, ["batch"])["batch"]
+    assert found.verdict == "not applicable" and "rounding" in found.detail and found.error is not None
+    subject.apart = 0.5
+    assert verify(subject, ["batch"])["batch"].verdict == "fail"
 
 
 def test_a_decoder_of_ours_is_asked_everything_that_needs_no_tokenizer() -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 from subjects import VOCAB, bert, decoder, encoder, gpt2
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_outputs import CausalLMOutput
 
 import pellucid
 from pellucid.cli.main import run
@@ -94,6 +95,24 @@ def test_findings_as_json_and_as_a_table(functions: str) -> None:
     text = " ".join(shown(report).split())
     assert "1 fail, 3 not applicable" in text
     assert "later tokens do not change earlier outputs" in text and "has no cache" in text
+
+
+def test_a_line_a_check_however_narrow_and_every_reason_below() -> None:
+    report = verify(gpt2(), ["future", "tied", "quantised"])
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(report)
+    title, _, *rows = captured.get().splitlines()
+    assert title.rstrip() == "GPT2LMHeadModel (decoder), computed by transformers"
+    assert [row.split()[0] for row in rows[:4]] == ["future", "future-gradient", "quantised", "tied"]
+    text = " ".join(captured.get().split())
+    assert "tolerance: 32 × " in text and "writes no GGUF" in text
+    assert report.to_json()["made_by"] == "transformers" and verify(decoder(), ["tied"]).made_by == "pellucid"
+
+
+def test_what_is_broken_is_said_in_full(functions: str) -> None:
+    text = " ".join(shown(verify(f"{functions}:unfair", ["future"])).split())
+    assert "future: not so: later tokens do not change earlier outputs. largest: random ids" in text
 
 
 def test_a_report_is_ok_only_where_nothing_broke() -> None:
@@ -195,6 +214,31 @@ def test_a_function_says_what_it_takes() -> None:
     assert "position_ids" in report["padding-middle"].detail
 
 
+@pytest.mark.parametrize(
+    "hand_over",
+    [
+        lambda x: x.double(),
+        lambda x: x.numpy(),
+        lambda x: (x, None),
+        lambda x: {"logits": x},
+        CausalLMOutput(logits=None),
+    ],
+    ids=["float64", "numpy", "a tuple", "a dictionary", "an output of transformers"],
+)
+def test_a_function_hands_logits_over_as_it_likes(hand_over: Any) -> None:
+    table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
+    handed = hand_over if callable(hand_over) else lambda x: CausalLMOutput(logits=x)
+    report = verify(lambda ids: handed(table[ids]), ["future", "batch", "deterministic", "unknown-ids"])
+    assert report.broken == [] and report["batch"].verdict == "pass" and report.made_by == "function"
+    assert "does not say which ids" in report["unknown-ids"].detail, "a table that is indexed reads id -1 as its last"
+    assert verify(lambda ids: table[ids], ["unknown-ids"], vocab=VOCAB)["unknown-ids"].verdict == "fail"
+
+
+def test_a_module_is_called_in_eval_mode() -> None:
+    module = nn.Sequential(nn.Embedding(VOCAB, 8), nn.Dropout(0.5), nn.Linear(8, VOCAB))
+    assert verify(module, ["deterministic", "batch"]).ok and module.training
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +252,10 @@ def test_exit_codes_and_files(functions: str, tmp_path: Path, capsys: pytest.Cap
     assert run(["verify", f"{functions}:fair", "--only", "futur"]) == 2
     assert "did you mean 'future'?" in capsys.readouterr().err
     assert run(["verify"]) == 2
+    assert run(["verify", functions]) == 2
+    assert "name one:" in capsys.readouterr().err
+    assert run(["verify", f"{functions}:fair", "--json", str(tmp_path)]) == 2, "before all checks, not after them"
+    assert "it is a folder" in capsys.readouterr().err
     assert run(["verify", str(tmp_path / "nowhere")]) == 1
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from speakers import ROLES, TEMPLATE, ours, their_tokenizer, theirs, vocabulary
 from subjects import bert, decoder
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from pellucid.verify.checks.precision import apart
 from pellucid.verify.hugging_face import HuggingFace
 from pellucid.verify.run import verify
-from pellucid.verify.text import keeps_text
+from pellucid.verify.text import folds, keeps_start, keeps_text
 
 OF_TEXT = ("vocabulary", "round-trip", "special-text", "begin-end", "chat")
 
@@ -78,6 +79,37 @@ def test_who_owes_a_text_back() -> None:
     words = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     words.decoder = decoders.WordPiece()
     assert not keeps_text(words.to_str())
+
+
+def test_letters_that_a_tokenizer_does_not_know_are_lost_but_no_special_token_was_typed() -> None:
+    inner = vocabulary()
+    plan = json.loads(inner.to_str())
+    plan["model"]["vocab"] = {word: n for word, n in plan["model"]["vocab"].items() if "<" not in word}
+    plan["model"]["merges"] = [pair for pair in plan["model"]["merges"] if not any("<" in word for word in pair)]
+    report = verify(theirs(their_tokenizer(Tokenizer.from_str(json.dumps(plan)))), ["special-text"])
+    assert report["special-text"].verdict == "pass"
+
+
+def test_a_space_that_is_put_in_front_may_take_the_place_of_one() -> None:
+    inner = vocabulary()
+    assert keeps_start(inner.to_str())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert not keeps_start(inner.to_str())
+    assert verify(theirs(their_tokenizer(inner)), ["round-trip"])["round-trip"].verdict == "pass"
+
+
+def test_what_only_reads_may_make_capitals_small() -> None:
+    inner = vocabulary()
+    inner.normalizer = normalizers.Lowercase()
+    assert folds(inner.to_str()) and not folds(vocabulary().to_str())
+    model = bert()
+    assert verify(HuggingFace(model, tokenizer=their_tokenizer(inner)), ["round-trip"])["round-trip"].verdict == "pass"
+    assert verify(theirs(their_tokenizer(inner)), ["round-trip"])["round-trip"].verdict == "fail"
+
+
+def test_turns_without_a_name_ask_nobody() -> None:
+    template = "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
+    assert verify(ours(replace(ROLES, chat_template=template)), ["chat"]).broken == []
 
 
 def test_distance_is_of_the_spread() -> None:

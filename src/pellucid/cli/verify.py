@@ -83,7 +83,9 @@ def _require_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", "give --json another file, or - to see it") from error
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}", "give --json another file, or - to see it"
+        ) from error
 
 
 def _list() -> None:

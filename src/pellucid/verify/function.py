@@ -32,8 +32,9 @@ def logits_of(out: Any) -> Any:
 class Function(Subject):
     """``function(ids) -> logits``; ids (batch, time), logits (batch, time, vocab): a tensor or array, or what has it.
 
-    A torch module is called in eval mode. If it also takes ``attention_mask`` (1 where a token is) or ``position_ids``, by these names, it is told of padding.
-    vocab: how many ids there are; by default those are drawn that it gives logits for, and it is not asked about others.
+    A torch module is called in eval mode. If it also takes ``attention_mask`` (1 where a token is) or ``position_ids``,
+    by these names, it is told of padding. vocab: how many ids there are; by default those are drawn that it gives
+    logits for, and it is not asked about others.
     """
 
     maker = "function"

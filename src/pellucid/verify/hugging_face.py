@@ -152,7 +152,8 @@ class HuggingFace(Subject):
     @torch.no_grad()
     def packed(self, documents: Sequence[Tensor]) -> list[Tensor]:
         """Told apart as the library does it: by positions that begin again."""
-        if self.kind != "decoder" or not (self.takes_positions and self.per_token and facts.tells_documents(self.model)):
+        told = self.takes_positions and self.per_token and facts.tells_documents(self.model)
+        if self.kind != "decoder" or not told:
             self._cannot("does not tell documents of one row apart")
         lengths = [len(document) for document in documents]
         places = torch.cat([torch.arange(length) for length in lengths])[None]

@@ -1,4 +1,4 @@
-"""What a model of transformers can be told: the library says it in no one place, so configs and code are read for it."""
+"""What a model of transformers can be told: the library says it in no one place, so configs and code are read."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def quietly() -> Iterator[None]:
 
 
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:
-    """A copy as ``from_pretrained(dtype=…)`` would make it: a buffer, as of rotary rates, is what its maker makes it."""
+    """A copy as ``from_pretrained(dtype=…)`` would make it: buffers, as of rotary rates, are as their maker says."""
     model = copy.deepcopy(model)
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)

@@ -82,7 +82,8 @@ class Report:
         title = f"{self.subject} ({self.kind}), computed by {OWNERS.get(self.made_by, self.made_by)}"
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         names = max((len(finding.check) for finding in self.findings), default=0)
-        left = options.max_width - names - len("not applicable  error    tolerance  ") - 4  # a promise may be cut, no more
+        rest = len("not applicable  error    tolerance  ") + 4
+        left = options.max_width - names - rest  # a promise may be cut, and nothing else
         table.add_column("check", no_wrap=True)
         table.add_column("promise", no_wrap=True, max_width=max(7, left))
         table.add_column("verdict", no_wrap=True)

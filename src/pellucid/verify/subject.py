@@ -47,11 +47,11 @@ class Subject(ABC):
     """A model to be tried. Without a cache, gradients, files, ... until an adapter says otherwise.
 
     name: as a person calls it. maker: whose code computes. kind: of these three. vocab, context: sizes of the side that
-    writes (or of the only one); context None: unknown. vocab_is_known: not merely inferred, so that other ids are wrong. width, depth: d_model and layers, for estimates of rounding. dtype: of the weights.
-    pad_id: what stands where no token does; never among ids that are drawn. start_id: what the decoder of an
-    encoder–decoder reads first. prefix: the first so many places may see each other (a prefix language model).
-    per_token: outputs are (batch, time, features); otherwise (batch, 1, features), one a row. tokenizer: see ``text``;
-    None: has none.
+    writes (or of the only one); context None: unknown. vocab_is_known: said, not inferred, so that other ids are wrong.
+    width, depth: d_model and layers, for estimates of rounding. dtype: of the weights. pad_id: what stands where no
+    token does; never among ids that are drawn. start_id: what the decoder of an encoder–decoder reads first. prefix:
+    the first so many places may see each other (a prefix language model). per_token: outputs are (batch, time,
+    features); otherwise (batch, 1, features), one a row. tokenizer: see ``text``; None: has none.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Subject(ABC):
 
     @cached_property
     def sensitivity(self) -> float:
-        """How far one rounding of the vectors of what it reads moves outputs at most (``measure.distance``); 0: unknown."""
+        """How far one rounding of the vectors that it reads moves outputs (``measure.distance``); 0: unknown."""
         return 0.0
 
     @abstractmethod
@@ -109,7 +109,10 @@ class Subject(ABC):
         self._cannot("cannot be told where a document ends in a row")
 
     def generate(self, reading: Reading, n: int, seed: int | None) -> list[Written]:
-        """``n`` new ids after each row (padded on the left) or for each source: sampled with this seed; None: the likeliest each time."""
+        """``n`` new ids after each row (padded on the left) or for each source.
+
+        seed: for sampling; None: the likeliest each time.
+        """
         self._cannot("does not generate")
 
     def loss(self, reading: Reading, labels: Int[Tensor, "batch time"]) -> float:

@@ -38,7 +38,9 @@ def prompt(subject: Subject, trial: Trial) -> Measured:
         raise NotApplicable(f"{subject.name}: its chat template leaves the last answer out")
     unasked = _unasked(speller, head, answered)
     if unasked:
-        return Measured(float(len(unasked)), GAP, f"an answer is asked for where one was given: {unasked[-40:]!r} follows")
+        return Measured(
+            float(len(unasked)), GAP, f"an answer is asked for where one was given: {unasked[-40:]!r} follows"
+        )
     alike = next((n for n in range(len(head), 0, -1) if asked.startswith(head[:n])), 0)
     missing = max(len(head), len(asked)) - alike
     detail = f"an answer follows {head[-40:]!r}, but it is asked for after {asked[-40:]!r}" if missing else ""

@@ -42,7 +42,8 @@ def measure(subject: Subject, trial: Trial) -> Measured:
             begin = row.ids[0].tolist() if reading.source is None else [subject.start_id]
             ids = torch.tensor([begin + written.ids[:-1]])
             out = subject.run(Reading(ids, None, row if reading.source is not None else None))
-            worst.see(shortfall(out[0, len(begin) - 1 :, : subject.choices].float(), written), f"{what}, a prompt of {row.shape[1]}")
+            logits = out[0, len(begin) - 1 :, : subject.choices].float()
+            worst.see(shortfall(logits, written), f"{what}, a prompt of {row.shape[1]}")
     # two candidates may each be off by a rounding
     tolerance = rounding(subject)
     return worst.measured(Tolerance(2 * tolerance.value, f"twice {tolerance.reason}", 2 * tolerance.unclear))

@@ -51,8 +51,8 @@ def _question(subject: Subject, trial: Trial, reading: Reading) -> tuple[Reading
             raise NotApplicable(f"{subject.name} does not say what its decoder reads first")
         labels = reading.ids.clone()  # what the decoder reads is these, one place later
         reading = reading.with_ids(F.pad(labels[:, :-1], (1, 0), value=subject.start_id))
-    for row, scored in enumerate(labels):  # not as many in each row: a mean is over all places, not over rows
-        scored[max(3, len(scored) - 3 * (row + 1)) :] = IGNORE  # at the end: what reads them instead of ids is not asked
+    for row, scored in enumerate(labels):  # not as many in each: a mean is over all places, not over rows
+        scored[max(3, len(scored) - 3 * (row + 1)) :] = IGNORE  # the last: what reads them instead of ids is not asked
     return reading, labels
 
 

@@ -26,7 +26,7 @@ def restored(speller: Speller, text: str, exactly: bool) -> bool:
 
 
 def round_trip(subject: Subject, trial: Trial) -> Measured:
-    """Sentences, code, other scripts, and spaces in all places. What only reads may fold letters; what writes may not."""
+    """Sentences, code, other scripts, spaces in all places. What only reads may make capitals small."""
     speller = speller_of(subject)
     exactly = speller.keeps_text or (speller.folds and subject.kind != "encoder")
     texts = [text for text in (*TEXTS, *SPACES) if exactly or not _unknown(speller, text)]
