@@ -111,7 +111,7 @@ def test_what_cannot_be_told_from_rounding_is_neither_kept_nor_broken() -> None:
 
     class Chaotic(Subject):
         name, maker, kind, vocab, context = "chaos", "function", "decoder", VOCAB, CONTEXT
-        sensitivity, apart = 0.01, 0.02
+        turbulence, apart = 0.01, 0.02
 
         def run(self, reading: Reading) -> torch.Tensor:
             alone = reading.shape[0] == 1

@@ -19,7 +19,7 @@ from pellucid.errors import CheckpointError, UsageError
 from pellucid.verify import hugging_face_facts as facts
 from pellucid.verify import hugging_face_paths as paths
 from pellucid.verify.hugging_face_text import TheirSpeller, load_speller, stop_ids_of
-from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity
+from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity, turbulence
 from pellucid.verify.reading import Reading, Side
 from pellucid.verify.subject import Kind, Pairs, Subject, Written
 from pellucid.verify.trial import LONGEST
@@ -123,7 +123,11 @@ class HuggingFace(Subject):
 
     @cached_property
     def sensitivity(self) -> float:
-        return sensitivity(self, self._tables)
+        return sensitivity(self, self._tables[-1:])
+
+    @cached_property
+    def turbulence(self) -> float:
+        return turbulence(self, self._tables)
 
     def gradient(self, reading: Reading, score: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch time d_model"]:
         given = self._arguments(reading)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pellucid.verify.subject import Subject
 
+CHAOS = 256.0  # a model that moves so much farther than estimated hides small faults
 FEW = 4.0  # times what was seen of a few roundings, others may do
 MARGIN = 32.0  # the largest of thousands of outputs is looked at, and norms and softmaxes amplify
 ILL = 16.0  # a model more sensitive than this is no excuse: its faults are as visible as any
@@ -17,11 +18,11 @@ ILL = 16.0  # a model more sensitive than this is no excuse: its faults are as v
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The largest error that says nothing, and why it is that. unclear: up to here an error may be rounding or not."""
+    """The largest error that says nothing, and why it is that. of_rounding: whether an error may be rounding at all."""
 
     value: float
     reason: str
-    unclear: float = 0.0
+    of_rounding: bool = False
 
 
 EXACT = Tolerance(0.0, "the same numbers are combined in the same order: nothing may differ")
@@ -40,10 +41,19 @@ class Measured:
         """Whether the promise was kept; an error that is not a number keeps nothing."""
         return self.error <= self.tolerance.value
 
-    @property
-    def unclear(self) -> bool:
-        """Whether rounding alone may have done it, in a model that is too sensitive to tell."""
-        return not self.kept and self.error <= self.tolerance.unclear
+
+def estimate(subject: Subject) -> tuple[float, int]:
+    """What n independent roundings do to outputs, as a share of their root mean square; the terms of a sum in n."""
+    terms = subject.width if subject.dtype in (torch.float32, torch.float64) else 1
+    return torch.finfo(subject.dtype).eps * math.sqrt(terms * subject.depth), terms
+
+
+def unclear(subject: Subject, measured: Measured) -> bool:
+    """Whether rounding alone may have done it, in a model too chaotic to tell: neither kept nor broken."""
+    if measured.kept or not measured.tolerance.of_rounding or math.isnan(measured.error):
+        return False
+    far = subject.turbulence
+    return far > CHAOS * estimate(subject)[0] and measured.error <= FEW * far
 
 
 def rounding(subject: Subject) -> Tolerance:
@@ -51,18 +61,17 @@ def rounding(subject: Subject) -> Tolerance:
 
     Each of n independent roundings moves a result by eps, all together by about eps sqrt(n) (Higham & Mary 2019). n:
     terms of a sum times layers in float32; layers in shorter types, whose products are summed in float32. A model that
-    answers more strongly to a rounding of what enters its first block is given that much, within ``ILL`` times; beyond
-    that, what rounding was seen to do is unclear, neither kept nor broken.
+    answers more strongly to a rounding of what enters its first block is given that much, within ``ILL`` times.
     """
-    terms = subject.width if subject.dtype in (torch.float32, torch.float64) else 1
-    eps, name = torch.finfo(subject.dtype).eps, str(subject.dtype).removeprefix("torch.")
-    expected = eps * math.sqrt(terms * subject.depth)
+    (expected, terms), name = estimate(subject), str(subject.dtype).removeprefix("torch.")
     seen = min(subject.sensitivity, ILL * expected)
     if seen > expected:
         reason = f"{MARGIN:g} × what one rounding of its input does ({seen:.0e} of the outputs)"
-        return Tolerance(MARGIN * seen, reason, FEW * subject.sensitivity)
+        return Tolerance(MARGIN * seen, reason, of_rounding=True)
     count = f"{subject.width} × {subject.depth}" if terms > 1 else f"{subject.depth}"
-    return Tolerance(MARGIN * expected, f"{MARGIN:g} × {name} eps × √({count}) of the outputs: summed in another order")
+    return Tolerance(
+        MARGIN * expected, f"{MARGIN:g} × {name} eps × √({count}) of the outputs: summed in another order", True
+    )
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -20,7 +20,7 @@ from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
 from pellucid.spec import AttentionSpec, MaskedLMHeadSpec, Prefix, TaggerHeadSpec
 from pellucid.verify import ours_paths as paths
-from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity
+from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity, turbulence
 from pellucid.verify.reading import Reading, Side
 from pellucid.verify.subject import Pairs, Subject, Written
 from pellucid.verify.text import OurSpeller
@@ -113,7 +113,11 @@ class Ours(Subject):
 
     @cached_property
     def sensitivity(self) -> float:
-        return sensitivity(self, self._tables)
+        return sensitivity(self, self._tables[-1:])
+
+    @cached_property
+    def turbulence(self) -> float:
+        return turbulence(self, self._tables)
 
     def gradient(self, reading: Reading, score: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch time d_model"]:
         return embedding_gradient(self._tables[-1], reading.ids, lambda: self._forward(reading), score)

@@ -13,6 +13,7 @@ import torch
 
 from pellucid.errors import UsageError, suggest
 from pellucid.verify.checks import Check, all_checks
+from pellucid.verify.measure import unclear
 from pellucid.verify.open import open_subject
 from pellucid.verify.report import Finding, Report, Verdict
 from pellucid.verify.subject import NotApplicable, Subject
@@ -69,7 +70,7 @@ def _tried(check: Check, subject: Subject, seed: int) -> Finding:
     finally:
         random.setstate(state)
     tolerance = measured.tolerance
-    if measured.unclear:
+    if unclear(subject, measured):
         detail = "one rounding of what it reads moves its outputs about as far: a fault could not be told from it"
         return found("not applicable", detail=detail, error=measured.error, tolerance=tolerance.value)
     verdict: Verdict = "pass" if measured.kept else "fail"

@@ -83,6 +83,11 @@ class Subject(ABC):
         """How far one rounding of the vectors that it reads moves outputs (``measure.distance``); 0: unknown."""
         return 0.0
 
+    @cached_property
+    def turbulence(self) -> float:
+        """The same, as far as any output was seen to move in many more numbers."""
+        return 0.0
+
     @abstractmethod
     def run(self, reading: Reading) -> Float[Tensor, "batch places features"]:
         """Logits, or what the model gives instead; of padding's places too, whatever it is there. No gradient."""

@@ -46,7 +46,7 @@ def measure(subject: Subject, trial: Trial) -> Measured:
             worst.see(shortfall(logits, written), f"{what}, a prompt of {row.shape[1]}")
     # two candidates may each be off by a rounding
     tolerance = rounding(subject)
-    return worst.measured(Tolerance(2 * tolerance.value, f"twice {tolerance.reason}", 2 * tolerance.unclear))
+    return worst.measured(Tolerance(2 * tolerance.value, f"twice {tolerance.reason}", tolerance.of_rounding))
 
 
 def _unpadded(subject: Subject, side: Side) -> bool:

@@ -37,7 +37,7 @@ def measure(subject: Subject, trial: Trial) -> Measured:
         alike = [said for shift, said in SHIFTS.items() if right and _close(given, mean_nll(logits, labels, shift))]
         worst.see(abs(given - expected) / max(expected, 1e-3), ", ".join([what, *alike]))
     near = rounding(subject)
-    return worst.measured(Tolerance(near.value, f"{near.reason}, which the loss is a mean of", near.unclear))
+    return worst.measured(Tolerance(near.value, f"{near.reason}, which the loss is a mean of", near.of_rounding))
 
 
 def _question(subject: Subject, trial: Trial, reading: Reading) -> tuple[Reading, Int[Tensor, "batch time"]]:
