@@ -25,6 +25,7 @@ from pellucid.families.registry import spec_of
 from pellucid.nn.embed import Embedding
 from pellucid.nn.models import Decoder, Encoder, EncoderDecoder
 from pellucid.train.objectives import NegativeLogLikelihood
+from pellucid.verify.function import Function
 from pellucid.verify.hugging_face import HuggingFace
 from pellucid.verify.trial import TEXTS
 
@@ -296,6 +297,11 @@ def reads_anything(ids: Tensor) -> Tensor:
     return F.one_hot(ids % VOCAB, VOCAB).float()
 
 
+def function_of_ids() -> Function:
+    """A clean one that says how many ids it knows."""
+    return Function(lambda ids: F.one_hot(ids, VOCAB).float(), vocab=VOCAB)
+
+
 IDS = [
     *of(
         "vocabulary",
@@ -308,7 +314,7 @@ IDS = [
         ("ids of the source are clamped", pair, clamps("encoder.embed.tokens")),
         ("theirs, ids are clamped", gpt2, clamps("transformer.wte")),
         ("theirs, ids are clamped", bert, clamps(BERT_TABLE.removesuffix(".weight"))),
-        ("a function that takes any id", lambda: lambda ids: F.one_hot(ids, VOCAB).float(), instead(reads_anything)),
+        ("a function that takes any id", function_of_ids, instead(Function(reads_anything, vocab=VOCAB))),
     ),
 ]
 
