@@ -16,11 +16,10 @@ import pellucid
 from pellucid import build
 from pellucid.cli.chat import COMMANDS, command
 from pellucid.cli.main import main
-from pellucid.cli.say import shown
 from pellucid.data.chat import ChatTemplate
 from pellucid.data.tokenizer import END_OF_TEXT, Tokenizer
 from pellucid.data.tokenizer_roles import Roles
-from pellucid.errors import DataError, UsageError
+from pellucid.errors import DataError, UsageError, shown
 from pellucid.families.native import save_model
 from pellucid.generate.chat import Chat, chat
 from pellucid.generate.decode import Completion, generate, stream

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pellucid.errors import shown
+
 Verdict = Literal["pass", "fail", "not applicable", "error"]
 STYLES: dict[str, str] = {"pass": "green", "fail": "bold red", "error": "bold magenta", "not applicable": "dim"}
 OWNERS = {"pellucid": "pellucid", "transformers": "transformers", "function": "a function that was given"}
@@ -80,7 +82,7 @@ class Report:
         from rich.text import Text
 
         title = f"{self.subject} ({self.kind}), computed by {OWNERS.get(self.made_by, self.made_by)}"
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table = Table(title=Text(shown(title)), title_justify="left", box=None, padding=(0, 2, 0, 0))
         names = max((len(finding.check) for finding in self.findings), default=0)
         rest = len("not applicable  error    tolerance  ") + 4
         left = options.max_width - names - rest  # a promise may be cut, and nothing else
@@ -96,7 +98,7 @@ class Report:
         yield table
         for verdict in ("not applicable", "pass", "error", "fail"):  # what matters comes last, above the sum
             for said, checks in self._grouped(verdict).items():
-                yield Text.assemble((", ".join(checks), STYLES[verdict]), f": {said}")
+                yield Text.assemble((", ".join(checks), STYLES[verdict]), f": {shown(said)}")
         yield Text(self.summary, "bold green" if self.ok else "bold red")
 
     def _grouped(self, verdict: Verdict) -> dict[str, list[str]]:
