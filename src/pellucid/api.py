@@ -45,8 +45,15 @@ def locate(name: str | Path) -> Path:
     Raises CheckpointError where there is neither.
     """
     path = Path(name)
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            if path.is_dir():
+                next(path.iterdir(), None)  # so that a folder that may not be read is one, not an empty one
+            return path
+    except OSError as error:
+        raise CheckpointError(
+            f"{name} cannot be read: {error.strerror}", "check the path and who may read it"
+        ) from error
     if is_name(str(name)):
         return fetch(str(name))
     raise CheckpointError(

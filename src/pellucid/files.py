@@ -1,4 +1,5 @@
-"""Files that are whole or absent: write aside, fsync, rename; and the lock that one run holds on its folder."""
+"""Files that are whole or absent: write aside, fsync, rename; the lock that one run holds on its folder; and reading
+texts and JSON that may be anybody's, within bounds."""
 
 from __future__ import annotations
 
@@ -6,8 +7,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +20,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pellucid.errors import PellucidError, RunError
+
+# beyond any published file: the largest tokenizers have about 40 MB and two million values
+MOST_BYTES, MOST_VALUES, DEEPEST = 1 << 28, 1 << 22, 100
 
 
 def _sync(path: Path) -> None:
@@ -76,14 +83,72 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, error: type[PellucidError]) -> Any:
-    """The JSON value in ``path``; raises ``error`` when the file is missing or is not JSON."""
+def read_bytes(path: Path, error: type[PellucidError], most: int = MOST_BYTES) -> bytes:
+    """The bytes of a file. Raises ``error`` where it is missing, longer than ``most``, or no plain file.
+
+    A pipe would be waited for, and a device has no end.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise error(f"{path} cannot be read: it is no plain file", "restore it from a copy")
+        if found.st_size > most:
+            raise error(f"{path} is {found.st_size:,} bytes long", f"no such file has more than {most:,}")
+        with path.open("rb") as stream:
+            return stream.read(found.st_size)  # no more, should it grow meanwhile
     except FileNotFoundError as cause:
         raise error(f"{path} does not exist", "check the path, or restore it from a copy") from cause
-    except (OSError, ValueError, RecursionError) as cause:
-        raise error(f"{path} is not readable JSON: {cause}", "restore it from a copy, or remove it") from cause
+    except OSError as cause:
+        raise error(f"{path} cannot be read: {cause.strerror or cause}", "check the path, or restore it") from cause
+
+
+def read_text(path: Path, error: type[PellucidError], most: int = MOST_BYTES) -> str:
+    """The text of a file, line ends as they are. Raises ``error`` as ``read_bytes`` does, and where it is not UTF-8."""
+    try:
+        return read_bytes(path, error, most).decode("utf-8")
+    except UnicodeDecodeError as cause:
+        raise error(f"{path} cannot be read: {cause}", "it must be UTF-8: restore it from a copy") from cause
+
+
+def read_json(path: Path, error: type[PellucidError], most: int = MOST_BYTES, unique: bool = False) -> Any:
+    """The JSON value in a file. Raises ``error`` as ``read_text`` and ``parse_json`` do."""
+    return parse_json(read_text(path, error, most), str(path), error, unique)
+
+
+def parse_json(text: str, where: str, error: type[PellucidError], unique: bool = False) -> Any:
+    """The JSON value that ``text`` is. unique: no object may say a key twice, of which readers believe either.
+
+    Raises ``error``, naming ``where``, for what is no JSON, or could not be worked with: more values than memory should
+    hold, deeper than Python recurses, text that has no UTF-8 form.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise error(f"{where} says {twice!r} twice", "keep one: readers differ in which they believe")
+        return values
+
+    remedy = "restore it from a copy"
+    if sum(map(text.count, "[{,")) > MOST_VALUES:
+        raise error(f"{where} holds more than {MOST_VALUES:,} values", "no such file has so many")
+    try:
+        value = json.loads(text, object_pairs_hook=once if unique else None)
+        if re.search(r"\\u[dD]", text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except error:
+        raise
+    except UnicodeEncodeError as cause:
+        raise error(f"{where} holds half of a surrogate pair, which is no character", remedy) from cause
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{where} is not readable JSON: {cause}", remedy) from cause
+    level, depth = [value], 0
+    while level:
+        if (depth := depth + 1) > DEEPEST:
+            raise error(f"{where} nests more than {DEEPEST} values in each other", remedy)
+        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [each for values in inside for each in values if isinstance(each, dict | list)]
+    return value
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
@@ -93,7 +158,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        aside, older = (Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)) for _ in "ab")
         try:
             aside.chmod(0o755)
             fill(aside)
@@ -101,11 +166,12 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
                 _sync(file)
             _sync(aside)
             if path.exists():
-                shutil.rmtree(path)
+                os.replace(path, older)  # whole, until the new one stands
             os.replace(aside, path)
             _sync(path.parent)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            for left in (aside, older):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

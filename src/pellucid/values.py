@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, ClassVar, TypeVar
 
 from pellucid.errors import SpecError, UsageError, suggest
 from pellucid.files import read_json, write_json
+
+MOST = 4096  # objects in one list, such as the layers of a model: each is made, so a damaged number must not get far
 
 # Not typing.Self: the shape checks of the tests decorate methods, where Self means nothing.
 V = TypeVar("V", bound="Value")
@@ -95,9 +98,13 @@ def decode(value: Any, hint: Any, where: str) -> Any:
             raise SpecError(f"{where}: expected an object, found {value!r}")
         return _dataclass(typing.cast(dict[str, Any], value), (hint,), where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     if hint is not Any and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
         raise SpecError(f"{where}: expected {hint.__name__}, found {value!r}")
+    if hint is float and not math.isfinite(value):
+        raise SpecError(f"{where}: {value!r} is no finite number")
+    if hint is int and not -(2**63) <= value < 2**63:
+        raise SpecError(f"{where}: {value!r} is no number of 64 bits")
     return value
 
 
@@ -108,8 +115,10 @@ def _tuple(value: Any, item: Any, where: str) -> tuple[Any, ...]:
     for i, entry in enumerate(typing.cast(list[Any], value)):
         folded = isinstance(entry, dict) and set(typing.cast(dict[str, Any], entry)) == {"times", "of"}
         times, entry = (entry["times"], entry["of"]) if folded else (1, entry)
-        if type(times) is not int or not 1 <= times <= 10_000:
-            raise SpecError(f"{where}[{i}].times: {times!r} is not a number of repeats from 1 to 10000")
+        if type(times) is not int or times < 1:
+            raise SpecError(f"{where}[{i}].times: {times!r} is not a number of repeats")
+        if isinstance(entry, dict) and len(out) + times > MOST:
+            raise SpecError(f"{where}: more than {MOST} entries")
         out += [decode(entry, item, f"{where}[{i}]")] * times
     return tuple(out)
 

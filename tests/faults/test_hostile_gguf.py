@@ -119,6 +119,19 @@ CASES: dict[str, tuple[bytes, str]] = {
         file([pair("general.architecture", U32, struct.pack("<I", 1))]),
         "general.architecture",
     ),
+    "an architecture that is a list": (
+        file([pair("general.architecture", ARRAY, LIST + struct.pack("<QI", 1, 7))]),
+        r"general.architecture = \[7\]",
+    ),
+    "an architecture of a megabyte": (
+        file([pair("general.architecture", STRING, text("ab" * (1 << 19)))]),
+        "general.architecture = 'abab",
+    ),
+    "a kind of a megabyte": (file([pair("general.type", STRING, text("\x1b[2J" * (1 << 18)))]), "general.type"),
+    "parts that are a list": (
+        file([pair("split.count", ARRAY, LIST + struct.pack("<Q", 1 << 16) + bytes(4 << 16))]),
+        r"of \[0, 0",
+    ),
     "an architecture alone": (file([pair("general.architecture", STRING, text("llama"))]), "llama"),
     "a layer of 10^9": (
         file([pair("general.architecture", STRING, text("llama"))], [tensor("blk.999999999.a", [4])]),
@@ -181,6 +194,15 @@ def test_a_file_that_becomes_shorter_is_refused(tiny: Path, tmp_path: Path) -> N
     checkpoint = open_gguf(path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"shrinking\.gguf"):
+        load_checkpoint(checkpoint)
+
+
+def test_a_file_that_vanishes_is_refused(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gone.gguf"
+    path.write_bytes(tiny.read_bytes())
+    checkpoint = open_gguf(path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"gone\.gguf cannot be read"):
         load_checkpoint(checkpoint)
 
 

@@ -4,6 +4,7 @@ memory is taken."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import pellucid
 from pellucid.designs import modern
-from pellucid.errors import CheckpointError
+from pellucid.errors import LONGEST, CheckpointError
 from pellucid.families.export import to_hf
 from pellucid.families.safetensors_files import INDEX, MOST_JSON, SafetensorsFiles, open_folder, read_object
 
@@ -192,6 +193,12 @@ def only_pickle(folder: Path) -> None:
     weights(folder).unlink()
 
 
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 W = r"model\.safetensors"
 CASES: dict[str, tuple[Spoil, str]] = {
     # the header of the file
@@ -221,6 +228,14 @@ CASES: dict[str, tuple[Spoil, str]] = {
     # the tensors
     "a missing tensor": (tensors(lambda held: held.pop(NORM)), rf"model: the checkpoint lacks {NORM}"),
     "an extra tensor": (tensors(lambda held: held.update(x=torch.ones(2))), r"no place for x"),
+    "a tensor whose name clears the screen": (
+        tensors(lambda held: held.update({"\x1b[2J\x07": torch.ones(2)})),
+        r"no place for \\u001b\[2J\\u0007$",
+    ),
+    "tens of thousands of extra tensors": (
+        header(lambda said: said.update({f"model.layers.{n}.x": EMPTY for n in range(50_000)})),
+        r"no place for",
+    ),
     "a tensor of no dimension": (
         tensors(lambda held: held.update({NORM: torch.tensor(1.0)})),
         rf"{NORM} has the shape \(\)",
@@ -257,6 +272,22 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "a number for a file": (
         shards(lambda index: index["weight_map"].update({NORM: 7})),
         rf"{INDEX} places {NORM} in '7'",
+    ),
+    "a pipe for a shard": (
+        shards(then=lambda folder: piped(folder / "model-00002-of-00002.safetensors")),
+        r"model-00002-of-00002\.safetensors does not exist, or is no file",
+    ),
+    "half a character in the name of a shard": (
+        shards(lambda index: index["weight_map"].update({NORM: "\ud800.safetensors"})),
+        rf"{INDEX} holds half of a surrogate pair",
+    ),
+    "a shard with a megabyte for a name": (
+        shards(lambda index: index["weight_map"].update({NORM: "a" * 10**6 + ".safetensors"})),
+        r"aaaa.*… and \d[\d,]+ characters more",
+    ),
+    "a hundred thousand shards": (
+        shards(lambda index: index["weight_map"].update({f"x{n}": f"{n}.safetensors" for n in range(10**5)})),
+        r"0\.safetensors does not exist",
     ),
     "a missing shard": (
         shards(then=lambda folder: (folder / "model-00002-of-00002.safetensors").unlink()),
@@ -327,7 +358,7 @@ def test_refused(case: str, folder: Path) -> None:
     with bounded(), pytest.raises(CheckpointError) as caught:
         pellucid.load(folder)
     assert re.search(message, caught.value.problem), caught.value.problem
-    assert len(str(caught.value)) < 1500
+    assert len(str(caught.value)) < 2 * LONGEST
 
 
 @pytest.mark.parametrize("spoil", [lambda folder: None, shards()], ids=["one file", "shards"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import read_or_refused, spoiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pellucid.data.chat import Disguise
 from pellucid.data.tokenizer import Tokenizer
 from pellucid.data.tokenizer_files import load_tokenizer
 from pellucid.data.tokenizer_gguf import from_metadata
@@ -102,15 +106,15 @@ def prepend(text: str) -> Json:
 
 WORD = {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "vocab": {"a": 0}}
 JSON_CASES: dict[str, tuple[Any, str]] = {
-    "truncated": (json.dumps(BPE)[:300], "not a tokenizer"),
-    "not json": ("hello", "not a tokenizer"),
+    "truncated": (json.dumps(BPE)[:300], "not readable JSON"),
+    "not json": ("hello", "not readable JSON"),
     "a list": ([], "not an object"),
     "nothing": ({}, "no object 'model'"),
-    "deep": ("[" * 100_000, "not a tokenizer"),
+    "deep": ("[" * 100_000, "not readable JSON"),
     "deep steps": (
         json.dumps(BPE).replace('"pre_tokenizer": null', '"pre_tokenizer": ' + '{"type":"Sequence","pretokenizers":['
                                 * 5000 + "]}" * 5000),
-        "not a tokenizer",
+        "not readable JSON",
     ),
     "unknown model": (changed(BPE, put("model", "type", value="Oracle")), "type 'Oracle'"),
     "vocabulary a list": (changed(BPE, put("model", "vocab", value=["a"])), "wrong type"),
@@ -127,6 +131,12 @@ JSON_CASES: dict[str, tuple[Any, str]] = {
     "merge of one": (changed(BPE, put("model", "merges", 0, value="ab")), "merge 0 is"),
     "merge of numbers": (changed(BPE, put("model", "merges", 0, value=[1, 2])), "merge 0"),
     "merges a text": (changed(BPE, put("model", "merges", value="ab")), "merges are not a list"),
+    "merge without its prefix": (
+        changed(BPE, put("model", "continuing_subword_prefix", value="####")), "merge 0 joins 'b', which does not begin"
+    ),
+    "a prefix that is a number": (
+        changed(BPE, put("model", "continuing_subword_prefix", value=5)), "subword_prefix is 5"
+    ),
     "random encoding": (changed(BPE, put("model", "dropout", value=0.5)), "dropout 0.5"),
     "unigram score": (changed(UNIGRAM, put("model", "vocab", 1, value=["a", "x"])), "entry 1"),
     "unigram score not finite": (json.dumps(UNIGRAM).replace("-1.5", "-1e999"), "entry 2"),
@@ -143,6 +153,18 @@ JSON_CASES: dict[str, tuple[Any, str]] = {
     "unknown pre-tokenizer": (changed(BPE, put("pre_tokenizer", value={"type": "Run"})), "not a tokenizer"),
     "unknown decoder": (changed(BPE, put("decoder", value={"type": "CTC", "pad_token": "a", "word_delimiter_token": "b",
                                                           "cleanup": True})), "decoder .*CTC"),
+    "decoder that takes more than there is": (
+        changed(BPE, put("decoder", value={"type": "Sequence", "decoders": [
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 0, "stop": 1}]})), "takes the end off"
+    ),
+    "half a character": (changed(BPE, put("model", "vocab", "\ud800", value=16)), "half of a surrogate pair"),
+    "a pattern where none belongs": (
+        changed(BPE, put("normalizer", value={"type": "NFC", "pattern": None})), "pattern is None"
+    ),
+    "a pattern that is a number": (
+        changed(BPE, put("normalizer", value={"type": "Lowercase", "pattern": {"Regex": 5}})), "pattern is"
+    ),
+    "a pattern of a megabyte": (changed(BPE, split("a" * 10**6)), "pattern has 1,000,000 characters"),
     "bad pattern": (changed(BPE, split("(((")), "not a tokenizer|pattern"),
     "nested repetition": (changed(BPE, split("(a+)+$")), "repeats"),
     "nested bounded repetition": (changed(BPE, split("(?:[ab]{1,64})+!")), "repeats"),
@@ -188,6 +210,9 @@ def test_the_same_files_unchanged_are_read(tmp_path: Path) -> None:
 
 NOT_AN_OBJECT: list[Any] = [[], "text", 1, None]
 CONFIG_CASES: dict[str, tuple[Json, str]] = {
+    "half a character": ({"bos_token": "\ud800"}, r"tokenizer_config\.json holds half of a surrogate pair"),
+    "deep": ({"x": json.loads("[" * 200 + "]" * 200)}, r"tokenizer_config\.json nests more than"),
+    "added id infinite": ({"added_tokens_decoder": {"Infinity": {"content": "<n>"}}}, "added tokens"),
     "token a number": ({"eos_token": 5}, "eos_token is 5"),
     "token not there": ({"bos_token": "<nowhere>"}, "'<nowhere>' is not in the vocabulary"),
     "template a number": ({"chat_template": 1}, "chat_template is 1"),
@@ -223,6 +248,26 @@ def test_an_eos_id_of_a_wrong_type_is_refused(tmp_path: Path) -> None:
             load_tokenizer(written(BPE, tmp_path, generation_config={"eos_token_id": value}))
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model", "vocab.txt", "source.spm"])
+def test_a_pipe_is_not_waited_for(file: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / file)
+    for other in ("vocab.json", "target.spm"):
+        (tmp_path / other).write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"{file} cannot be read: it is no plain file|does not number"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_infinite_id_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="added tokens"):
+        load_tokenizer(written(BPE, tmp_path, added_tokens={"<n>": float("inf")}))
+
+
+def test_special_tokens_that_could_fill_memory_are_refused() -> None:
+    with pytest.raises(DataError, match="200 special tokens of up to 4,096 characters"):
+        Disguise([f"{n:04}" * 1024 for n in range(200)], "")
+
+
 def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     files = {
         "empty": ({}, "holds no tokenizer"),
@@ -230,6 +275,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         "no unknown": ({"vocab.txt": b"a\nb\n"}, r"\[UNK\]"),
         "bytes": ({"vocab.txt": b"\xff\xfe"}, r"vocab\.txt cannot be read"),
         "sentences": ({"tokenizer.model": b"\x00garbage"}, "not a SentencePiece model"),
+        "odd sentences": ({"tokenizer.model": bytes.fromhex("0a05 0a03 ff ff ff")}, "piece 0 is not UTF-8"),
         "no sentences": ({"spiece.model": b""}, "0 pieces"),
         "merges": ({"vocab.json": b"[]", "merges.txt": b"a b"}, "wrong type"),
         "merges of one": ({"vocab.json": b'{"a": 0}', "merges.txt": b"a"}, "merge 0"),
@@ -332,6 +378,8 @@ GGUF_CASES: dict[str, tuple[Json, str]] = {
     "bos switch a number": ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token is '1'"),
     "template a list": ({"tokenizer.chat_template": ["x"]}, "chat_template is"),
     "charsmap a number": ({"tokenizer.ggml.precompiled_charsmap": 1}, "precompiled_charsmap is 1"),
+    "charsmap no base64": ({"tokenizer.ggml.precompiled_charsmap": "abc"}, "precompiled_charsmap is abc"),
+    "charsmap no ASCII": ({"tokenizer.ggml.precompiled_charsmap": "é"}, "precompiled_charsmap is é"),
     "charsmap random": ({"tokenizer.ggml.precompiled_charsmap": list(range(50))}, "charsmap"),
     "long pieces": ({"tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(c * 20_000 for c in "abcde")]}, "too long"),
 }
@@ -380,6 +428,78 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
         yield from places(child, (*path, key))
 
 
+# one of every step that the library has
+NORMALIZERS: list[Json] = [
+    {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    },
+    {"type": "Strip", "strip_left": True, "strip_right": True},
+    {"type": "Replace", "pattern": {"String": "a"}, "content": "b"},
+    {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "b"},
+    *({"type": kind} for kind in ("StripAccents", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt", "ByteLevel")),
+    prepend("a"),
+]
+SPLITTERS: list[Json] = [
+    {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    {"type": "Split", "pattern": {"Regex": r"\\s+"}, "behavior": "Isolated", "invert": False},
+    {"type": "Split", "pattern": {"String": "a"}, "behavior": "MergedWithPrevious", "invert": True},
+    {"type": "CharDelimiterSplit", "delimiter": "a"},
+    {"type": "Punctuation", "behavior": "Isolated"},
+    {"type": "Digits", "individual_digits": True},
+    {"type": "BertPreTokenizer"},
+    {"type": "Whitespace"},
+    {"type": "WhitespaceSplit"},
+    {"type": "UnicodeScripts"},
+]
+DECODERS: list[Json] = [
+    {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    {"type": "BPEDecoder", "suffix": "</w>"},
+    {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "Fuse"},
+    {"type": "ByteFallback"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+]
+ENDS: list[Json] = [
+    {"type": "BertProcessing", "sep": ["c", 2], "cls": ["a", 0]},
+    template(13),
+    {"type": "RobertaProcessing", "sep": ["c", 2], "cls": ["a", 0], "trim_offsets": True, "add_prefix_space": True},
+]
+BPE_MODEL, WORDS = BPE["model"], WORD | {"max_input_chars_per_word": 9}
+MODELS: list[Json] = [
+    BPE_MODEL,
+    UNIGRAM["model"],
+    WORDS,
+    {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
+    BPE_MODEL
+    | {
+        "byte_fallback": True,
+        "fuse_unk": True,
+        "unk_token": "x",
+        "continuing_subword_prefix": "#",
+        "end_of_word_suffix": "</w>",
+        "ignore_merges": True,
+    },
+]
+
+
+def steps(key: str, known: list[Json]) -> st.SearchStrategy[Any]:
+    some = st.lists(st.sampled_from(known), min_size=1, max_size=3)
+    return st.none() | st.sampled_from(known) | some.map(lambda chosen: {"type": "Sequence", key: chosen})
+
+
+ANY_TOKENIZER = st.fixed_dictionaries({
+    "version": st.just("1.0"), "added_tokens": st.sampled_from([[], [TOKEN]]), "model": st.sampled_from(MODELS),
+    "normalizer": steps("normalizers", NORMALIZERS), "pre_tokenizer": steps("pretokenizers", SPLITTERS),
+    "decoder": steps("decoders", DECODERS), "post_processor": steps("processors", ENDS),
+})  # fmt: skip
+
 RICH = changed(BPE, split(r"\s+")) | {
     "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, prepend("a")]},
     "post_processor": template(13),
@@ -411,6 +531,68 @@ def test_any_value_anywhere_in_a_tokenizer_json_is_read_or_refused(path: tuple[s
         except CheckpointError:
             return
         try_out(tokenizer)
+
+
+@settings(max_examples=400)
+@given(ANY_TOKENIZER.flatmap(spoiled))
+def test_a_spoiled_tokenizer_of_any_kind_is_read_or_refused(config: Json) -> None:
+    from pellucid.data.tokenizer_json import parse
+    from pellucid.data.tokenizer_roles import roles_of
+
+    def read() -> None:
+        inner = parse(json.dumps(config), "tokenizer.json")
+        try_out(Tokenizer(inner, roles_of(inner, {}, {}, {}, "tokenizer.json")))
+
+    with within(5):
+        read_or_refused(read)
+
+
+CONFIG: Json = {
+    "bos_token": "a", "eos_token": {"content": "b"}, "pad_token": None, "add_bos_token": True, "add_eos_token": False,
+    "additional_special_tokens": ["d"], "added_tokens_decoder": {"16": {"content": "<n>", "special": True}},
+    "chat_template": "{{ messages }}", "do_lower_case": True, "strip_accents": None, "extra_ids": 5,
+}  # fmt: skip
+BESIDE: Json = {"tokenizer_config": CONFIG, "generation_config": {"eos_token_id": [1, 2], "bos_token_id": 0},
+                "added_tokens": {"<m>": 17}, "special_tokens_map": {"unk_token": "c"},
+                "config": {"model_type": "roberta", "eos_token_id": 1}}  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(st.sampled_from([BPE, UNIGRAM]), spoiled(BESIDE))
+def test_spoiled_configs_beside_a_tokenizer_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Json, files: Json
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "beside"
+    shutil.rmtree(folder, ignore_errors=True)
+    known = {name: files[name] for name in BESIDE if name in files}
+    read_or_refused(lambda: try_out(load_tokenizer(written(tokenizer, folder, **known))))
+
+
+SENTENCES = bytes.fromhex(  # seven pieces, a trainer and a normalizer, as SentencePiece writes them
+    "0a0e0a053c756e6b3e1500000000180 20a0c0a033c733e150000000018030a0d0a043c2f733e15000000001803"
+    "0a0d0a04e296816115000080bf18010a0a0a016115000000c018010a0a0a016215000020c018010a0b0a026162"
+    "15000040c0180112051801c802011a021800".replace(" ", "")
+)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_spoiled_sentencepiece_model_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    raw = bytearray(SENTENCES)
+    for place in data.draw(st.lists(st.integers(0, len(raw) - 1), max_size=4)):
+        raw[place] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(raw))) if data.draw(st.booleans()) else len(raw)
+    folder = tmp_path_factory.getbasetemp() / "sentences"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(raw[:cut])
+    read_or_refused(lambda: try_out(load_tokenizer(folder)))
+
+
+def test_the_sentencepiece_model_above_is_read(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(SENTENCES)
+    assert load_tokenizer(tmp_path).encode("ab") == [6]
 
 
 @pytest.mark.parametrize("key", ["scores", "token_type"])

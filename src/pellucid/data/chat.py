@@ -15,6 +15,8 @@ from pellucid.errors import DataError, UsageError
 Message: TypeAlias = Mapping[str, Any]  # {"role": "user", "content": "Hello"}; what else a template reads is passed on
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which it is passed; templates read the first
 _WRITTEN = {"content", "text", *_REASONING}  # keys of what people and models wrote, which templates compose
+_MAX_WORK = 1 << 24  # characters of all beginnings and ends of special tokens; 65,536 speech tokens have 9 million
+_OTHER = "use `pellucid generate`, or a copy of the vocabulary that its maker has published"
 _PRIVATE = range(0xE000, 0xF900)  # characters that Unicode gives no meaning
 
 
@@ -106,6 +108,9 @@ class _Words:
 
     def __init__(self, special: tuple[str, ...]):
         self.words = frozenset(word for word in special if word.strip())
+        if sum(len(word) ** 2 for word in self.words) > _MAX_WORK:
+            size = max(map(len, self.words))
+            raise DataError(f"{len(self.words):,} special tokens of up to {size:,} characters are too many", _OTHER)
         self.folded = frozenset(word.casefold() for word in self.words)
         # some vocabularies have thousands: a text is looked at only where one may begin, once for each of their sizes
         self._sizes = sorted(set(map(len, self.words)), reverse=True)

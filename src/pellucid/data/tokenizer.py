@@ -21,12 +21,11 @@ from pellucid.data.tokenizer_json import (
     decoder_of,
     explained,
     parse,
-    read_text,
     without_beginning,
 )
 from pellucid.data.tokenizer_roles import NAMES, NEVER, STOPS, Roles, roles_of
 from pellucid.errors import CheckpointError, DataError, UsageError
-from pellucid.files import read_json, write_json, write_text
+from pellucid.files import read_json, read_text, write_json, write_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -327,7 +326,8 @@ class Tokenizer:
         joined = b"".join(map(self.bytes_of, numbers))
         if self._is_byte_level:
             return joined.decode("utf-8", errors="replace")
-        return self.inner.decode(numbers, skip_special_tokens=True)
+        with explained():
+            return self.inner.decode(numbers, skip_special_tokens=True)
 
     def tokens_as_text(self, ids: Iterable[SupportsIndex]) -> list[str]:
         r"""Each token by itself, to be shown: a part of a character as ``\xNN``, a special token by its name."""
@@ -375,7 +375,7 @@ class Tokenizer:
     def load(path: str | Path) -> Tokenizer:
         """Read what ``save`` wrote; raises CheckpointError when missing, damaged or not a tokenizer."""
         path = Path(path)
-        inner, config = parse(read_text(path), str(path)), path.with_name(CONFIG)
+        inner, config = parse(read_text(path, CheckpointError), str(path)), path.with_name(CONFIG)
         try:
             if not config.is_file():
                 return Tokenizer(inner)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.data.tokenizer import CONFIG, FILE, Tokenizer
 from pellucid.data.tokenizer_build import BYTE_LEVEL, Config, byte_bpe, word_piece
-from pellucid.data.tokenizer_json import around, build, parse, read_text, set_post_processor
+from pellucid.data.tokenizer_json import around, build, parse, set_post_processor
 from pellucid.data.tokenizer_limits import guarded
 from pellucid.data.tokenizer_roles import make_special, roles_of, written_form
 from pellucid.errors import CheckpointError
-from pellucid.files import read_json
+from pellucid.files import read_json, read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,7 +32,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     config, model = _said(folder, CONFIG), _said(folder, "config.json")
     config = _said(folder, "special_tokens_map.json") | config
     if (template := folder / "chat_template.jinja").is_file():
-        config["chat_template"] = read_text(template)
+        config["chat_template"] = read_text(template, CheckpointError)
     elif "chat_template" in (written := _said(folder, "chat_template.json")):
         config["chat_template"] = written["chat_template"]
     inner = _inner(folder, config, model)
@@ -49,7 +49,6 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
     """The JSON object in a file of the folder; an empty one where there is no such file."""
     if not (path := folder / name).is_file():
         return {}
-    read_text(path)  # refuses what is too long
     if not isinstance(said := read_json(path, CheckpointError), dict):
         raise CheckpointError(f"{path} is a JSON {type(said).__name__}", "it must be an object")
     return said
@@ -58,7 +57,7 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
 def _inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> tokenizers.Tokenizer:
     has = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if FILE in has:
-        return parse(read_text(folder / FILE), str(folder / FILE))
+        return parse(read_text(folder / FILE, CheckpointError), str(folder / FILE))
     if {"source.spm", "target.spm", "vocab.json"} <= has:
         from pellucid.data.tokenizer_sentencepiece import marian
 
@@ -79,7 +78,7 @@ def _inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) ->
 
 def _words(path: Path, config: Mapping[str, Any]) -> Config:
     """BERT's vocab.txt: a token a line."""
-    lines = read_text(path).split("\n")
+    lines = read_text(path, CheckpointError).split("\n")
     tokens = lines[:-1] if lines[-1] == "" else lines
     vocab = {token.rstrip("\r"): number for number, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
@@ -100,7 +99,7 @@ def _words(path: Path, config: Mapping[str, Any]) -> Config:
 def _merged(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> Config:
     """GPT-2's vocab.json and merges.txt, which RoBERTa and BART have, too."""
     vocab = read_json(folder / "vocab.json", CheckpointError)
-    lines = read_text(folder / "merges.txt").splitlines()
+    lines = read_text(folder / "merges.txt", CheckpointError).splitlines()
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     prefix = config.get("add_prefix_space", False)
     words = byte_bpe({}, merges, [], [BYTE_LEVEL | {"use_regex": True, "add_prefix_space": prefix is True}])
@@ -118,7 +117,7 @@ def _added(folder: Path, config: Mapping[str, Any]) -> dict[int, dict[str, Any]]
     try:
         found = {int(number): {"content": content, "special": False} for content, number in plain.items()}
         found |= {int(number): dict(token) for number, token in written.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: its added tokens are not id and token: {error}", "restore the file"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pellucid.data.tokenizer import Tokenizer
@@ -149,7 +150,7 @@ class _Metadata:
     def _config(self, model: str, pre: str) -> tuple[Config, bool, bool]:
         """The tokenizer.json, and whether texts begin and end with a token where the file does not say it."""
         normal = Normal(
-            base64.b64decode(charsmap) if isinstance(charsmap := self._charsmap(), str) else bytes(charsmap),
+            self._charsmap(),
             prefix=self.get("add_space_prefix", bool, True),
             squeeze=self.get("remove_extra_whitespaces", bool, False),
         )
@@ -165,12 +166,15 @@ class _Metadata:
             case _:
                 raise CheckpointError(f"{_PREFIX}model is {model!r}", "known: llama, gpt2, bert, t5")
 
-    def _charsmap(self) -> Any:
+    def _charsmap(self) -> bytes:
         value = self.all.get(f"{_PREFIX}precompiled_charsmap", b"")
-        if isinstance(value, str | bytes) or (
-            isinstance(value, Sequence) and all(isinstance(byte, int) and -128 <= byte < 256 for byte in value)
-        ):
-            return value if isinstance(value, str | bytes) else [byte % 256 for byte in value]
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, str):
+            with suppress(ValueError):
+                return base64.b64decode(value, validate=True)
+        elif isinstance(value, Sequence) and all(isinstance(byte, int) and -128 <= byte < 256 for byte in value):
+            return bytes(byte % 256 for byte in value)
         raise CheckpointError(f"{_PREFIX}precompiled_charsmap is {str(value)[:80]}", "it must be bytes")
 
     def _with_unknown(self) -> list[Piece]:

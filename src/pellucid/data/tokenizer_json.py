@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.data.tokenizer_limits import (
-    MAX_FILE,
     check_added,
     check_config,
     check_ends,
@@ -19,6 +17,7 @@ from pellucid.data.tokenizer_limits import (
     steps_of,
 )
 from pellucid.errors import CheckpointError, DataError
+from pellucid.files import parse_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,13 +31,7 @@ def parse(text: str, where: str) -> tokenizers.Tokenizer:
     Raises CheckpointError, naming ``where``, for what is not one, contradicts itself, or could take a text unbounded
     time or memory. No truncation, no padding.
     """
-    if len(text) > MAX_FILE:
-        raise CheckpointError(f"{where} has {len(text):,} characters", f"at most {MAX_FILE:,}")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not a tokenizer: {error}", _REMEDY) from error
-    return build(config, where, text)
+    return build(parse_json(text, where, CheckpointError), where, text)
 
 
 def build(config: Any, where: str, text: str | None = None) -> tokenizers.Tokenizer:
@@ -58,16 +51,6 @@ def build(config: Any, where: str, text: str | None = None) -> tokenizers.Tokeni
     except RecursionError as error:
         raise CheckpointError(f"{where} is not a tokenizer: its parts are nested too deeply", _REMEDY) from error
     return inner
-
-
-def read_text(path: Path) -> str:
-    """The file's text. Raises CheckpointError when it is missing, too long, or not UTF-8."""
-    try:
-        if (size := path.stat().st_size) > MAX_FILE:
-            raise CheckpointError(f"{path} has {size:,} bytes", f"a tokenizer has at most {MAX_FILE:,}")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", "restore it, or train a tokenizer again") from error
 
 
 @contextmanager

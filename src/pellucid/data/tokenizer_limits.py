@@ -17,7 +17,6 @@ from pellucid.errors import CheckpointError
 if TYPE_CHECKING:
     import tokenizers
 
-MAX_FILE = 1 << 28  # bytes; the largest published ones have about 40 MB
 MAX_TOKENS = 1 << 21
 MAX_TOKEN = 4096  # characters
 _MAX_PIECE = 128  # characters of a unigram's piece: the search for the best pieces takes as many steps a character
@@ -25,7 +24,9 @@ _MAX_WORD = 512  # characters of a WordPiece word: the search takes their square
 _MAX_STEPS = 64  # of a normalizer, pre-tokenizer or decoder
 _MAX_CONTENT = 64  # characters that one step may put in the place of one: it multiplies texts
 _MAX_ADDED = 16  # tokens put around a text
+_MAX_PATTERN = 1 << 14  # characters; the longest published ones have some 1,000
 _PATIENCE = 0.25  # seconds that splitting _PROBE characters may take: it takes less than a thousandth of that
+_PATIENCE_IN_ALL = 1.0  # seconds for all probes
 _PROBE = 1024
 
 
@@ -96,7 +97,10 @@ def _check_model(model: dict[str, Any]) -> None:
     if kind == "WordPiece" and not (type(longest) is int and 0 <= longest <= _MAX_WORD):
         raise CheckpointError(f"max_input_chars_per_word is {longest!r}", f"a whole number up to {_MAX_WORD}")
     if kind == "BPE":
-        _check_merges(model.get("merges", []), vocab, len(model.get("continuing_subword_prefix") or ""))
+        prefix = model.get("continuing_subword_prefix") or ""
+        if not isinstance(prefix, str):
+            raise CheckpointError(f"continuing_subword_prefix is {str(prefix)[:80]}", "a text")
+        _check_merges(model.get("merges", []), vocab, prefix)
 
 
 def _check_ids(vocab: dict[str, Any]) -> None:
@@ -125,18 +129,21 @@ def _check_unigram(vocab: list[Any]) -> None:
                 )
 
 
-def _check_merges(merges: Any, vocab: dict[str, int], prefix: int) -> None:
-    """Each merge joins two tokens of the vocabulary to a third, without the second one's ``prefix`` characters."""
+def _check_merges(merges: Any, vocab: dict[str, int], prefix: str) -> None:
+    """Each merge joins two tokens of the vocabulary to a third, without the ``prefix`` that the second begins with."""
     if not isinstance(merges, list):
         raise CheckpointError("its merges are not a list")
     for number, merge in enumerate(merges):
         try:
             left, right = merge.split(" ") if isinstance(merge, str) else merge
-            lost = next((token for token in (left, right, left + right[prefix:]) if token not in vocab), None)
+            lost = next((token for token in (left, right, left + right[len(prefix) :]) if token not in vocab), None)
+            begins = right.startswith(prefix)
         except (AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(f"merge {number} is {str(merge)[:80]!r}", "two tokens, that become one") from error
         if lost is not None:
             raise CheckpointError(f"merge {number} needs the token {str(lost)[:80]!r}, which is not there")
+        if not begins:
+            raise CheckpointError(f"merge {number} joins {right[:80]!r}, which does not begin with {prefix[:80]!r}")
 
 
 # --- the steps around the model -----------------------------------------------------------------------------------
@@ -161,13 +168,20 @@ def _check_step(part: str, step: dict[str, Any]) -> None:
             raise CheckpointError(f"{part} {kind}: {key} has {len(value):,} characters", f"at most {_MAX_CONTENT}")
     if kind == "Precompiled":
         _check_charsmap(step.get("precompiled_charsmap"))
-    match step.get("pattern"):
-        case {"Regex": str(pattern)} if nested(pattern):
-            raise CheckpointError(f"{part} {kind}: the pattern {pattern[:200]!r} repeats what it repeats")
+    match step.get("pattern", {"String": "-"}):
         case {"String": ""} | {"Regex": ""}:
             raise CheckpointError(f"{part} {kind}: its pattern is empty, so that it is everywhere")
-        case _:
+        case {"String": str(pattern)} | {"Regex": str(pattern)} if len(pattern) > _MAX_PATTERN:
+            raise CheckpointError(
+                f"{part} {kind}: its pattern has {len(pattern):,} characters", f"at most {_MAX_PATTERN:,}"
+            )
+        case {"Regex": str(pattern)}:
+            if nested(pattern):
+                raise CheckpointError(f"{part} {kind}: the pattern {pattern[:200]!r} repeats what it repeats")
+        case {"String": str()}:
             pass
+        case other:
+            raise CheckpointError(f"{part} {kind}: its pattern is {str(other)[:80]}", "a String or a Regex")
 
 
 def nested(pattern: str) -> bool:
@@ -242,9 +256,14 @@ def check_speed(config: Mapping[str, Any], inner: tokenizers.Tokenizer) -> None:
     steps = [step for part in ("normalizer", "pre_tokenizer") for step in steps_of(config.get(part))]
     patterns = [step["pattern"]["Regex"] for step in steps if "Regex" in step.get("pattern", {})]
     letters = {letter for pattern in patterns for letter in pattern if letter.isalnum()} | set("aA1 \n!é中")
+    begun = time.process_time()
     for letter in sorted(letters)[:100] if patterns else ():
         size = 16
         while size <= _PROBE:
+            if time.process_time() - begun > _PATIENCE_IN_ALL:
+                raise CheckpointError(
+                    f"its patterns take longer than {_PATIENCE_IN_ALL} s for a few thousand characters"
+                )
             start = time.perf_counter()
             if inner.normalizer:
                 guarded(inner.normalizer.normalize_str, letter * size + "\x00")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.data.tokenizer_build import Config, Kind, Normal, Piece, sentence_bpe, sentence_unigram
 from pellucid.data.tokenizer_json import around, build
-from pellucid.data.tokenizer_limits import MAX_FILE, MAX_TOKENS
+from pellucid.data.tokenizer_limits import MAX_TOKENS
 from pellucid.errors import CheckpointError
-from pellucid.files import read_json
+from pellucid.files import read_bytes, read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -35,7 +35,7 @@ def sentencepiece(path: Path, config: Mapping[str, Any], model: Mapping[str, Any
     if family in _SHIFTED:
         raise CheckpointError(f"{path}: {family} numbers its tokens otherwise than this file", "add its tokenizer.json")
     proto = _proto(path)
-    pieces, trainer = _pieces(proto), proto.trainer_spec
+    pieces, trainer = _pieces(proto, path), proto.trainer_spec
     if family in ("t5", "mt5", "umt5") and not any(piece.text == "<extra_id_0>" for piece in pieces):
         pieces += [Piece(f"<extra_id_{n}>", 0.0, Kind.CONTROL) for n in reversed(range(_extra_ids(path, config)))]
     if trainer.model_type not in (_UNIGRAM, _BPE):
@@ -71,7 +71,7 @@ def marian(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     proto = _proto(folder / "source.spm")
     if proto.trainer_spec.model_type != _UNIGRAM:
         raise CheckpointError(f"{folder / 'source.spm'} is no unigram model", "restore it from a copy")
-    scores = {piece.text: piece.score for piece in _pieces(proto) if piece.kind == Kind.NORMAL}
+    scores = {piece.text: piece.score for piece in _pieces(proto, folder / "source.spm") if piece.kind == Kind.NORMAL}
     kinds = {"<unk>": Kind.UNKNOWN, "</s>": Kind.CONTROL, "<pad>": Kind.CONTROL}
     pieces: list[Piece] = []
     for token in sorted(vocab, key=vocab.__getitem__):
@@ -93,18 +93,18 @@ def _proto(path: Path) -> Any:
             f"{path} is a SentencePiece model, which needs the packages sentencepiece and protobuf",
             "pip install pellucid[sentencepiece], or add the model's tokenizer.json",
         ) from error
-    if (size := path.stat().st_size) > MAX_FILE:
-        raise CheckpointError(f"{path} has {size:,} bytes", f"a tokenizer has at most {MAX_FILE:,}")
     try:
-        proto = getattr(schema, "ModelProto").FromString(path.read_bytes())  # noqa: B009  (made as it is imported)
-    except (DecodeError, OSError) as error:
+        proto = getattr(schema, "ModelProto").FromString(read_bytes(path, CheckpointError))  # noqa: B009  (made as it is imported)
+    except DecodeError as error:
         raise CheckpointError(f"{path} is not a SentencePiece model: {error}", "restore it from a copy") from error
     if not 0 < len(proto.pieces) <= MAX_TOKENS:
         raise CheckpointError(f"{path} has {len(proto.pieces):,} pieces", f"1 to {MAX_TOKENS:,}")
     return proto
 
 
-def _pieces(proto: Any) -> list[Piece]:
+def _pieces(proto: Any, path: Path) -> list[Piece]:
+    if odd := [number for number, piece in enumerate(proto.pieces) if not isinstance(piece.piece, str)]:
+        raise CheckpointError(f"{path}: piece {odd[0]} is not UTF-8", "restore it from a copy")
     return [Piece(piece.piece, piece.score, piece.type) for piece in proto.pieces]
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Size, Tensor
 
 from pellucid.errors import CheckpointError, suggest
-from pellucid.families.config import Config
+from pellucid.families.config import Config, brief
 from pellucid.nn.rope import frequencies
 from pellucid.spec import ByPartsScaling, RotarySpec
 
@@ -273,13 +273,14 @@ def architecture_of(file: Contents) -> str:
     kind, name = file.metadata.get("general.type", "model"), file.metadata.get("general.architecture")
     if kind != "model":
         raise CheckpointError(
-            f"{file.where}: general.type = {kind!r}, not a model", "give the file of the model itself"
+            f"{file.where}: general.type = {brief(kind)}, not a model", "give the file of the model itself"
         )
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CheckpointError(
-            f"{file.where}: no family of ours has general.architecture = {name!r}", suggest(str(name), ARCHITECTURES)
+            f"{file.where}: no family of ours has general.architecture = {brief(name)}",
+            suggest(str(name), ARCHITECTURES),
         )
-    return str(name)
+    return name
 
 
 def config_of_contents(file: Contents) -> dict[str, Any]:

@@ -226,9 +226,9 @@ class GGUFFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise CheckpointError(f"{self.path} is no file", "give a GGUF file")
         try:
+            if not self.path.is_file():
+                raise CheckpointError(f"{self.path} is no file", "give a GGUF file")
             with self.path.open("rb") as stream:
                 header = _Header(stream, self.path)
                 n_tensors, n_keys = _counts(header)
@@ -245,25 +245,33 @@ class GGUFFile:
         parts, number = self.metadata.get("split.count", 0), self.metadata.get("split.no", 0)
         if parts not in (0, 1):
             remedy = "join the parts with llama.cpp's `llama-gguf-split --merge`"
-            raise header.damaged(f"it is number {number!r}, from 0, of {parts!r} parts of a model", remedy)
+            raise header.damaged(f"it is number {number!r:.80}, from 0, of {parts!r:.80} parts of a model", remedy)
 
     def read(self, name: str, dtype: torch.dtype = torch.float32, part: int | None = None) -> Tensor:
         """One tensor, turned into ``dtype`` chunk by chunk; ``part``: only that slice along its first axis.
 
-        Raises CheckpointError where the file has become shorter.
+        Raises CheckpointError where the file has become shorter, or is gone.
         """
         info = self.tensors[name]
         out = torch.empty(info.shape if part is None else info.shape[1:], dtype=dtype)
-        flat = out.view(-1)
+        try:
+            self._fill(out.view(-1), info, part or 0, name)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be read: {error.strerror}", "did it change meanwhile?"
+            ) from error
+        return out
+
+    def _fill(self, flat: Tensor, info: TensorInfo, part: int, name: str) -> None:
+        """Read the numbers of a tensor, or of its slice ``part``, into ``flat``."""
         with self.path.open("rb") as stream:
-            stream.seek(info.offset + (part or 0) * flat.numel() // info.block * info.block_bytes)
+            stream.seek(info.offset + part * flat.numel() // info.block * info.block_bytes)
             for start in range(0, flat.numel(), CHUNK):
                 piece = flat[start : start + CHUNK]
                 raw = np.fromfile(stream, np.uint8, piece.numel() // info.block * info.block_bytes)
                 if raw.size * info.block != piece.numel() * info.block_bytes:
                     raise CheckpointError(f"{self.path}: it ends in {_shown(name)}", "it changed while it was read")
                 piece.copy_(_floats(raw, info.kind))
-        return out
 
 
 def _floats(raw: NDArray[np.uint8], kind: str) -> Tensor:

@@ -14,7 +14,7 @@ from pellucid.errors import CheckpointError
 from pellucid.families.registry import family, spec_of
 from pellucid.families.sentence import sentence_head
 from pellucid.families.source import Checkpoint
-from pellucid.families.table import Table, plan, stream_weights, weights_of
+from pellucid.families.table import Table, plan, shapes_of, stream_weights
 from pellucid.nn.init import build_undrawn
 from pellucid.nn.models import AnyModel
 from pellucid.spec import EncoderSpec, PoolerHeadSpec
@@ -33,11 +33,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from pellucid.families.gguf_read import open_gguf
 
         return open_gguf(path)
-    from pellucid.families.safetensors_files import WEIGHTS, open_folder, pickle_refusal
+    from pellucid.families.safetensors_files import PICKLED, WEIGHTS, open_folder, pickle_refusal
 
     if path.name == WEIGHTS:
         return open_folder(path.parent)
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+    if any(path.match(pattern) for pattern in PICKLED):
         raise pickle_refusal(path.parent, [path.name])
     raise CheckpointError(f"{path} is not a model folder", "give one, a .gguf file, or ORG/NAME on the hub")
 
@@ -56,12 +56,7 @@ def load_checkpoint(
         spec, table = spec_of(_stored_config(checkpoint), architecture)
         if architecture is None and isinstance(spec, EncoderSpec):
             spec, table = _as_published(checkpoint, spec, table)
-        try:
-            with torch.device("meta"):
-                sizes = {name: weight.shape for name, weight in weights_of(build_undrawn(spec)).items()}
-            found = plan(source.shapes, sizes, table)
-        except RuntimeError as error:  # a size whose product no number of torch holds
-            raise CheckpointError(f"the config describes a model that is too large: {error}", "restore it") from error
+        found = plan(source.shapes, shapes_of(spec), table)
     model = build_undrawn(spec)
     stream_weights(model, source, found, dtype)
     return model.to(dtype).eval()

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Size, Tensor
 
 from pellucid.errors import CheckpointError, SpecError, suggest
 from pellucid.families.safetensors_files import read_tensor
-from pellucid.families.table import refuse_nonfinite, weights_of
-from pellucid.files import sha256, write_file
+from pellucid.families.table import refuse_nonfinite, shapes_of, weights_of
+from pellucid.files import parse_json, sha256, write_file
 from pellucid.nn.init import build_undrawn
 from pellucid.nn.models import AnyModel, Model
 from pellucid.spec import load_spec
@@ -76,12 +76,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} does not exist", "give a folder that training or `save_model` wrote")
     try:
         with safe_open(path, "pt") as file:
-            metadata: dict[str, str] = json.loads((file.metadata() or {}).get("pellucid", "{}"))
-            names = list(file.keys())
+            written, names = (file.metadata() or {}).get("pellucid", "{}"), list(file.keys())
         tensors = {name: read_tensor(path, name) for name in names}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}", "use another copy, or an earlier checkpoint") from error
-    if "sha256" not in metadata:
+    metadata = parse_json(written, f"the metadata of {path}", CheckpointError)
+    if not isinstance(metadata, dict) or "sha256" not in metadata:
         raise CheckpointError(f"{path} carries no sha256, so it was not written by pellucid", "convert it first")
     if digest(tensors) != metadata["sha256"]:
         raise CheckpointError(
@@ -91,25 +91,24 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def refuse_misfit(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Raise CheckpointError for a weight that is missing, unknown or of another shape than the model's."""
-    own = weights_of(model)
+def refuse_misfit(own: Mapping[str, Size], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raise CheckpointError for a weight that is missing, unknown or of another shape than the model's ``own``."""
     for name in tensors:
         if name not in own:
             raise CheckpointError(f"{source}: this model has no weight {name!r}", suggest(name, own))
-    for name, weight in own.items():
+    for name, shape in own.items():
         if name not in tensors:
             raise CheckpointError(f"{source}: the weight {name!r} is missing", "the file belongs to another spec")
-        if tensors[name].shape != weight.shape:
+        if tensors[name].shape != shape:
             raise CheckpointError(
-                f"{source}: {name} has shape {tuple(tensors[name].shape)}, the spec wants {tuple(weight.shape)}",
+                f"{source}: {name} has shape {tuple(tensors[name].shape)}, the spec wants {tuple(shape)}",
                 "the file belongs to another spec",
             )
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Copy weights into the model, by name. Raises CheckpointError for a missing, unknown or differently shaped one."""
-    refuse_misfit(model, tensors, source)
+    refuse_misfit({name: weight.shape for name, weight in weights_of(model).items()}, tensors, source)
     with torch.no_grad():
         for name, weight in weights_of(model).items():
             weight.copy_(tensors[name])
@@ -160,8 +159,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:
             raise CheckpointError(
                 f"{folder}: {file} is missing or not the one this model was trained with", "restore it from the run"
             )
+    refuse_misfit(shapes_of(spec), tensors, folder / WEIGHTS)
     model = build_undrawn(spec)
-    refuse_misfit(model, tensors, folder / WEIGHTS)
     for name, weight in weights_of(model).items():
         tensor = tensors.pop(name).to(dtype)
         weight.data = refuse_nonfinite(tensor, f"{folder / WEIGHTS}: {name}")  # not copied: it becomes the weight

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +13,7 @@ from torch import Size, Tensor
 
 from pellucid.errors import CheckpointError
 from pellucid.families.source import Checkpoint
+from pellucid.files import parse_json, read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MOST_JSON = 16 << 20  # bytes of a config, an index or a header; the largest published are below 2 MB
@@ -25,6 +24,7 @@ PICKLED = (
     "*.bin",
     "*.pt",
     "*.pth",
+    "*.pkl",
     "*.ckpt",
     "*.msgpack",
     "*.h5",
@@ -48,40 +48,10 @@ def open_folder(folder: Path) -> Checkpoint:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError where it is none, says a key twice, or is absurdly long."""
-    value = read_json_file(path)
+    value = read_json(path, CheckpointError, MOST_JSON, unique=True)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is no JSON object, but a {type(value).__name__}", "restore it")
     return cast("dict[str, Any]", value)
-
-
-def read_json_file(path: Path) -> Any:
-    """The JSON value in a file. Raises CheckpointError where it is none, says a key twice, or is absurdly long."""
-    try:
-        if (size := path.stat().st_size) > MOST_JSON:
-            raise CheckpointError(f"{path} is {size:,} bytes long", f"no such file has more than {MOST_JSON:,}")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist", "restore it from where the model was published") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", "restore it") from error
-    return _parsed(text, str(path))
-
-
-def _parsed(text: str, where: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            names = Counter(name for name, _ in pairs)
-            twice = names.most_common(1)[0][0]
-            raise CheckpointError(f"{where} says {twice!r} twice", "keep one: readers differ in which they believe")
-        return values
-
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not readable JSON: {error}", "restore it") from error
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
@@ -140,18 +110,18 @@ def read_tensor(path: Path, name: str, dtype: torch.dtype | None = None) -> Tens
 def _header(path: Path) -> Iterator[tuple[str, str, list[int]]]:
     """Name, type and shape of each tensor. The library checks types, sizes, gaps, overlaps and the file's length."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path} does not exist, or is no file", "fetch the model again: a part is missing")
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > MOST_JSON:
                 raise CheckpointError(f"{path}: its header claims {length:,} bytes", "the file is damaged")
             header = stream.read(length).decode()
         with safe_open(path, "pt") as file:  # first: it says more exactly what is wrong
-            _parsed(header, f"the header of {path}")
+            parse_json(header, f"the header of {path}", CheckpointError, unique=True)
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 part = file.get_slice(name)
                 yield name, part.get_dtype(), part.get_shape()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist", "fetch the model again: a part of it is missing") from error
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}", "fetch the model again") from error
 

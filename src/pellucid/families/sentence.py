@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from pellucid.errors import CheckpointError
-from pellucid.families.safetensors_files import is_plain, read_json_file, read_object
-from pellucid.files import write_json
+from pellucid.families.safetensors_files import MOST_JSON, is_plain, read_object
+from pellucid.files import read_json, write_json
 from pellucid.spec import PoolerHeadSpec
 
 MODULES = "modules.json"
@@ -31,7 +31,7 @@ def sentence_head(folder: Path) -> PoolerHeadSpec | None:
     """
     if not (folder / MODULES).is_file():
         return None
-    modules = read_json_file(folder / MODULES)
+    modules = read_json(folder / MODULES, CheckpointError, MOST_JSON, unique=True)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in cast("list[Any]", modules)):
         raise CheckpointError(f"{folder / MODULES} is no list of modules", "restore it")
     listed = cast("list[dict[str, Any]]", modules)

@@ -14,6 +14,8 @@ from torch import Size, Tensor, nn
 
 from pellucid.errors import CheckpointError, suggest
 from pellucid.families.source import Source
+from pellucid.nn.init import build_undrawn
+from pellucid.spec import ModelSpec
 
 MOST_PARTS = 4096  # experts, of which each has a name: a damaged config must not ask for billions
 
@@ -231,6 +233,18 @@ def to_theirs(ours: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every weight by its name; one that several places share, by its first."""
     return dict(model.named_parameters())
+
+
+def shapes_of(spec: ModelSpec) -> dict[str, Size]:
+    """The shapes that a model of this spec has, by name; none of its memory is taken.
+
+    Raises CheckpointError for a size whose product no number of torch holds.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: weight.shape for name, weight in weights_of(build_undrawn(spec)).items()}
+    except RuntimeError as error:
+        raise CheckpointError(f"a model of these sizes is too large for any memory: {error}", "restore it") from error
 
 
 def load_weights(model: nn.Module, theirs: Mapping[str, Tensor], table: Table) -> None:

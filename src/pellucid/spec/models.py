@@ -274,4 +274,5 @@ def load_spec(path: Path) -> ModelSpec:
     """The spec in a JSON file, of whichever kind of model. Raises SpecError naming file and field."""
     value = read_json(path, SpecError)
     kinds: dict[object, type[ModelSpec]] = {kind.__name__: kind for kind in get_args(ModelSpec)}
-    return kinds.get(value.get("type") if isinstance(value, dict) else None, DecoderSpec).load(path)
+    named = value.get("type") if isinstance(value, dict) else None
+    return kinds.get(named if isinstance(named, str) else None, DecoderSpec).load(path)
