@@ -40,13 +40,14 @@ def convert(
     """
     import torch
     from rich.console import Console
+    from rich.markup import escape
 
     from pellucid.api import convert as convert_model
     from pellucid.api import locate
 
     console = Console()
     source = locate(model)  # before anything is shown: the hub's client has bars of its own
-    with console.status(f"reading {source.name}, writing {out}"):
+    with console.status(escape(f"reading {source.name}, writing {out}")):
         chosen = None if dtype is None else getattr(torch, dtype)
         written = convert_model(source, out, to, dtype=chosen, quantisation=quantisation, family=family, force=force)
     files = sorted(path for path in out.iterdir() if path.is_file()) if out.is_dir() else [out]

@@ -130,10 +130,10 @@ def _saved(path: Path) -> ModelSpec:
     from pellucid.families.safetensors_files import CONFIG, read_object
     from pellucid.spec import load_spec
 
-    if path.suffix == ".gguf":
-        return spec_of(open_checkpoint(path).config)[0]
-    if path.is_file():
+    if path.suffix == ".json":
         return spec_of(read_object(path))[0] if path.name == CONFIG else load_spec(path)
+    if not path.is_dir():
+        return spec_of(open_checkpoint(path).config)[0]
     if (path / "spec.json").exists():
         return load_spec(path / "spec.json")
     if (path / "run.json").exists():

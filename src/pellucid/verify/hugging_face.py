@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pellucid.errors import CheckpointError, UsageError
+from pellucid.families.load import open_checkpoint
 from pellucid.verify import hugging_face_facts as facts
 from pellucid.verify import hugging_face_paths as paths
 from pellucid.verify.hugging_face_text import TheirSpeller, load_speller, stop_ids_of
@@ -244,13 +245,19 @@ def load_hugging_face(folder: Path, name: str, kind: Kind | None = None) -> Hugg
         import transformers
     except ImportError as error:
         raise UsageError("this needs the transformers library", "pip install transformers") from error
+    open_checkpoint(folder)  # what a stranger's folder may hold is checked here, and not there
     try:
         with paths.quietly():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            how = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+            how = {
+                "dtype": torch.float32,
+                "use_safetensors": True,
+                "output_loading_info": True,
+                "trust_remote_code": False,
+            }
             model, seen = _class_of(config).from_pretrained(folder, **how)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
+    except Exception as error:  # whatever the library makes of a stranger's config and weights
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"transformers cannot load {folder}: {reason}", "safetensors only, and no code"
         ) from error

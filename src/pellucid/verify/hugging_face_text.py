@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.data.chat import ChatTemplate
+from pellucid.data.tokenizer_limits import is_panic
 from pellucid.errors import CheckpointError
 from pellucid.verify.subject import NotApplicable
 from pellucid.verify.text import Messages, folds, keeps_start, keeps_text
@@ -92,8 +93,10 @@ def load_speller(folder: Path, stop_ids: Sequence[int]) -> TheirSpeller | None:
         return None
     try:
         return TheirSpeller(transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False), stop_ids)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
+    except BaseException as error:  # bare ones, and where the compiled code gave up, not even those
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"transformers cannot load the tokenizer of {folder}: {reason}", "try --through pellucid"
         ) from error
