@@ -162,8 +162,8 @@ def test_a_pretrained_file_is_read_without_its_head(model: Encoder, hf: Any) -> 
     load_weights(bare, hf.state_dict(), distilbert.table(bare.spec))
     with torch.no_grad():
         assert gap(bare.eval()(random_ids()), hf.distilbert(random_ids()).last_hidden_state) <= TOLERANCE
-    weights = {**hf.state_dict(), "pre_classifier.bias": torch.ones(32)}
-    with pytest.raises(CheckpointError, match=r"no place for pre_classifier\.bias"):
+    weights = {**hf.state_dict(), "distilbert.pooler.bias": torch.ones(32)}
+    with pytest.raises(CheckpointError, match=r"no place for distilbert\.pooler\.bias"):
         load_weights(bare, weights, distilbert.table(bare.spec))
 
 

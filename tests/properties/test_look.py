@@ -315,6 +315,7 @@ def test_a_pooled_vector_is_measured_and_classes_are_probabilities(tokenizer: To
         assert seen.classes.shape == (places, 3)
         np.testing.assert_allclose(seen.classes, model(ids)[0].detach().softmax(-1).numpy(), atol=1e-5)
         assert "Classes" in printed(seen, 60)
+    assert look(drawn(encoder_spec(ClassifierHeadSpec(1)), tokenizer), TEXT).classes is None, "a score is no class"
 
 
 def test_an_encoder_decoder_shows_both_sides_and_looks_across(tokenizer: Tokenizer) -> None:

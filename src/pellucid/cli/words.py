@@ -288,7 +288,7 @@ def head_words(spec: DecoderSpec | EncoderSpec) -> tuple[str, list[str]]:
         ]
         if isinstance(head, PoolerHeadSpec):
             return "one vector a row", how
-        return f"{head.n_classes} classes a row", how
+        return f"{head.n_classes} classes a row" if head.n_classes > 1 else "one score a row", how
     return f"{head.n_classes} classes a token", ["a matrix and a bias"]
 
 

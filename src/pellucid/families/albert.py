@@ -45,8 +45,8 @@ ORDER = ("sop_classifier.classifier.weight", "sop_classifier.classifier.bias")  
 POOLER = ("albert.pooler.weight", "albert.pooler.bias")
 OUT = projection("classifier", "head.out")
 HEADS: dict[type[EncoderHeadSpec | None], tuple[tuple[Row, ...], tuple[str, ...]]] = {  # rows, and what may be beside
-    type(None): ((), (*POOLER, *PREDICTIONS, *ORDER)),
-    PoolerHeadSpec: (projection("albert.pooler", "head.dense"), (*PREDICTIONS, *ORDER)),
+    type(None): ((), (*POOLER, *PREDICTIONS, *ORDER, *encoders.TASKS)),
+    PoolerHeadSpec: (projection("albert.pooler", "head.dense"), (*PREDICTIONS, *ORDER, *encoders.TASKS)),
     MaskedLMHeadSpec: (MASKED_LM, (*POOLER, *ORDER)),
     ClassifierHeadSpec: ((*projection("albert.pooler", "head.pooler.dense"), *OUT), ()),
     TaggerHeadSpec: (OUT, POOLER),

@@ -29,7 +29,7 @@ from pellucid.spec import (
 )
 
 IGNORED = """dropout attention_dropout activation_dropout classifier_dropout classif_dropout encoder_layerdrop
-    decoder_layerdrop init_std num_hidden_layers output_past forced_bos_token_id force_bos_token_to_be_generated
+    decoder_layerdrop init_std num_hidden_layers forced_bos_token_id force_bos_token_to_be_generated
     _num_labels save_step replacing_rate student_encoder_layers student_decoder_layers"""
 
 UNUSED_ROWS = 2  # of the table of positions, by which it is longer than the context

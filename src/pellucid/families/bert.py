@@ -85,8 +85,10 @@ def _table(head: tuple[Row, ...], others: tuple[str, ...], copies: tuple[tuple[s
 PREDICTIONS = (*(row.theirs for row in MASKED_LM), *(copy for copy, _ in MASKED_LM_COPIES))
 OUT = projection("classifier", "head.out")
 TABLES: dict[type[EncoderHeadSpec | None], Table] = {
-    type(None): _table((), (*POOLER, *PREDICTIONS, *NEXT_TEXT)),
-    PoolerHeadSpec: _table(projection("bert.pooler.dense", "head.dense"), (*PREDICTIONS, *NEXT_TEXT)),
+    type(None): _table((), (*POOLER, *PREDICTIONS, *NEXT_TEXT, *encoders.TASKS)),
+    PoolerHeadSpec: _table(
+        projection("bert.pooler.dense", "head.dense"), (*PREDICTIONS, *NEXT_TEXT, *encoders.TASKS)
+    ),
     MaskedLMHeadSpec: _table(MASKED_LM, (*POOLER, *NEXT_TEXT), MASKED_LM_COPIES),
     ClassifierHeadSpec: _table((*projection("bert.pooler.dense", "head.pooler.dense"), *OUT), ()),
     TaggerHeadSpec: _table(OUT, POOLER),

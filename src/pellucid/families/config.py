@@ -15,29 +15,36 @@ LARGEST = 2**31 - 1  # of any size
 SHOWN = 8  # unknown attributes in a message
 DEEPEST = 4096  # layers: each is made, so a damaged number must not get far
 
-ACTIVATIONS: dict[str, Activation] = {
+ACTIVATIONS: dict[str, Activation] = {  # of several names of one function, the first is written
     "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
     "silu": "silu",
     "swish": "silu",
 }
-ACTIVATION_NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs not in ("gelu_new", "swish")}
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 # attributes of any config that say nothing about what the model computes, by what they are about
 FILE = """_name_or_path architectures auto_map dtype torch_dtype transformers_version _attn_implementation_autoset
-    _commit_hash _attn_implementation attn_implementation transformers.js_config unsloth_fixed unsloth_version"""
-CALL = "return_dict output_hidden_states output_attentions output_scores use_cache torchscript chunk_size_feed_forward"
+    _commit_hash _attn_implementation attn_implementation transformers.js_config unsloth_fixed unsloth_version
+    custom_pipelines sentence_transformers name language"""
+CALL = """return_dict return_tuple output_hidden_states output_attentions output_scores output_past use_cache torchscript
+    chunk_size_feed_forward xla_device"""
 TASK = """id2label label2id num_labels _num_labels problem_type task_specific_params finetuning_task tokenizer_class
-    prefix is_decoder"""
-TOKENS = "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id"
+    prefix padding is_decoder"""
+TOKENS = """bos_token_id eos_token_id pad_token_id unk_token_id cls_token_id sep_token_id mask_token_id
+    decoder_start_token_id"""
 TRAINING = "initializer_range gradient_checkpointing"
 SAMPLING = """max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
     top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
     bad_words_ids num_return_sequences return_dict_in_generate forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"""
+    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens renormalize_logits
+    max_new_tokens"""
 IGNORED = frozenset(" ".join((FILE, CALL, TASK, TOKENS, TRAINING, SAMPLING)).split())
 
 # attributes that do change the model, and the only values that a family has that does not read them itself
@@ -134,4 +141,8 @@ class Config:
         if unknown:
             listed = ", ".join(f"{name} = {brief(self.values[name])}" for name in unknown[:SHOWN])
             listed += f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-            raise CheckpointError(f"{self.where}: not understood: {listed}", "it may change what the model computes")
+            raise CheckpointError(
+                f"{self.where}: not understood: {listed}",
+                "it may change what the model computes; if the code that it was published with reads it nowhere, take it"
+                " out of the config",
+            )

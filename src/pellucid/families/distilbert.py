@@ -24,7 +24,7 @@ from pellucid.spec import (
 )
 
 # the last: how old files say that all are tied
-IGNORED = "dropout attention_dropout qa_dropout seq_classif_dropout output_past tie_weights_"
+IGNORED = "dropout attention_dropout qa_dropout seq_classif_dropout tie_weights_"
 NORM = LayerNormSpec(1e-12)  # nothing sets it
 FIRST = PoolerHeadSpec(activation="relu")
 SIZES = {  # BERT's names -> DistilBERT's
@@ -67,7 +67,8 @@ HEADS: dict[type[EncoderHeadSpec | None], tuple[Row, ...]] = {
 def table(spec: EncoderSpec) -> Table:
     """The table for a model of this spec: one for each head. A bare one may be read from a file with another head."""
     masked = isinstance(spec.head, MaskedLMHeadSpec)
-    beside = () if spec.head is not None else (*(row.theirs for row in MASKED_LM), COPY[0])
+    others = (*(row.theirs for row in MASKED_LM), COPY[0], "pre_classifier.**", *encoders.TASKS)
+    beside = () if spec.head is not None else others
     ignored = ("distilbert.embeddings.position_ids", *beside)
     return Table((*ENCODER, *HEADS.get(type(spec.head), ())), ignored, (COPY,) if masked else (), base="distilbert.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from pellucid.errors import CheckpointError, suggest
+from pellucid.errors import CheckpointError
 from pellucid.families.config import ACTIVATION_NAMES, Config, brief, need
 from pellucid.spec import (
     POST_NORM,
@@ -26,6 +26,7 @@ from pellucid.spec import (
 )
 
 IGNORED = "hidden_dropout_prob attention_probs_dropout_prob classifier_dropout"
+TASKS = ("classifier.**", "qa_outputs.**")  # heads of a fine-tuned file, of which someone asks for the encoder alone
 UNPOOLED = "add_pooling_layer"  # the library's argument, which its files do not keep; ours say so where it is false
 MOST_CLASSES = 2**20
 
@@ -52,11 +53,11 @@ def block(
     return BlockSpec(mixer, ffn, norm, placement)
 
 
-def n_classes(read: Config) -> int:
-    """How many the head of a class or a tagger has. Raises CheckpointError for fewer than two."""
+def n_classes(read: Config, least: int = 1) -> int:
+    """How many the head of a class or a tagger has. Raises CheckpointError for too few."""
     n = read.count("num_labels", len(read.nested("id2label")) or 2, MOST_CLASSES)
-    if n < 2:
-        raise read.refuse("id2label", "is not of two or more classes", "a regression has no head of ours")
+    if n < least:
+        raise read.refuse("id2label", f"is not of {least} or more classes")
     return n
 
 
@@ -77,7 +78,7 @@ def text_heads(masked: MaskedLMHeadSpec) -> Heads:
         "ForMaskedLM": lambda read: masked,
         "ForPreTraining": lambda read: masked,
         "ForSequenceClassification": lambda read: ClassifierHeadSpec(n_classes(read)),
-        "ForTokenClassification": lambda read: TaggerHeadSpec(n_classes(read)),
+        "ForTokenClassification": lambda read: TaggerHeadSpec(n_classes(read, 2)),
     }
 
 
@@ -90,8 +91,11 @@ def head(read: Config, architecture: str | None, prefixes: tuple[str, ...], head
     name = str(architecture or (named[0] if named else f"{prefixes[0]}Model"))
     kind = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
     if kind not in heads:
-        known = [f"{prefix}{each}" for prefix in prefixes for each in heads]
-        raise CheckpointError(f"{read.where}: no head of ours is that of {brief(name)}", suggest(name, known))
+        raise CheckpointError(
+            f"{read.where}: no head of ours is that of {brief(name)}",
+            f'known: {", ".join(prefixes[0] + each for each in heads)}; with architecture="{prefixes[0]}Model",'
+            " pellucid.load gives the encoder alone",
+        )
     read.take(UNPOOLED, bool, True)
     return heads[kind](read)
 

@@ -21,7 +21,7 @@ from pellucid.spec import (
     StackSpec,
 )
 
-IGNORED = """predict_special_tokens output_past attn_pdrop embd_pdrop resid_pdrop reorder_and_upcast_attn
+IGNORED = """predict_special_tokens attn_pdrop embd_pdrop resid_pdrop reorder_and_upcast_attn
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout"""
 
 TABLE = Table(  # their matrices are (in, out), so transposed; q, k and v are one

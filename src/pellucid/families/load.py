@@ -48,14 +48,14 @@ def load_checkpoint(
     """The model of a checkpoint, in this type and in eval mode, without its tokenizer (``pellucid.load`` adds it).
 
     architecture: the class that the weights are of (default: the one that the config names; but an encoder has the head
-    that a ``modules.json`` beside it describes, and none where the file lacks a bare model's pooler). All names and
+    that a ``modules.json`` beside it describes). A bare encoder has no pooler where the file lacks it. All names and
     shapes are checked before a weight is read or its memory taken. Raises CheckpointError naming what does not fit.
     """
     source = checkpoint.source
     with _naming(checkpoint.where):
         spec, table = spec_of(_stored_config(checkpoint), architecture)
-        if architecture is None and isinstance(spec, EncoderSpec):
-            spec, table = _as_published(checkpoint, spec, table)
+        if isinstance(spec, EncoderSpec):
+            spec, table = _as_published(checkpoint, spec, table, with_modules=architecture is None)
         found = plan(source.shapes, shapes_of(spec), table)
     model = build_undrawn(spec)
     stream_weights(model, source, found, dtype)
@@ -71,10 +71,12 @@ def _stored_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return as_stored(checkpoint.config, checkpoint.source)
 
 
-def _as_published(checkpoint: Checkpoint, spec: EncoderSpec, table: Table) -> tuple[EncoderSpec, Table]:
+def _as_published(
+    checkpoint: Checkpoint, spec: EncoderSpec, table: Table, with_modules: bool
+) -> tuple[EncoderSpec, Table]:
     """The encoder with the head that the folder gives it, which no config can say."""
     bare = replace(spec, head=None)
-    if (head := sentence_head(checkpoint.where)) is not None:
+    if with_modules and (head := sentence_head(checkpoint.where)) is not None:
         return replace(spec, head=head), family(str(checkpoint.config["model_type"])).table(bare)
     pools = isinstance(spec.head, PoolerHeadSpec) and spec.head.dense
     if pools and not any("pooler." in name for name in checkpoint.source.shapes):

@@ -24,7 +24,8 @@ from pellucid.spec import (
     StackSpec,
 )
 
-IGNORED = "attention_dropout hidden_dropout classifier_dropout"
+IGNORED = """attention_dropout hidden_dropout classifier_dropout
+    attention_probs_dropout_prob hidden_dropout_prob"""  # as the first files had them
 
 
 def by_head(n_heads: int) -> Transform:

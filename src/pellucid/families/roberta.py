@@ -49,8 +49,8 @@ def _table(head: tuple[Row, ...], others: tuple[str, ...], copies: tuple[tuple[s
 
 
 TABLES: dict[type[EncoderHeadSpec | None], Table] = {
-    type(None): _table((), (*POOLER, *PREDICTIONS)),
-    PoolerHeadSpec: _table(projection("roberta.pooler.dense", "head.dense"), PREDICTIONS),
+    type(None): _table((), (*POOLER, *PREDICTIONS, *encoders.TASKS)),
+    PoolerHeadSpec: _table(projection("roberta.pooler.dense", "head.dense"), (*PREDICTIONS, *encoders.TASKS)),
     MaskedLMHeadSpec: _table(MASKED_LM, POOLER, MASKED_LM_COPIES),
     ClassifierHeadSpec: _table(
         (*projection("classifier.dense", "head.pooler.dense"), *projection("classifier.out_proj", "head.out")), POOLER

@@ -13,6 +13,7 @@ def _scaling(read: Config, context: int) -> RotaryScaling | None:
     """The rule that ``rope_type`` names, with its numbers. Raises CheckpointError for a rule that no spec expresses."""
     kind = read.take("rope_type", str, read.take("type", str, "default"))
     read.expect("type", None, kind)
+    read.take("finetuned", bool, False)  # how the weights came about
     if kind == "default":
         return None
     if kind not in ("linear", "llama3", "yarn"):

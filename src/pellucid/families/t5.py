@@ -31,7 +31,7 @@ from pellucid.spec import (
     StackSpec,
 )
 
-IGNORED = "dropout_rate classifier_dropout initializer_factor output_past num_hidden_layers"
+IGNORED = "dropout_rate classifier_dropout initializer_factor num_hidden_layers"
 CLASSES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel", "MT5ForConditionalGeneration", "MT5Model")
 
 

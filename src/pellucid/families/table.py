@@ -154,7 +154,8 @@ def _doubles(theirs: Collection[str], links: Sequence[_Link], table: Table, bare
         )
     if missing:
         raise CheckpointError(
-            f"the checkpoint lacks {few(missing)}", "it is incomplete, or its config is of another model"
+            f"the checkpoint lacks {few(missing)}",
+            "it is incomplete, was saved without that part, or its config is of another model",
         )
     if unmapped:
         raise CheckpointError(

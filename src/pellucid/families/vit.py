@@ -78,7 +78,11 @@ def table(spec: EncoderSpec) -> Table:
         row for a, (_, ours) in LAYERS.items() for row in projection(f"vit.encoder.layer.#.{a}", f"blocks.#.{ours}")
     ]
     memory = [row for _, (b, ours) in LAYERS.items() for row in projection(f"vit.layers.#.{b}", f"blocks.#.{ours}")]
-    ignored = ("vit.embeddings.mask_token", *(() if isinstance(spec.head, PoolerHeadSpec) else POOLER))
+    ignored = (
+        "vit.embeddings.mask_token",
+        *(() if isinstance(spec.head, PoolerHeadSpec) else POOLER),
+        *(() if classes else encoders.TASKS),
+    )
     newest = Table((*first, *memory, *last), ignored, base="vit.")
     return Table((*first, *files, *last), ignored, base="vit.", versions=(newest,))
 

@@ -238,6 +238,7 @@ def _with_guesses(
 
 
 def _classes(model: Decoder | Encoder, acts: measure.Acts) -> Float[np.ndarray, "places classes"] | None:
-    if isinstance(model.spec.head, ClassifierHeadSpec | TaggerHeadSpec):
+    head = model.spec.head
+    if isinstance(head, ClassifierHeadSpec | TaggerHeadSpec) and head.n_classes > 1:
         return acts["logits"][0].float().softmax(-1).cpu().numpy()
     return None

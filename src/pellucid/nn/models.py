@@ -238,7 +238,8 @@ class Encoder(Stack, Model):
 
     def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
         """Sum of -ln p(label) over scored places, in nats: tokens, or a classifier's rows."""
-        if self.head is None or isinstance(self.head, PoolerHead):
+        scores = isinstance(self.head, ClassifierHead) and self.spec.head.n_classes == 1
+        if self.head is None or isinstance(self.head, PoolerHead) or scores:
             return super().nll_sum(batch)
         x = self.hidden(batch.ids, batch.tokens, batch.types)
         if isinstance(self.head, MaskedLMHead) and not self.wants("logits"):

@@ -112,13 +112,13 @@ class PoolerHeadSpec(Value):
 
 @dataclass(frozen=True)
 class ClassifierHeadSpec(Value):
-    """One class a row: logits of a pooled vector."""
+    """One class a row: logits of a pooled vector. One alone is a score, such as how well two texts fit."""
 
     n_classes: int
     pooler: PoolerHeadSpec = PoolerHeadSpec()
 
     def __post_init__(self) -> None:
-        require(self.n_classes >= 2, self, f"n_classes = {self.n_classes} must be >= 2")
+        require(self.n_classes >= 1, self, f"n_classes = {self.n_classes} must be >= 1")
 
 
 @dataclass(frozen=True)
