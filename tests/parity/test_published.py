@@ -118,13 +118,13 @@ def test_a_score_goes_out_as_it_came_and_is_no_loss(tmp_path: Path) -> None:
     written(tmp_path, PUBLISHED["BAAI/bge-reranker-base"])
     model = pellucid.load(tmp_path, tokenizer=False)
     pellucid.convert(model, tmp_path / "out")
-    kind = transformers.RobertaForSequenceClassification
+    kind: Any = transformers.RobertaForSequenceClassification
     again, info = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     ids = words()
     with torch.no_grad():
         assert gap(model(ids)[:, 0], again.eval()(ids).logits) <= TOLERANCE
-    batch = Batch(ids, Tokens.plain(*ids.shape), torch.zeros(len(ids), 1, dtype=torch.long))
+    batch = Batch(ids, Tokens.plain(len(ids), ids.shape[1]), torch.zeros(len(ids), 1, dtype=torch.long))
     with pytest.raises(DataError, match="predicts nothing"):
         model.nll_sum(batch)
 
@@ -141,7 +141,7 @@ def test_the_encoder_alone_of_a_fine_tuned_model(config: dict[str, Any], head: s
     """Also of one under a head that we do not have: its error says how."""
     written(tmp_path, config)
     if config["model_type"] == "bert":
-        with pytest.raises(CheckpointError, match='architecture="BertModel", pellucid.load gives the encoder alone'):
+        with pytest.raises(CheckpointError, match=r'architecture="BertModel", pellucid\.load gives the encoder'):
             pellucid.load(tmp_path, tokenizer=False)
     model = pellucid.load(tmp_path, tokenizer=False, architecture=head)
     theirs = getattr(transformers, head).from_pretrained(tmp_path, add_pooling_layer=False).eval()
@@ -156,3 +156,33 @@ def test_a_family_that_we_do_not_have_is_not_taken_for_another(tmp_path: Path) -
     with pytest.raises(CheckpointError, match="no family of ours has model_type = 'mpnet'") as refused:
         pellucid.load(tmp_path)
     assert "did you mean" not in refused.value.remedy
+
+
+T5: dict[str, Any] = {
+    "model_type": "t5",
+    "architectures": ["T5ForConditionalGeneration"],
+    **{"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2},
+    **{"is_encoder_decoder": True, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
+    **{"output_past": True, "num_beams": 3, "no_repeat_ngram_size": 2},
+}
+
+
+@pytest.mark.parametrize("file", [True, False], ids=["a file of its own", "in the config"])
+def test_how_a_model_writes_goes_out_with_it(file: bool, tmp_path: Path) -> None:
+    theirs, source, out = written(tmp_path, T5), random_ids(), tmp_path / "out"
+    if file:
+        theirs.generation_config.save_pretrained(tmp_path)
+    pellucid.convert(tmp_path, out)
+    said = json.loads((out / "generation_config.json").read_text())
+    assert (said["num_beams"], said["no_repeat_ngram_size"], said["eos_token_id"]) == (3, 2, 1)
+    again: Any = transformers.T5ForConditionalGeneration.from_pretrained(out).eval()
+    assert torch.equal(again.generate(source, max_new_tokens=9), theirs.generate(source, max_new_tokens=9))
+
+
+def test_a_model_without_such_words_knows_where_to_begin(tmp_path: Path) -> None:
+    written(tmp_path, T5)
+    model = pellucid.load(tmp_path, tokenizer=False)
+    model.generation = {}
+    pellucid.convert(model, tmp_path / "out")
+    again: Any = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    assert again.generate(random_ids(), max_new_tokens=2)[0, 0] == 0

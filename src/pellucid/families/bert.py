@@ -86,9 +86,7 @@ PREDICTIONS = (*(row.theirs for row in MASKED_LM), *(copy for copy, _ in MASKED_
 OUT = projection("classifier", "head.out")
 TABLES: dict[type[EncoderHeadSpec | None], Table] = {
     type(None): _table((), (*POOLER, *PREDICTIONS, *NEXT_TEXT, *encoders.TASKS)),
-    PoolerHeadSpec: _table(
-        projection("bert.pooler.dense", "head.dense"), (*PREDICTIONS, *NEXT_TEXT, *encoders.TASKS)
-    ),
+    PoolerHeadSpec: _table(projection("bert.pooler.dense", "head.dense"), (*PREDICTIONS, *NEXT_TEXT, *encoders.TASKS)),
     MaskedLMHeadSpec: _table(MASKED_LM, (*POOLER, *NEXT_TEXT), MASKED_LM_COPIES),
     ClassifierHeadSpec: _table((*projection("bert.pooler.dense", "head.pooler.dense"), *OUT), ()),
     TaggerHeadSpec: _table(OUT, POOLER),

@@ -33,8 +33,8 @@ ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items(
 FILE = """_name_or_path architectures auto_map dtype torch_dtype transformers_version _attn_implementation_autoset
     _commit_hash _attn_implementation attn_implementation transformers.js_config unsloth_fixed unsloth_version
     custom_pipelines sentence_transformers name language"""
-CALL = """return_dict return_tuple output_hidden_states output_attentions output_scores output_past use_cache torchscript
-    chunk_size_feed_forward xla_device"""
+CALL = """return_dict return_tuple output_hidden_states output_attentions output_scores output_past use_cache
+    torchscript chunk_size_feed_forward xla_device"""
 TASK = """id2label label2id num_labels _num_labels problem_type task_specific_params finetuning_task tokenizer_class
     prefix padding is_decoder"""
 TOKENS = """bos_token_id eos_token_id pad_token_id unk_token_id cls_token_id sep_token_id mask_token_id
@@ -143,6 +143,6 @@ class Config:
             listed += f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
             raise CheckpointError(
                 f"{self.where}: not understood: {listed}",
-                "it may change what the model computes; if the code that it was published with reads it nowhere, take it"
-                " out of the config",
+                "it may change what the model computes; take it out of the config where the code that it was published"
+                " with reads it nowhere",
             )

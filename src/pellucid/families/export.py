@@ -10,14 +10,12 @@ import torch
 
 from pellucid.families.native import write_tensors
 from pellucid.families.registry import config_of
-from pellucid.families.safetensors_files import CONFIG, WEIGHTS
+from pellucid.families.safetensors_files import CONFIG, GENERATION, WEIGHTS
 from pellucid.families.sentence import write_sentence_head
 from pellucid.families.table import export_weights, refuse_nonfinite
 from pellucid.files import write_folder, write_json
 from pellucid.nn.models import AnyModel
 from pellucid.spec import PoolerHeadSpec
-
-GENERATION = "generation_config.json"
 
 
 def to_hf(model: AnyModel, folder: str | Path, family: str | None = None) -> str:
@@ -38,7 +36,8 @@ def to_hf(model: AnyModel, folder: str | Path, family: str | None = None) -> str
         write_tensors(aside / WEIGHTS, weights, {"format": "pt"})
         said = {name: value for name, value in config.items() if value is not None}  # a family may need its own id
         write_json(aside / CONFIG, {**config, **special, **said, "torch_dtype": dtype})
-        write_json(aside / GENERATION, special)
+        start = {name: said[name] for name in ("decoder_start_token_id",) if name in said}
+        write_json(aside / GENERATION, {**model.generation, **start, **special})
         if pooler is not None:
             write_sentence_head(aside, pooler, spec.d_model, spec.context)
         if model.tokenizer is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pellucid.errors import CheckpointError
+from pellucid.families.config import SAMPLING, TOKENS
 from pellucid.families.registry import family, spec_of
 from pellucid.families.sentence import sentence_head
 from pellucid.families.source import Checkpoint
@@ -18,6 +19,9 @@ from pellucid.families.table import Table, plan, shapes_of, stream_weights
 from pellucid.nn.init import build_undrawn
 from pellucid.nn.models import AnyModel
 from pellucid.spec import EncoderSpec, PoolerHeadSpec
+
+OF_GENERATION = (*SAMPLING.split(), *TOKENS.split())
+IGNORED_OF_GENERATION = ("_from_model_config", "transformers_version")  # of the file, not of the model
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -57,9 +61,20 @@ def load_checkpoint(
         if isinstance(spec, EncoderSpec):
             spec, table = _as_published(checkpoint, spec, table, with_modules=architecture is None)
         found = plan(source.shapes, shapes_of(spec), table)
+    generation = _generation(checkpoint)
     model = build_undrawn(spec)
     stream_weights(model, source, found, dtype)
+    model.generation = generation
     return model.to(dtype).eval()
+
+
+def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How the model is to write: from a file of its own, or in older folders from the config."""
+    from pellucid.families.safetensors_files import GENERATION, read_object
+
+    if (path := checkpoint.where / GENERATION).is_file():
+        return {name: value for name, value in read_object(path).items() if name not in IGNORED_OF_GENERATION}
+    return {name: checkpoint.config[name] for name in OF_GENERATION if checkpoint.config.get(name) is not None}
 
 
 def _stored_config(checkpoint: Checkpoint) -> Mapping[str, Any]:

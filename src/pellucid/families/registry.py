@@ -87,7 +87,7 @@ def spec_of(config: Mapping[str, Any], architecture: str | None = None) -> tuple
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise CheckpointError("the config names no model_type", f"add the one that it is of: {', '.join(sorted(FAMILIES))}")
+        raise CheckpointError("the config names no model_type", f"add one of: {', '.join(sorted(FAMILIES))}")
     if model_type not in FAMILIES:  # which no one has mistyped: nothing is near it
         raise CheckpointError(
             f"no family of ours has model_type = {brief(model_type)}", f"known: {', '.join(sorted(FAMILIES))}"

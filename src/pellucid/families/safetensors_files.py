@@ -16,6 +16,7 @@ from pellucid.families.source import Checkpoint
 from pellucid.files import parse_json, read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 MOST_JSON = 16 << 20  # bytes of a config, an index or a header; the largest published are below 2 MB
 PIECE = 8 << 20  # bytes of a file that are mapped and converted at a time
 FLOATS = ("F64", "F32", "F16", "BF16")

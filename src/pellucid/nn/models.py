@@ -32,13 +32,17 @@ from pellucid.taps import Activations, Edit, Tapped, name_points, point_names, t
 
 
 class Model(Tapped):
-    """What every model can do, whatever it is for. ``tokenizer`` is set by whoever loads both together."""
+    """What every model can do, whatever it is for. ``tokenizer`` is set by whoever loads both together.
+
+    generation: what a published folder says of how its model writes, kept for those who open it elsewhere.
+    """
 
     spec: Any  # a ModelSpec; each kind of model says which
 
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer: Any = None
+        self.generation: Mapping[str, Any] = {}
 
     def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
         """Sum of -ln p(label) over the scored places of a batch, in nats. Raises DataError for a model without any."""
@@ -238,7 +242,7 @@ class Encoder(Stack, Model):
 
     def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
         """Sum of -ln p(label) over scored places, in nats: tokens, or a classifier's rows."""
-        scores = isinstance(self.head, ClassifierHead) and self.spec.head.n_classes == 1
+        scores = isinstance(self.head, ClassifierHead) and self.head.out.out_features == 1  # of what, no class says
         if self.head is None or isinstance(self.head, PoolerHead) or scores:
             return super().nll_sum(batch)
         x = self.hidden(batch.ids, batch.tokens, batch.types)
