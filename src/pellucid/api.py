@@ -15,7 +15,7 @@ from pellucid.families.load import load_checkpoint, open_checkpoint
 from pellucid.families.native import SPEC, TOKENIZER, load_model, save_model
 from pellucid.families.safetensors_files import CONFIG
 from pellucid.families.source import Checkpoint
-from pellucid.files import write_folder
+from pellucid.files import nearest, write_folder
 from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder, build_model
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, InitRule, ModelSpec
@@ -56,9 +56,11 @@ def locate(name: str | Path) -> Path:
         ) from error
     if is_name(str(name)):
         return fetch(str(name))
+    near = nearest(path)
     raise CheckpointError(
-        f"{name} is not a model folder",
-        "give the folder that `pellucid train --out` wrote, a published model's folder or .gguf file, or ORG/NAME on"
+        f"{name} does not exist",
+        ("" if near is None else f"did you mean {str(near)!r}? Else ")
+        + "give the folder that `pellucid train --out` wrote, a published model's folder or .gguf file, or ORG/NAME on"
         " the Hugging Face hub",
     )
 

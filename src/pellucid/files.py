@@ -3,6 +3,7 @@ texts and JSON that may be anybody's, within bounds."""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import json
@@ -31,6 +32,15 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def nearest(path: Path) -> Path | None:
+    """What stands in the folder of ``path`` under nearly its name; None where nothing does."""
+    try:
+        close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.5)
+    except OSError:
+        return None
+    return path.with_name(close[0]) if close else None
 
 
 @contextmanager

@@ -202,10 +202,11 @@ UNUSABLE = [
     ("info modren", r"there is no design 'modren' did you mean 'modern'\?"),
     ("info runs/nosuch", r"there is no folder runs/nosuch here, the hub's cache has no such model"),
     ("info ./runs/nosuch", r"runs/nosuch does not exist give a model folder"),
-    ("convert nosuch --out x", r"nosuch is not a model folder"),
+    ("convert nosuch --out x", r"nosuch does not exist"),
     ("info t.txt", r"t\.txt is not readable JSON"),
     ("info .", r"holds no spec\.json"),
-    ("generate nosuch hello", r"nosuch is not a model folder give the folder that `pellucid train --out` wrote"),
+    ("generate nosuch hello", r"nosuch does not exist give the folder that `pellucid train --out` wrote"),
+    ("look t.tx hello", r"t\.tx does not exist did you mean 't\.txt'\? Else give the folder"),
     ("look t.txt hello", r"t\.txt is not a model folder"),
     ("generate . hello", r"holds no finished model"),
     ("train t.txt --run nosuch.json", r"nosuch\.json does not exist check the path"),
@@ -292,13 +293,13 @@ def test_one_line_of_100_megabytes(said: Said, tmp_path: Path) -> None:
 
 
 def test_standard_input_that_is_not_text(said: Said, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for command in ("generate", "look"):
+    for line in (["generate", whole, "-"], ["look", whole, "-"], ["chat", whole, "--template", os.devnull]):
         reader, writer = os.pipe()
         os.write(writer, b"caf\xe9")
         os.close(writer)
         with open(reader, encoding="utf-8") as stream:
             monkeypatch.setattr(sys, "stdin", stream)
-            assert re.search(r"standard input is not UTF-8: byte 3 is 0xe9 .*iconv", said(1, command, whole, "-"))
+            assert re.search(r"standard input is not UTF-8: byte 3 is 0xe9 .*iconv", said(1, *line))
 
 
 # --- folders and disks ------------------------------------------------------------------------------------------------

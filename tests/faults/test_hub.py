@@ -205,6 +205,6 @@ def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert locate("org/name") == Path("org/name")
-    with pytest.raises(CheckpointError, match=r"org/nane is not a model folder"):
+    with pytest.raises(CheckpointError, match=r"org/nane does not exist\n  did you mean 'org/name'"):
         locate("org/nane")
     assert is_name("hf://org/nane")

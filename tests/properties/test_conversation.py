@@ -258,8 +258,8 @@ def folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def piped(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    lines = io.StringIO("the cat?\n\nand the dog?\n")
+def piped(monkeypatch: pytest.MonkeyPatch) -> io.TextIOWrapper:
+    lines = io.TextIOWrapper(io.BytesIO(b"the cat?\r\n\nand the dog?\n"))
     monkeypatch.setattr(sys, "stdin", lines)
     return lines
 
@@ -273,7 +273,7 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 
 
 def test_lines_of_a_pipe_are_turns_and_only_answers_are_written(
-    folder: Path, piped: io.StringIO, capsys: pytest.CaptureFixture[str]
+    folder: Path, piped: io.TextIOWrapper, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["chat", str(folder), "--temperature", "0", "--max-new-tokens", "6", "--system", "be brief"]
     code, out, err = run(arguments, capsys)
@@ -284,7 +284,7 @@ def test_lines_of_a_pipe_are_turns_and_only_answers_are_written(
 
 
 def test_another_template_may_be_given(
-    folder: Path, piped: io.StringIO, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, piped: io.TextIOWrapper, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("{{ raise_exception('not with me') }}")

@@ -74,7 +74,7 @@ def test_it_knows_capitals_and_what_was_said_before(model: AnyModel) -> None:
 
 
 def test_the_command_answers_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of France?\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What is the capital of France?\n")))
     with pytest.raises(SystemExit) as stop:
         main(["chat", str(smollm2()), "--temperature", "0", "--max-new-tokens", "16"])
     assert stop.value.code == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from pellucid.cli.parse import parse
+from pellucid.cli.parse import lines_of, parse
 from pellucid.cli.say import say
 from pellucid.errors import PellucidError, UsageError, suggest
 
@@ -40,9 +40,9 @@ def chat(
     max_new_tokens: int = 1024,
     temperature: float = 0.7,
     top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
+    top_p: float = 0.95,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
 ) -> None:
     """Talk with a model that was taught to answer. Ctrl-C stops an answer, Ctrl-D ends; /help lists what else there is.
@@ -56,9 +56,9 @@ def chat(
         max_new_tokens: Tokens of one answer at most.
         temperature: 0 always takes the likeliest token; 1 is the model's own distribution.
         top_k: Keep only this many of the likeliest tokens.
-        top_p: Keep the likeliest tokens that together have this probability.
-        min_p: Drop tokens less likely than this share of the likeliest.
-        repetition_penalty: Above 1, tokens that were seen become less likely.
+        top_p: Keep the likeliest tokens that together have this probability; 1 keeps all.
+        min_p: Drop tokens less likely than this share of the likeliest; 0 drops none.
+        repetition_penalty: Above 1, tokens that were seen become less likely; 1 changes nothing.
         seed: The same seed, in the same conversation, gives the same answers.
     """
     from pellucid.cli.opening import open_model
@@ -66,8 +66,7 @@ def chat(
     from pellucid.generate.chat import Chat
     from pellucid.generate.sample import Sampling
 
-    chosen = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
-    sampling = Sampling(temperature=temperature, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     source = None if template is None else _read(template)
     loaded = open_model(model)
     names = {} if loaded.tokenizer is None else special_names(loaded.tokenizer)
@@ -76,7 +75,7 @@ def chat(
     if sys.stdin.isatty():
         _converse(talk, Path(model).name)
     else:
-        _answer_lines(talk, sys.stdin)
+        _answer_lines(talk, lines_of(sys.stdin.buffer))
 
 
 def _read(template: Path) -> str:
@@ -89,7 +88,7 @@ def _read(template: Path) -> str:
 def _answer_lines(talk: Chat, lines: Iterable[str]) -> None:
     """Every line a message, every answer followed by a line end; nothing else is written."""
     for line in lines:
-        if text := line.rstrip("\n"):
+        if text := line.rstrip("\r\n"):
             for piece in talk.reply(text):
                 say(piece)
             say("\n")
@@ -99,14 +98,14 @@ def _converse(talk: Chat, name: str) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    import_line_editing()
     console = Console(highlight=False)
+    prompt = _prompt(import_line_editing(), console.color_system is not None and not console.no_color)
     facts = f"{talk.model.n_parameters / 1e6:,.2f} M parameters · context {talk.model.spec.context:,}"
     console.print(f"[bold]{escape(name)}[/]  [dim]{facts} · /help lists commands, Ctrl-D ends[/]")
     while True:
         try:
             console.print()
-            text = console.input("[bold cyan]you ›[/] ")
+            text = input(prompt)
         except KeyboardInterrupt:
             console.print("\n[dim]Ctrl-D or /quit ends[/]")
             continue
@@ -120,12 +119,23 @@ def _converse(talk: Chat, name: str) -> None:
             _answer(talk, text, console)
 
 
-def import_line_editing() -> None:
-    """Arrow keys and history at the prompt, where Python has them."""
+def import_line_editing() -> bool:
+    """Arrow keys, history and pasted lines as one text, where Python has them: whether it does."""
     try:
-        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import readline
     except ImportError:
-        return
+        return False
+    if "libedit" not in (readline.__doc__ or ""):  # which has no such setting
+        readline.parse_and_bind("set enable-bracketed-paste on")
+    return True
+
+
+def _prompt(editing: bool, colour: bool) -> str:
+    """What stands before a line that is typed. Line editing must be told what of it takes no room."""
+    if not colour:
+        return "you › "
+    on, off = ("\001\033[1;36m\002", "\001\033[0m\002") if editing else ("\033[1;36m", "\033[0m")
+    return f"{on}you ›{off} "
 
 
 def _answer(talk: Chat, text: str, console: Console) -> None:
@@ -185,7 +195,10 @@ def _system(talk: Chat, text: str, console: Console) -> None:
 
     if text:
         talk.system = text
-    console.print(Text("the model is told: ", "dim") + Text(talk.system or "nothing"))
+    console.print(
+        Text("the model is told: ", "dim")
+        + Text(talk.system or "nothing by you; its template may have words of its own")
+    )
 
 
 def _save(talk: Chat, name: str, console: Console) -> None:

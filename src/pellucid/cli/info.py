@@ -30,7 +30,7 @@ DEPTH, VOCAB_SIZE, CONTEXT = 12, 32768, 1024  # of a design, where nothing else 
 
 
 def info(
-    subject: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SUBJECT]")] = None,
+    subject: tyro.conf.Positional[str | None] = None,
     depth: int | None = None,
     d_model: int | None = None,
     vocab_size: int | None = None,

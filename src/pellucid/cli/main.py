@@ -95,7 +95,7 @@ def _complain(problem: str, remedy: str, code: int) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    label = ("stopped: ", "yellow") if code == EXIT_SAVED else ("error: ", "bold red")
+    label = {EXIT_SAVED: ("stopped: ", "yellow"), EXIT_INTERRUPTED: ("", "")}.get(code, ("error: ", "bold red"))
     console = Console(stderr=True, soft_wrap=True)
     console.print(Text.assemble(label, problem))
     if remedy:

@@ -2,42 +2,95 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
 from pellucid.errors import DataError
 
 
-def parse(command: Callable[..., Any], arguments: Sequence[str], examples: str) -> None:
+def parse(command: Callable[..., None], arguments: Sequence[str], examples: str) -> None:
     """Call ``command`` with its arguments from the command line; ``examples`` end its help text."""
     shown = "\n".join(f"  $ pellucid {line}" for line in examples.strip().splitlines())
-    tyro.cli(
-        command,
+    parameters = inspect.signature(command).parameters.values()
+    hints = get_type_hints(command, include_extras=True)
+    given = tyro.cli(
+        _form(command, {p.name: (hints[p.name], p.default) for p in parameters}),
         args=list(arguments),
         prog=f"pellucid {command.__name__}",
         description=f"{_summary(command)}\n\nexamples\n{shown}",
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    options = {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+    # made here rather than in tyro, so that what they refuse is said as all else is
+    command(**{**vars(given), **{name: made(**vars(getattr(given, name))) for name, made in options.items()}})
 
 
 def text_of(argument: str) -> str:
     """The argument itself; standard input for "-". Raises DataError where that is not UTF-8."""
-    if argument != "-":
-        return argument
-    data = sys.stdin.buffer.read()
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"standard input is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}",
-            "convert it from the encoding it is in, e.g. iconv -f ISO-8859-1 -t UTF-8",
-        ) from error
+    return argument if argument != "-" else "".join(lines_of(sys.stdin.buffer))
+
+
+def lines_of(stream: Iterable[bytes]) -> Iterator[str]:
+    """The lines of standard input, as they come. Raises DataError at the first that is not UTF-8."""
+    before = 0
+    for line in stream:
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"standard input is not UTF-8: byte {before + error.start} is 0x{line[error.start]:02x}",
+                "convert it from the encoding it is in, e.g. iconv -f ISO-8859-1 -t UTF-8",
+            ) from error
+        before += len(line)
 
 
 def _summary(command: Callable[..., Any]) -> str:
     """The docstring up to its ``Args:``, which tyro shows beside each flag."""
     return inspect.cleandoc(command.__doc__ or "").split("\nArgs:")[0].strip()
+
+
+# --- what help and errors call a value: MODEL rather than STR, INT rather than {None}|INT ----------------------------
+
+
+def _form(of: Callable[..., Any], fields: dict[str, tuple[Any, Any]]) -> type:
+    """A dataclass for a function, or for a dataclass but without its checks. fields: name -> (type, default).
+
+    It has the name and docstring of what it is ``of``, by which tyro finds what is written about each field.
+    """
+    asked: list[tuple[str, Any, Any]] = []
+    for name, (hint, default) in fields.items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            inner = get_type_hints(hint)
+            form = _form(hint, {f.name: (inner[f.name], f.default) for f in dataclasses.fields(hint)})
+            title = tyro.conf.arg(name=hint.__name__.removesuffix("Options").lower())
+            asked.append((name, Annotated[form, title], dataclasses.field(default=form())))
+        else:
+            given = {} if default is inspect.Parameter.empty else {"default": default}
+            asked.append((name, _hint(name, hint, default), dataclasses.field(**given)))
+    said = {"__doc__": of.__doc__, "__module__": of.__module__}
+    return dataclasses.make_dataclass(of.__name__, asked, frozen=True, kw_only=True, namespace=said)
+
+
+def _hint(name: str, hint: Any, default: Any) -> Any:
+    """The type with a word for its values, and without a default that says nothing; what it says itself comes last."""
+    asked, *said = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    word = None
+    if tyro.conf.Positional in said:
+        word = name.upper() if default is inspect.Parameter.empty else f"[{name.upper()}]"
+    elif default is None:
+        word = "|".join(_word(kind) for kind in get_args(asked) if kind is not NoneType)
+    empty = default in (None, "", (), inspect.Parameter.empty)
+    ours = tyro.conf.arg(metavar=word, help_behavior_hint="" if empty else None)
+    return Annotated[(asked, ours, *said)]  # pyright: ignore[reportInvalidTypeForm]
+
+
+def _word(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    return kind.__name__.upper()

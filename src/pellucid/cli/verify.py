@@ -26,7 +26,7 @@ verify --list
 
 
 def verify(
-    subject: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SUBJECT]")] = None,
+    subject: tyro.conf.Positional[str | None] = None,
     only: tuple[str, ...] = (),
     json_: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|-")] = None,
     seed: int = 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import difflib
 import glob
 import gzip
 import itertools
@@ -22,6 +21,7 @@ from typing import IO, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pellucid.errors import DataError, suggest
+from pellucid.files import nearest
 
 SEPARATOR = "<|endoftext|>"  # alone on a line of a text file, it ends one document and begins the next
 _SEPARATOR_LINE = re.compile(r"^" + re.escape(SEPARATOR) + r"[ \t\r]*(?:\n|\Z)", re.MULTILINE)
@@ -101,15 +101,8 @@ def _find(item: str, on_skip: Callable[[Skipped], None]) -> tuple[list[str], boo
 def _nearest(path: Path) -> str:
     if not path.parent.is_dir():
         return f"neither does the folder {path.parent}: check the path"
-    try:
-        close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.5)
-    except OSError:
-        close = []
-    return (
-        f"did you mean {str(path.with_name(close[0]))!r}?"
-        if close
-        else f"check the name; looked in {path.parent.resolve()}"
-    )
+    near = nearest(path)
+    return f"check the name; looked in {path.parent.resolve()}" if near is None else f"did you mean {str(near)!r}?"
 
 
 def _walk(folder: Path, on_skip: Callable[[Skipped], None]) -> Iterator[str]:

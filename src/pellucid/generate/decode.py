@@ -182,7 +182,8 @@ def _writer(model: Model) -> Decoder:
         return model.decoder
     if not isinstance(model, Decoder):
         raise UsageError(
-            "an encoder reads whole texts and cannot write", "call it for its states, or its head's logits"
+            "an encoder reads whole texts and cannot write",
+            "look into it, or call it for its states or its head's logits",
         )
     return model
 

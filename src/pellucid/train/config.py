@@ -43,7 +43,7 @@ def _refuse_illegal(asked: TrainOptions | Run) -> None:
 
 @dataclass(frozen=True)
 class TrainOptions(Value):
-    """Everything that can be asked of a run. None: derive it from the text's size and the time there is."""
+    """Everything that can be asked of a run. What is not (None) follows from the text's size and the time there is."""
 
     minutes: float | None = None
     """Time to train, on this machine; the number of steps follows from a measured one. Default: 5."""
@@ -82,7 +82,7 @@ class TrainOptions(Value):
     warmup: int | None = None
     """Steps of linear warm-up."""
     clip: float | None = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm; None: any."""
     dropout: float = 0.0
     """On each sublayer's output, and on the embeddings."""
     load_balance: float = 0.01
