@@ -327,6 +327,8 @@ def test_it_draws_an_encoder_without_guesses(tmp_path: Path) -> None:
     cells = re.findall(r'<rect [^>]*data-row="2" data-column="\d+"', drawn)
     assert len(cells) == len(look.tokens), "the selected token beside all, after the last layer"
     assert drawn.count('class="token faint"') >= 2, "special tokens are set apart"
+    heads = sum(len(layer) for layer in look.patterns)
+    assert drawn.count('class="head full"') == heads, "a head's habit is written below a pattern without an empty half"
 
 
 @needs_chromium

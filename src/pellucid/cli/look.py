@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,11 +46,14 @@ def look(
     from pellucid.interpret.terminal import show
     from pellucid.interpret.view import to_html
 
-    seen = look_into(open_model(model), text_of(text), top=top, name=Path(model).resolve().name, target=target)
+    loaded, read = open_model(model), text_of(text)
+    with Console(stderr=True).status("reading"):
+        seen = look_into(loaded, read, top=top, name=Path(os.path.abspath(model)).name, target=target)
+    if html is not None:
+        write_text(html, to_html(seen))  # first: who reads what is shown may stop reading (`| head`)
     console = Console()
     show(seen, console)
     if html is not None:
-        write_text(html, to_html(seen))
         console.print(f"page: [bold]{html.resolve()}[/]", highlight=False, soft_wrap=True)
 
 

@@ -63,9 +63,10 @@ def logit_lens(
     for start in range(0, time, size):
         part = slice(start, start + size)
         output = _log_probs(model, streams[-1][:, part])
+        p_output = output.exp()
         for found, stream in zip(parts, streams, strict=True):
             logp = output if stream is streams[-1] else _log_probs(model, stream[:, part])
-            found.append(_read_out(logp, output, actual[:, part], top))
+            found.append(_read_out(logp, output, p_output, actual[:, part], top))
     rows = [[torch.cat(column, 1).cpu() for column in zip(*found, strict=True)] for found in parts]
     ids_, probs, nll, rank, entropy, kl = (torch.stack(column) for column in zip(*rows, strict=True))
     guessing = time - ahead  # positions that have a token to guess
@@ -81,6 +82,7 @@ def _log_probs(
 def _read_out(
     logp: Float[Tensor, "batch part vocab"],
     output: Float[Tensor, "batch part vocab"],
+    p_output: Float[Tensor, "batch part vocab"],
     actual: Int[Tensor, "batch part"],
     top: int,
 ) -> tuple[Tensor, ...]:
@@ -88,8 +90,7 @@ def _read_out(
     best = logp.topk(min(top, logp.shape[-1]), dim=-1)
     actual_logp = logp.gather(-1, actual[..., None])
     rank = (logp > actual_logp).sum(-1) + 1
-    p = logp.exp()
-    entropy = -torch.xlogy(p, p).sum(-1)
-    # a logit of -inf is a probability of 0: it adds nothing to the sum, where 0 * (-inf) would add NaN
-    kl = torch.where(output.isneginf(), 0.0, output.exp() * (output - logp)).sum(-1)
+    # a logit of -inf is a probability of 0: it adds nothing to a sum, where 0 * (-inf) would add NaN
+    entropy = -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+    kl = torch.where(output.isneginf(), 0.0, p_output * (output - logp)).sum(-1)
     return best.indices, best.values.exp(), -actual_logp[..., 0], rank, entropy, kl

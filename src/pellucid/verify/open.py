@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,10 +62,10 @@ def _named(name: str, through: Through, how: dict[str, Any]) -> Subject:
         _nothing_more(how)
         from pellucid.verify.ours import Ours
 
-        return Ours(load(path), Path(name).stem if path.suffix == ".gguf" else Path(name).resolve().name)
+        return Ours(load(path), Path(name).stem if path.suffix == ".gguf" else Path(os.path.abspath(name)).name)
     from pellucid.verify.hugging_face import load_hugging_face
 
-    return load_hugging_face(path, Path(name).resolve().name, **how)
+    return load_hugging_face(path, Path(os.path.abspath(name)).name, **how)
 
 
 def _nothing_more(how: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pellucid.errors import shown
 
 Verdict = Literal["pass", "fail", "not applicable", "error"]
+_ROOMY = 110  # columns
 STYLES: dict[str, str] = {"pass": "green", "fail": "bold red", "error": "bold magenta", "not applicable": "dim"}
 OWNERS = {"pellucid": "pellucid", "transformers": "transformers", "function": "a function that was given"}
 
@@ -91,8 +92,10 @@ class Report:
         table.add_column("verdict", no_wrap=True)
         for heading in ("error", "tolerance"):
             table.add_column(heading, justify="right", no_wrap=True)
+        # where there is little room, it is the promise that needs it
+        words = {"not applicable": "n/a"} if options.max_width < _ROOMY else {}
         for finding in self.findings:
-            verdict = Text(finding.verdict, STYLES[finding.verdict])
+            verdict = Text(words.get(finding.verdict, finding.verdict), STYLES[finding.verdict])
             numbers = [_shown(finding.error), _shown(finding.tolerance)]
             table.add_row(finding.check, finding.promise, verdict, *numbers)
         yield table

@@ -54,7 +54,7 @@ function headsPanel() {
     heads.forEach((_, head) => {
       const canvas = el("canvas", { class: size > 90 ? "fine" : "" });
       const name = `layer ${layer + 1}, head ${head + 1}`;
-      const button = el("button", { type: "button", class: "head", "aria-label": name, "data-layer": layer, "data-head": head }, canvas, el("span", {}, habit(layer, head).word));
+      const button = el("button", { type: "button", class: causal ? "head" : "head full", "aria-label": name, "data-layer": layer, "data-head": head }, canvas, el("span", {}, habit(layer, head).word));
       button.addEventListener("click", () => {
         Object.assign(state, { layer, head });
         select(state.position);
