@@ -22,6 +22,7 @@ from pellucid.errors import TapError, UsageError
 from pellucid.interpret import lens as lens_module
 from pellucid.interpret.capture import capture
 from pellucid.interpret.display import label, prose
+from pellucid.interpret.ink import percent
 from pellucid.interpret.lens import logit_lens
 from pellucid.interpret.look import Look, look
 from pellucid.interpret.terminal import show
@@ -469,6 +470,18 @@ def test_the_terminal_view_fits_its_width(seen: Look, width: int) -> None:
     cut = re.search(r"the last (\d+)\s+of\s+(\d+)\s+tokens", text)
     assert (cut is None) == (width == 400), "it says when tokens are left out, and only then"
     assert "\x1b" not in text
+
+
+def test_links_name_their_tokens_in_60_columns(tokenizer: Tokenizer) -> None:
+    model = drawn(encoder_spec(None), tokenizer)
+    links = re.findall(
+        r"(\S+) → (\S+) <?\d+% *$", printed(look(model, "the cat sat on the mat"), 60), flags=re.MULTILINE
+    )
+    assert links and ("…", "…") not in links
+
+
+def test_nothing_is_nothing() -> None:
+    assert [percent(share) for share in (0.0, 0.001, 0.0095, 0.5, 1.0)] == ["0%", "<1%", "1%", "50%", "100%"]
 
 
 def test_the_terminal_shows_surprise_with_and_without_colour(seen: Look) -> None:

@@ -28,7 +28,7 @@ def certain_step(probability: float) -> int:
 
 
 def percent(probability: float) -> str:
-    return f"{100 * probability:.0f}%" if probability >= 0.0095 else "<1%"
+    return f"{100 * probability:.0f}%" if probability >= 0.0095 or probability == 0 else "<1%"
 
 
 def fit(text: str, width: int) -> str:

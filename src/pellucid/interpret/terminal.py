@@ -110,7 +110,7 @@ def _heads(look: Look, heads: Sequence[Head], width: int) -> Table:
     # the last column of two does without its long name where there are more before it
     link = "strongest link" if both_ways else "strongest link (query → key)"
     table = new_table("layer.head", *_PLACES[: 5 if both_ways else 3], link)
-    room = (width - 48 - 10 * both_ways) // 2
+    room = max(3, (width - (53 if both_ways else 42)) // 2)  # the columns before take 45 or 34, " →  100%" 8
     for head in heads:
         cells = habit_cells(_shares(head, both_ways))
         query, key = (fit(look.tokens[place].label, room) for place in (head.query, head.key))
