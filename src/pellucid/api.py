@@ -13,7 +13,7 @@ from pellucid.errors import CheckpointError, UsageError
 from pellucid.families.hub import fetch, is_name
 from pellucid.families.load import load_checkpoint, open_checkpoint
 from pellucid.families.native import SPEC, TOKENIZER, load_model, save_model
-from pellucid.families.safetensors_files import CONFIG
+from pellucid.families.safetensors_files import CONFIG, WEIGHTS
 from pellucid.families.source import Checkpoint
 from pellucid.files import nearest, write_folder
 from pellucid.nn.init import initialise
@@ -77,9 +77,15 @@ def load(
 
     name: a path that exists wins over a name on the hub; ORG/NAME:FILE.gguf is one file of many. architecture: the
     class of a published model's head, where it is not the one that its config names. tokenizer: False leaves it out.
-    Raises CheckpointError when something is missing, damaged, or does not belong together.
+    Raises CheckpointError when something is missing, damaged, or does not belong together. ::
+
+        model = pellucid.load("runs/book")
+        model = pellucid.load("HuggingFaceTB/SmolLM2-135M-Instruct", torch.bfloat16)
+        logits = model(torch.tensor([model.tokenizer.encode("Once upon a time", bos=True)]))  # (batch, time, vocab)
     """
     path = locate(name)
+    if path.name == WEIGHTS and is_ours(path.parent):
+        path = path.parent
     if is_ours(path):
         model = load_model(path, dtype)
         if tokenizer and (path / TOKENIZER).exists():
@@ -115,7 +121,10 @@ def convert(
     dtype: of the weights in a folder, where ``model`` is a name (default: float32). quantisation: of the matrices in a
     GGUF (default: f16). family: the ``model_type`` for transformers (default: the first that can express the model).
     force: replace a model at ``out``. Raises CheckpointError naming what of the model the target cannot express,
-    UsageError where ``out`` is taken or an option is not for this format.
+    UsageError where ``out`` is taken or an option is not for this format. ::
+
+        pellucid.convert("runs/book", "book-hf")  # transformers.AutoModelForCausalLM.from_pretrained("book-hf")
+        pellucid.convert(model, "book.gguf", to="gguf", quantisation="q8_0")
     """
     out = Path(out)
     for name, value, formats in (

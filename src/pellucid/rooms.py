@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -14,12 +16,22 @@ class Room(ModuleType):
     _verb: tuple[str, str]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function()(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function())
+
+    def _function(self) -> Callable[..., Any]:
         module, name = self._verb
-        return getattr(import_module(module), name)(*args, **kwargs)
+        return getattr(import_module(module), name)
 
 
 def make_callable(package: str, module: str, name: str) -> None:
     """Let ``package(...)`` call ``module.name(...)``, which is imported only then."""
     room = sys.modules[package]
     room.__class__ = Room
+    room.__doc__ = (
+        f"{room.__doc__}\n``{package}(...)`` is ``{module}.{name}``, and help({module}.{name}) explains it.\n"
+    )
     setattr(room, "_verb", (module, name))  # noqa: B010  (a module has no declared attributes)

@@ -162,3 +162,17 @@ def test_a_narrow_table_leaves_room_for_the_promises() -> None:
             console.print(Report("model", "decoder", 0, findings))
         (row,) = (line for line in captured.get().splitlines() if line.startswith("future-gradient "))
         assert f" {word} " in row
+
+
+# --- the same in Python ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["generate", "train", "verify"])
+def test_a_room_that_is_a_verb_says_how_it_is_called(verb: str) -> None:
+    room = getattr(pellucid, verb)
+    module, name = re.findall(r"is ``(pellucid\.[\w.]+)\.(\w+)``", room.__doc__)[0]
+    assert inspect.signature(room) == inspect.signature(getattr(import_module(module), name))
+
+
+def test_a_file_of_ours_stands_for_its_folder(folder: Path) -> None:
+    assert pellucid.load(folder / "model.safetensors").spec == pellucid.load(folder).spec

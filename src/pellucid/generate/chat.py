@@ -27,7 +27,10 @@ def chat(
     """What the model answers to a conversation: messages {"role": …, "content": …}, or one text of a user.
 
     template: in place of the tokenizer's own. Raises UsageError where the model has no tokenizer or no template, or the
-    conversation does not fit into its context; DataError for what ``pellucid.data.chat`` refuses.
+    conversation does not fit into its context; DataError for what ``pellucid.data.chat`` refuses. ::
+
+        model = pellucid.load("SmolLM2-135M-Instruct.Q4_1.gguf")
+        print(pellucid.chat(model, "What is the capital of France?"))
     """
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     ids = conversation_ids(model, given, template)

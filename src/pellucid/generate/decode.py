@@ -134,7 +134,9 @@ def generate(
     ignore_eos: go on past the end-of-text token.
 
     Raises UsageError where a prompt exceeds the context or holds an unknown id, and where a text or a stop string meets
-    a model without a tokenizer; RunError where logits are not finite. The model's training mode is left as it was.
+    a model without a tokenizer; RunError where logits are not finite. The model's training mode is left as it was. ::
+
+        print(pellucid.generate(model, "Once upon a time", sampling=pellucid.Sampling(temperature=0.0))[0])
     """
     rows = _rows(model, [prompts] if isinstance(prompts, str) else prompts, max_new_tokens, stop, seed, ignore_eos)
     if rows:
@@ -158,7 +160,10 @@ def stream(
     """``generate`` for one prompt, yielding its text in pieces as it becomes certain.
 
     The pieces, joined, are the text of the Completion, which is the generator's return value. The arguments are checked
-    at once, not at the first piece. It may be abandoned or interrupted anywhere: no mode is held while it waits.
+    at once, not at the first piece. It may be abandoned or interrupted anywhere: no mode is held while it waits. ::
+
+        for piece in pellucid.stream(model, "Once upon a time"):
+            print(piece, end="", flush=True)
     """
     _writer(model)
     if model.tokenizer is None:

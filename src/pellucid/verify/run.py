@@ -39,7 +39,10 @@ def verify(
 
     subject: a model of ours; a transformers model; a folder, hub name or GGUF file; ``file.py:function``, or any
     callable from ids to logits. how: what else it needs to be opened, see ``verify.open``. Raises UsageError for a name
-    that is no check and a subject that is none; what the subject raises while it is tried is a finding.
+    that is no check and a subject that is none; what the subject raises while it is tried is a finding. ::
+
+        report = pellucid.verify(model, only=["padding", "cache"])
+        assert report.ok, report["cache"].detail
     """
     checks = chosen(only)
     opened = subject if isinstance(subject, Subject) else open_subject(subject, **how)
