@@ -84,18 +84,17 @@ class Report:
 
         title = f"{self.subject} ({self.kind}), computed by {OWNERS.get(self.made_by, self.made_by)}"
         table = Table(title=Text(shown(title)), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        # where there is little room, it is the promise that needs it; only a promise may be cut
+        short = "n/a" if options.max_width < _ROOMY else "not applicable"
         names = max((len(finding.check) for finding in self.findings), default=0)
-        rest = len("not applicable  error    tolerance  ") + 4
-        left = options.max_width - names - rest  # a promise may be cut, and nothing else
+        left = options.max_width - names - len(f"  {short:7}  1.0e+00  tolerance    ")
         table.add_column("check", no_wrap=True)
         table.add_column("promise", no_wrap=True, max_width=max(7, left))
         table.add_column("verdict", no_wrap=True)
         for heading in ("error", "tolerance"):
             table.add_column(heading, justify="right", no_wrap=True)
-        # where there is little room, it is the promise that needs it
-        words = {"not applicable": "n/a"} if options.max_width < _ROOMY else {}
         for finding in self.findings:
-            verdict = Text(words.get(finding.verdict, finding.verdict), STYLES[finding.verdict])
+            verdict = Text(short if finding.verdict == "not applicable" else finding.verdict, STYLES[finding.verdict])
             numbers = [_shown(finding.error), _shown(finding.tolerance)]
             table.add_row(finding.check, finding.promise, verdict, *numbers)
         yield table
