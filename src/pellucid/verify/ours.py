@@ -106,6 +106,11 @@ class Ours(Subject):
         return self.vocab if self.model.tokenizer is None else min(self.vocab, self.model.tokenizer.vocab_size)
 
     @property
+    def refused(self) -> Sequence[int]:
+        never = () if self.model.tokenizer is None else self.model.tokenizer.never_ids
+        return [number for number in never if number < self.choices]
+
+    @property
     def _tables(self) -> list[nn.Module]:
         """The vectors of what it reads; the side that writes comes last."""
         sides = [self.model.encoder, self.model.decoder] if isinstance(self.model, EncoderDecoder) else [self.model]

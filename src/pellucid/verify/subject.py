@@ -78,6 +78,11 @@ class Subject(ABC):
         """How many ids generation chooses among: the first so many."""
         return self.vocab
 
+    @property
+    def refused(self) -> Sequence[int]:
+        """Those of ``choices`` that generation never writes, however likely they are."""
+        return ()
+
     @cached_property
     def sensitivity(self) -> float:
         """How far one rounding of the vectors that it reads moves outputs (``measure.distance``); 0: unknown."""

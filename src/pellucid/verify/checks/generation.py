@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,14 +17,17 @@ from pellucid.verify.trial import Trial
 NEW = 6  # tokens to write; every row length leaves room for them
 
 
-def shortfall(logits: Float[Tensor, "steps vocab"], written: Written) -> float:
+def shortfall(logits: Float[Tensor, "steps vocab"], written: Written, refused: Sequence[int]) -> float:
     """How much less likely the tokens picked are than the likeliest, or than the loop said, of the logits' size.
+
+    refused: tokens that are not written however likely they are.
 
     The likeliest token hides much, and of random weights nearly all: often it is the last one again.
     """
     picked = logits.gather(-1, torch.tensor(written.ids)[:, None])[:, 0]
     said = torch.tensor(written.logprobs) - (picked - logits.logsumexp(-1))
-    return float(torch.maximum(logits.amax(-1) - picked, said.abs()).max() / logits.square().mean().sqrt())
+    best = logits.index_fill(-1, torch.tensor(refused, dtype=torch.long), -torch.inf).amax(-1)
+    return float(torch.maximum(best - picked, said.abs()).max() / logits.square().mean().sqrt())
 
 
 def measure(subject: Subject, trial: Trial) -> Measured:
@@ -43,7 +48,7 @@ def measure(subject: Subject, trial: Trial) -> Measured:
             ids = torch.tensor([begin + written.ids[:-1]])
             out = subject.run(Reading(ids, None, row if reading.source is not None else None))
             logits = out[0, len(begin) - 1 :, : subject.choices].float()
-            worst.see(shortfall(logits, written), f"{what}, a prompt of {row.shape[1]}")
+            worst.see(shortfall(logits, written, subject.refused), f"{what}, a prompt of {row.shape[1]}")
     # two candidates may each be off by a rounding
     tolerance = rounding(subject)
     return worst.measured(Tolerance(2 * tolerance.value, f"twice {tolerance.reason}", tolerance.of_rounding))
