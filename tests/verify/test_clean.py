@@ -48,6 +48,10 @@ def test_so_do_theirs_opened_by_us(name: str, tmp_path: Path) -> None:
     assert report["padding-middle"].verdict == report["unknown-ids"].verdict == "pass", "it was ours that was asked"
 
 
+RELATIVE: dict[str, Any] = SIZES | {
+    "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
+}  # fmt: skip
+TEN_TOKENS: dict[str, Any] = GROUPED | {"max_position_embeddings": 10}
 HEADS: dict[str, Any] = {
     "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**FEW, ffn_dim=48, word_embed_proj_dim=WIDTH)),
     "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FEW)),
@@ -61,9 +65,7 @@ HEADS: dict[str, Any] = {
         )
     ),
     "mpnet": lambda: hf.MPNetForMaskedLM(hf.MPNetConfig(**LONGER)),
-    "deberta, relative": lambda: hf.DebertaV2ForMaskedLM(
-        hf.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16)
-    ),
+    "deberta, relative": lambda: hf.DebertaV2ForMaskedLM(hf.DebertaV2Config(**RELATIVE)),
     "xlnet": lambda: hf.XLNetLMHeadModel(
         hf.XLNetConfig(vocab_size=VOCAB, d_model=WIDTH, n_layer=2, n_head=4, d_inner=48)
     ),
@@ -71,7 +73,7 @@ HEADS: dict[str, Any] = {
     "bert, before training": lambda: hf.BertForPreTraining(hf.BertConfig(**SIZES)),
     "bert, next sentence": lambda: hf.BertForNextSentencePrediction(hf.BertConfig(**SIZES)),
     "electra, a number a token": lambda: hf.ElectraForPreTraining(hf.ElectraConfig(**SIZES, embedding_size=16)),
-    "llama, ten tokens": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**(GROUPED | {"max_position_embeddings": 10}))),
+    "llama, ten tokens": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**TEN_TOKENS)),
     "llama, wide": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, initializer_range=1.0)),
     "t5, wide": lambda: t5(initializer_factor=3.0),
 }  # fmt: skip
@@ -111,7 +113,8 @@ def test_what_cannot_be_told_from_rounding_is_neither_kept_nor_broken() -> None:
 
     class Chaotic(Subject):
         name, maker, kind, vocab, context = "chaos", "function", "decoder", VOCAB, CONTEXT
-        turbulence, apart = 0.01, 0.02
+        turbulence = 0.01  # pyright: ignore[reportAssignmentType]
+        apart = 0.02
 
         def run(self, reading: Reading) -> torch.Tensor:
             alone = reading.shape[0] == 1

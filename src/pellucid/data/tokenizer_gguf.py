@@ -111,7 +111,7 @@ class _Metadata:
         config["post_processor"] = around(ends_of[0], ends_of[1])
         inner = build(config, self.where)
         make_special(inner, {number for number in (ids["bos"], ids["eos"]) if number is not None})
-        stops, numbered = self._stops(ids["eos"]), {f"{role}_id": number for role, number in ids.items()}
+        stops, numbered = self._stops(ids["eos"]), dict[str, Any]({f"{role}_id": n for role, n in ids.items()})
         return Tokenizer(inner, Roles(**numbered, stop_ids=stops, chat_template=self._template()))
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
