@@ -164,11 +164,12 @@ def parse_json(text: str, where: str, error: type[PellucidError], unique: bool =
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """``write_file`` for a folder of files: ``fill(aside)`` first, then every file is synced and the folder renamed.
 
-    An older folder of the same name is replaced.
+    An older folder of the same name is replaced; where that fails, it stands as it was.
     """
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside, older = (Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)) for _ in "ab")
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        older = aside.with_name(f"{aside.name}.older.tmp")
         try:
             aside.chmod(0o755)
             fill(aside)
@@ -176,10 +177,12 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
                 _sync(file)
             _sync(aside)
             if path.exists():
-                os.replace(path, older)  # whole, until the new one stands
+                os.replace(path, older)
             os.replace(aside, path)
             _sync(path.parent)
         finally:
+            if older.exists() and not path.exists():  # it failed, or was interrupted, just between
+                os.replace(older, path)
             for left in (aside, older):
                 shutil.rmtree(left, ignore_errors=True)
 

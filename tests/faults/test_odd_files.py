@@ -14,7 +14,7 @@ from pellucid.cli.main import run
 from pellucid.designs import modern
 from pellucid.errors import LONGEST, CheckpointError, PellucidError, shown, suggest
 from pellucid.families.export import to_hf
-from pellucid.files import write_folder
+from pellucid.files import write_folder, write_text
 from pellucid.verify.report import Finding, Report
 
 Make = Callable[[Path], object]
@@ -125,6 +125,24 @@ def test_an_older_folder_stays_until_the_new_one_stands(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"] and (folder / "a").read_text() == "old"
     write_folder(folder, begin)
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "a"]
+
+
+def test_an_older_folder_comes_back_where_the_new_one_cannot_be_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, replace, failed = tmp_path / "model", os.replace, list[Path]()
+    write_folder(folder, lambda aside: write_text(aside / "a", "old"))
+
+    def failing(source: Path, target: Path) -> None:
+        if target == folder and not failed:  # the new one; the old one has just been moved aside
+            failed.append(source)
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(PellucidError, match="Input/output error"):
+        write_folder(folder, lambda aside: write_text(aside / "b", "new"))
+    assert failed and [path.name for path in tmp_path.rglob("*")] == ["model", "a"]
 
 
 def test_errors_are_bounded_and_harmless() -> None:
