@@ -186,3 +186,25 @@ def test_a_model_without_such_words_knows_where_to_begin(tmp_path: Path) -> None
     pellucid.convert(model, tmp_path / "out")
     again: Any = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     assert again.generate(random_ids(), max_new_tokens=2)[0, 0] == 0
+
+
+def test_what_a_folder_calls_its_classes_goes_out_with_it(tmp_path: Path) -> None:
+    """Also by way of a folder of ours; and so does how a model writes."""
+    (tmp_path / "ner").mkdir()
+    written(tmp_path / "ner", PUBLISHED["dslim/bert-base-NER"])
+    model = pellucid.load(tmp_path / "ner")
+    assert model.class_names == ("O", "B-PER", "I-PER")
+    model.generation = {"num_beams": 3}
+    pellucid.save(model, tmp_path / "ours")
+    pellucid.convert(tmp_path / "ours", tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {name: said[name] for name in LABELS} == LABELS
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"num_beams": 3}
+
+
+@pytest.mark.parametrize("listed", [{"0": "O", "1": 7, "2": "I"}, {"0": "O", "2": "I", "5": "B"}, {"0": "O" * 2000}])
+def test_names_of_classes_that_are_none_are_left_out(listed: dict[str, Any], tmp_path: Path) -> None:
+    written(tmp_path, PUBLISHED["dslim/bert-base-NER"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": listed, "num_labels": 3}))
+    assert pellucid.load(tmp_path).class_names == ()

@@ -168,6 +168,13 @@ def test_what_ends_a_text_is_said_in_the_config(tokenizer: Tokenizer, tmp_path: 
         assert (said["bos_token_id"], said["eos_token_id"]) == (tokenizer.bos_id, tokenizer.eos_id)
 
 
+def test_how_long_a_text_may_be_is_said_beside_the_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = random_model(small("modern"), tokenizer)
+    to_hf(model, tmp_path / "out")
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(theirs("a b c " * 999, truncation=True)["input_ids"]) == model.spec.context
+
+
 def test_what_ends_a_turn_alone_ends_a_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A vocabulary may have no end of text, and still a token that ends generation."""
     assert tokenizer.eos_id is not None

@@ -316,7 +316,11 @@ def test_a_pooled_vector_is_measured_and_classes_are_probabilities(tokenizer: To
         assert seen.classes is not None
         assert seen.classes.shape == (places, 3)
         np.testing.assert_allclose(seen.classes, model(ids)[0].detach().softmax(-1).numpy(), atol=1e-5)
-        assert "Classes" in printed(seen, 60)
+        assert seen.class_names == ("0", "1", "2") and "Classes" in printed(seen, 60)
+        model.class_names = ("good", "bad", "\x1b[2J")
+        named = look(model, TEXT)
+        assert named.class_names == ("good", "bad", "\\u001b[2J") and "\x1b[2J" not in printed(named, 60)
+        assert named.class_names[int(named.classes[0].argmax())] in printed(named, 60)  # pyright: ignore
     assert look(drawn(encoder_spec(ClassifierHeadSpec(1)), tokenizer), TEXT).classes is None, "a score is no class"
 
 

@@ -350,15 +350,17 @@ class Tokenizer:
         else:
             write_json(file.with_name(CONFIG), self._config())
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write both files so that ``transformers`` encodes as ``encode_prompt`` does, for our own vocabularies too."""
-        if not self.is_plain:
-            self.save(folder)
-            return
-        config = json.loads(self.inner.to_str())
-        config["post_processor"] = around([(END_OF_TEXT, self.roles.bos_id or 0)], [])
-        write_text(Path(folder) / FILE, json.dumps(config, ensure_ascii=False))
-        write_json(Path(folder) / CONFIG, self._config())
+    def save_pretrained(self, folder: str | Path, longest: int) -> None:
+        """Write both files so that ``transformers`` encodes as ``encode_prompt`` does, for our own vocabularies too.
+
+        longest: how many tokens a text may have, to which that library cuts texts where it is asked to.
+        """
+        self.save(folder)
+        if self.is_plain:
+            config = json.loads(self.inner.to_str())
+            config["post_processor"] = around([(END_OF_TEXT, self.roles.bos_id or 0)], [])
+            write_text(Path(folder) / FILE, json.dumps(config, ensure_ascii=False))
+        write_json(Path(folder) / CONFIG, self._config() | {"model_max_length": longest})
 
     def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from pellucid.errors import CheckpointError
@@ -29,6 +29,8 @@ IGNORED = "hidden_dropout_prob attention_probs_dropout_prob classifier_dropout"
 TASKS = ("classifier.**", "qa_outputs.**")  # heads of a fine-tuned file, of which someone asks for the encoder alone
 UNPOOLED = "add_pooling_layer"  # the library's argument, which its files do not keep; ours say so where it is false
 MOST_CLASSES = 2**20
+LONGEST_NAME = 1000  # characters of a class's name
+NUMBERED = "LABEL_{}".format  # what the library calls a class that has no name
 
 # --- from a config ---------------------------------------------------------------------------------------------------
 
@@ -69,6 +71,21 @@ Heads: TypeAlias = Mapping[
 def pooled(read: Config) -> PoolerHeadSpec | None:
     """The pooler of a bare model, unless it is said to have none."""
     return PoolerHeadSpec() if read.take(UNPOOLED, bool, True) else None
+
+
+def class_names(config: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
+    """What a config calls the classes of the model's head, in their order; () where it only numbers them."""
+    head = getattr(spec, "head", None)
+    n = head.n_classes if isinstance(head, ClassifierHeadSpec | TaggerHeadSpec) else 0
+    listed = config.get("id2label")
+    names = [listed.get(str(i)) for i in range(n)] if isinstance(listed, Mapping) else []
+    known = tuple(name for name in names if isinstance(name, str) and len(name) <= LONGEST_NAME)
+    return known if len(known) == n and known != tuple(map(NUMBERED, range(n))) else ()
+
+
+def name_attributes(names: Sequence[str]) -> dict[str, Any]:
+    """The attributes that name the classes of a head."""
+    return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
 
 
 def text_heads(masked: MaskedLMHeadSpec) -> Heads:
@@ -117,7 +134,6 @@ def attributes(spec: ModelSpec, model_type: str, architecture: str) -> dict[str,
     first = model.stack.blocks[0]
     ffn = need(first.ffn, FFNSpec, "stack.blocks[0].ffn")
     named = model.head.n_classes if isinstance(model.head, ClassifierHeadSpec | TaggerHeadSpec) else 2
-    labels = {str(i): f"LABEL_{i}" for i in range(named)}
     return {
         "model_type": model_type,
         "architectures": [architecture],
@@ -127,8 +143,7 @@ def attributes(spec: ModelSpec, model_type: str, architecture: str) -> dict[str,
         "intermediate_size": ffn.d_ff,
         "hidden_act": ACTIVATION_NAMES[ffn.activation],
         "layer_norm_eps": need(first.norm, LayerNormSpec, "stack.blocks[0].norm").eps,
-        "id2label": labels,
-        "label2id": {label: int(i) for i, label in labels.items()},
+        **name_attributes([NUMBERED(i) for i in range(named)]),
         **({UNPOOLED: False} if model.head is None else {}),
     }
 

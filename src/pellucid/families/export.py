@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pellucid.families.encoders import name_attributes
 from pellucid.families.native import write_tensors
 from pellucid.families.registry import config_of
 from pellucid.families.safetensors_files import CONFIG, GENERATION, WEIGHTS
@@ -15,7 +16,7 @@ from pellucid.families.sentence import write_sentence_head
 from pellucid.families.table import export_weights, refuse_nonfinite
 from pellucid.files import write_folder, write_json
 from pellucid.nn.models import AnyModel
-from pellucid.spec import PoolerHeadSpec
+from pellucid.spec import EncoderDecoderSpec, PoolerHeadSpec
 
 
 def to_hf(model: AnyModel, folder: str | Path, family: str | None = None) -> str:
@@ -35,13 +36,15 @@ def to_hf(model: AnyModel, folder: str | Path, family: str | None = None) -> str
         weights = {name: refuse_nonfinite(weight.cpu(), name) for name, weight in export_weights(model, table).items()}
         write_tensors(aside / WEIGHTS, weights, {"format": "pt"})
         said = {name: value for name, value in config.items() if value is not None}  # a family may need its own id
-        write_json(aside / CONFIG, {**config, **special, **said, "torch_dtype": dtype})
+        names = name_attributes(model.class_names) if model.class_names else {}
+        write_json(aside / CONFIG, {**config, **special, **said, **names, "torch_dtype": dtype})
         start = {name: said[name] for name in ("decoder_start_token_id",) if name in said}
         write_json(aside / GENERATION, {**model.generation, **start, **special})
         if pooler is not None:
             write_sentence_head(aside, pooler, spec.d_model, spec.context)
         if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(aside)
+            reads = spec.encoder if isinstance(spec, EncoderDecoderSpec) else spec
+            model.tokenizer.save_pretrained(aside, reads.context)
 
     with torch.no_grad():
         write_folder(Path(folder), fill)

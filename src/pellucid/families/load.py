@@ -12,6 +12,7 @@ import torch
 
 from pellucid.errors import CheckpointError
 from pellucid.families.config import SAMPLING, TOKENS
+from pellucid.families.encoders import class_names
 from pellucid.families.registry import family, spec_of
 from pellucid.families.sentence import sentence_head
 from pellucid.families.source import Checkpoint
@@ -64,7 +65,7 @@ def load_checkpoint(
     generation = _generation(checkpoint)
     model = build_undrawn(spec)
     stream_weights(model, source, found, dtype)
-    model.generation = generation
+    model.generation, model.class_names = generation, class_names(checkpoint.config, spec)
     return model.to(dtype).eval()
 
 

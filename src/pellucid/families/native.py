@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,7 @@ from pellucid.nn.models import AnyModel, Model
 from pellucid.spec import load_spec
 from pellucid.values import Value
 
+PUBLISHED = ("generation", "class_names")  # what a model keeps of the folder that it was published in
 WEIGHTS, SPEC, TOKENIZER = "model.safetensors", "spec.json", "tokenizer.json"
 _TOKENIZER_FILES = {"tokenizer": TOKENIZER, "tokenizer_config": "tokenizer_config.json"}  # the second where needed
 
@@ -42,7 +44,7 @@ def value_hash(value: Value) -> str:
     return hashlib.sha256(json.dumps(value.to_json(), sort_keys=True).encode()).hexdigest()
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: Any) -> None:
     """Write a safetensors file, whole or not at all, with its own digest inside; equal contents give equal files.
 
     The metadata is one entry, since the format keeps several in no fixed order.
@@ -67,7 +69,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file that ``save_tensors`` wrote.
 
     Raises CheckpointError when it is missing, truncated, or not one byte is as it was saved.
@@ -125,7 +127,9 @@ def save_model(model: Model, folder: Path) -> None:
     The weights carry the hashes of the other two, so that a mixed-up folder is refused when it is loaded. The spec is
     written last: where it stands, everything does.
     """
-    metadata = {"spec": value_hash(model.spec)}
+    metadata: dict[str, Any] = {"spec": value_hash(model.spec)}
+    if published := {name: value for name in PUBLISHED if (value := getattr(model, name))}:
+        metadata["published"] = published
     if model.tokenizer is not None:
         model.tokenizer.save(folder / TOKENIZER)
         metadata |= _tokenizer_hashes(folder)
@@ -164,4 +168,15 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:
     for name, weight in weights_of(model).items():
         tensor = tensors.pop(name).to(dtype)
         weight.data = refuse_nonfinite(tensor, f"{folder / WEIGHTS}: {name}")  # not copied: it becomes the weight
+    _keep_published(model, metadata.get("published", {}), folder)
     return model.to(dtype).eval()
+
+
+def _keep_published(model: AnyModel, published: Any, folder: Path) -> None:
+    """Raises CheckpointError for what ``save_model`` does not write."""
+    said = cast("dict[str, Any]", published) if isinstance(published, dict) else {"": None}
+    generation, names = said.get("generation", {}), said.get("class_names", [])
+    if set(said) - set(PUBLISHED) or not isinstance(generation, dict) or not isinstance(names, list):
+        raise CheckpointError(f"{folder / WEIGHTS}: its metadata are damaged", "use another copy")
+    model.generation = cast("dict[str, Any]", generation)
+    model.class_names = tuple(map(str, cast("list[Any]", names)))

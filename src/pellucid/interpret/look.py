@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pellucid.errors import UsageError
+from pellucid.errors import UsageError, shown
 from pellucid.interpret import measure
 from pellucid.interpret.capture import capture
 from pellucid.interpret.display import is_special, label, prose, reader
@@ -191,7 +191,10 @@ def _side(
         masked=tuple(place for place, token in enumerate(tokens) if token == mask),
         alike=measure.alike(acts, points) if both_ways else (),
         pooled=measure.pooled(model, acts) if isinstance(model, Encoder) else None,
-        classes=_classes(model, acts),
+        classes=(classes := _classes(model, acts)),
+        class_names=()
+        if classes is None
+        else tuple(map(shown, model.class_names or map(str, range(classes.shape[1])))),
     )
     if isinstance(model, Encoder) and not isinstance(model.spec.head, MaskedLMHeadSpec):
         return seen

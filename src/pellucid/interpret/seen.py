@@ -120,7 +120,7 @@ class Look:
     lens: shallow to deep, the last row being the model's output.
     patterns: one array (heads, query, key) a layer, rows sum to 1; no heads where the layer has no softmax attention.
     alike: of an encoder, cosines between its tokens' states, at the embedding and after each layer.
-    pooled, classes: what an encoder's head says: a vector; probabilities (1 or time, classes).
+    pooled, classes: what an encoder's head says: a vector; probabilities (1 or time, classes). class_names: theirs.
     source, cross, cross_heads: of an encoder–decoder, what its encoder read, and how the decoder's layers look at that:
     arrays (heads, query, source).
     norms: Euclidean lengths of each layer's vectors: the stream before and after it (``resid_pre``, ``resid_post``),
@@ -148,6 +148,7 @@ class Look:
     alike: tuple[Float[np.ndarray, "time time"], ...] = ()
     pooled: Pooled | None = None
     classes: Float[np.ndarray, "_ classes"] | None = None
+    class_names: tuple[str, ...] = ()
     source: Look | None = None
     cross: tuple[Float[np.ndarray, "_ time source"], ...] = ()
     cross_heads: tuple[Head, ...] = ()

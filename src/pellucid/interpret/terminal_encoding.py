@@ -99,9 +99,9 @@ def _classes(look: Look, classes: Float[np.ndarray, "places classes"]) -> Table:
     if len(classes) == 1:
         table = new_table("class", "")
         for number in np.argsort(-classes[0])[:_MAX_CLASSES]:
-            add_row(table, f"{number}", f"{percent(float(classes[0, number])):>4}")
+            add_row(table, look.class_names[number], f"{percent(float(classes[0, number])):>4}")
         return table
     table = new_table("token", "class", "")
     for token, row in zip(look.tokens, classes, strict=True):
-        add_row(table, token.label, f"{row.argmax()}", f"{percent(float(row.max())):>4}")
+        add_row(table, token.label, look.class_names[row.argmax()], f"{percent(float(row.max())):>4}")
     return table

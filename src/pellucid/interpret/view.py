@@ -133,6 +133,7 @@ def payload(look: Look) -> dict[str, Any]:
         "alike": _alike(look),
         "pooled": pooled and {**vars(pooled), "likeness": _short(pooled.likeness)},
         "classes": None if look.classes is None else _short(look.classes),
+        "classNames": list(look.class_names),
         "cross": _cross(look),
         "source": None if look.source is None else payload(look.source),
     }

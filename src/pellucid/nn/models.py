@@ -34,7 +34,8 @@ from pellucid.taps import Activations, Edit, Tapped, name_points, point_names, t
 class Model(Tapped):
     """What every model can do, whatever it is for. ``tokenizer`` is set by whoever loads both together.
 
-    generation: what a published folder says of how its model writes, kept for those who open it elsewhere.
+    generation: what a published folder says of how its model writes; class_names: what it calls the classes that its
+    head tells apart, () where nobody named them. Both are kept for those who open the model elsewhere.
     """
 
     spec: Any  # a ModelSpec; each kind of model says which
@@ -43,6 +44,7 @@ class Model(Tapped):
         super().__init__()
         self.tokenizer: Any = None
         self.generation: Mapping[str, Any] = {}
+        self.class_names: tuple[str, ...] = ()
 
     def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
         """Sum of -ln p(label) over the scored places of a batch, in nats. Raises DataError for a model without any."""

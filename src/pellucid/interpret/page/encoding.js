@@ -101,7 +101,7 @@ function verdictPanel() {
   if (classes) {
     $("verdict-title").textContent = "Classes";
     $("verdict-explain").textContent = classes.length > 1 ? "What the model calls the selected token." : "What the model calls the text.";
-    const draw = () => fill(likeliest(classes[classes.length > 1 ? state.position : 0], 10).map(([share, i]) => row(`class ${i}`, share, percent(share))));
+    const draw = () => fill(likeliest(classes[classes.length > 1 ? state.position : 0], 10).map(([share, i]) => row(data.classNames[i], share, percent(share))));
     return { select: draw };
   }
   const whose = { first: "the first token's state", last: "the last token's state", mean: "the mean of all states", max: "the maximum of all states" }[pooled.take];
@@ -119,7 +119,7 @@ function encodingFacts() {
   if (data.pooled) facts.push(["length of its vector", short(data.pooled.norm)]);
   if (data.classes?.length === 1) {
     const best = data.classes[0].indexOf(Math.max(...data.classes[0]));
-    facts.push(["likeliest class", `${best}, ${percent(data.classes[0][best])}`]);
+    facts.push(["likeliest class", `${data.classNames[best]}, ${percent(data.classes[0][best])}`]);
   }
   return facts;
 }
