@@ -118,7 +118,8 @@ def _tuple(value: Any, item: Any, where: str) -> tuple[Any, ...]:
         if type(times) is not int or times < 1:
             raise SpecError(f"{where}[{i}].times: {times!r} is not a number of repeats")
         if isinstance(entry, dict) and len(out) + times > MOST:
-            raise SpecError(f"{where}: more than {MOST} entries")
+            place = f"{where}[{i}].times: {times}" if folded else f"{where}: these"
+            raise SpecError(f"{place} make more than {MOST} entries")
         out += [decode(entry, item, f"{where}[{i}]")] * times
     return tuple(out)
 

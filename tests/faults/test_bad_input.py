@@ -203,7 +203,7 @@ UNUSABLE = [
     ("info runs/nosuch", r"there is no folder runs/nosuch here, the hub's cache has no such model"),
     ("info ./runs/nosuch", r"runs/nosuch does not exist give a model folder"),
     ("convert nosuch --out x", r"nosuch does not exist"),
-    ("info t.txt", r"t\.txt is not readable JSON"),
+    ("info t.txt", r"t\.txt is not a model folder give one, a \.gguf file"),
     ("info .", r"holds no spec\.json"),
     ("generate nosuch hello", r"nosuch does not exist give the folder that `pellucid train --out` wrote"),
     ("look t.tx hello", r"t\.tx does not exist did you mean 't\.txt'\? Else give the folder"),

@@ -225,7 +225,7 @@ def test_json_round_trip(run: Run, tmp_path: Path) -> None:
         ('"type": "Reason"', '"type": "Raeson"', "unknown type 'Raeson'\n.*'Reason'"),
         ('"schedule": "wsd"', '"schedule": "wds"', "'wds' is not allowed\n.*'wsd'"),
         ('"batch_size": 4', '"batch_size": 0', "batch_size = 0 cannot be used\n.*at least 1"),
-        ('rate": 0.02', 'rate": NaN', "matrix_learning_rate = nan cannot be used\n.*greater than 0"),
+        ('rate": 0.02', 'rate": NaN', "matrix_learning_rate: nan is no finite number"),
         ('"design": "modern"', '"design": "modren"', "no design 'modren'\n.*'modern'"),
         ("{", "", "is not readable JSON"),
     ],
