@@ -18,7 +18,7 @@ from pellucid.errors import UsageError
 
 EXAMPLES = """
 verify runs/book
-verify model.gguf --only cache padding
+verify model.gguf --only cache padding --why
 verify ORG/NAME --through pellucid --json report.json
 verify mine.py:logits
 verify --list
@@ -32,6 +32,7 @@ def verify(
     seed: int = 0,
     through: Literal["auto", "pellucid", "transformers"] = "auto",
     kind: Literal["decoder", "encoder", "encoder-decoder"] | None = None,
+    why: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Try whether a model keeps its promises: no look at the future, padding, batches, caches, packing, and more.
@@ -46,6 +47,7 @@ def verify(
         seed: Of what is drawn: the same seed asks the same questions.
         through: What opens a published model: pellucid or transformers [default: transformers where it is installed].
         kind: What a function or published model is, where that is not what it seems.
+        why: Say what the tolerance of each check follows from, too.
         list_: List all checks and their promises.
     """
     if list_:
@@ -68,7 +70,7 @@ def verify(
         json.dump(report.to_json(), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
     else:
-        console.print(report)
+        console.print(*report.reasons() if why else (), report, sep="\n")
     if json_ not in (None, "-"):
         write_json(Path(json_), report.to_json())
     sys.exit(report.exit_code)

@@ -84,12 +84,10 @@ class Report:
 
         title = f"{self.subject} ({self.kind}), computed by {OWNERS.get(self.made_by, self.made_by)}"
         table = Table(title=Text(shown(title)), title_justify="left", box=None, padding=(0, 2, 0, 0))
-        # where there is little room, it is the promise that needs it; only a promise may be cut
+        # where there is little room, it is the promise that needs it, and only a promise takes two lines
         short = "n/a" if options.max_width < _ROOMY else "not applicable"
-        names = max((len(finding.check) for finding in self.findings), default=0)
-        left = options.max_width - names - len(f"  {short:7}  1.0e+00  tolerance    ")
         table.add_column("check", no_wrap=True)
-        table.add_column("promise", no_wrap=True, max_width=max(7, left))
+        table.add_column("promise")
         table.add_column("verdict", no_wrap=True)
         for heading in ("error", "tolerance"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -98,10 +96,19 @@ class Report:
             numbers = [_shown(finding.error), _shown(finding.tolerance)]
             table.add_row(finding.check, finding.promise, verdict, *numbers)
         yield table
-        for verdict in ("not applicable", "pass", "error", "fail"):  # what matters comes last, above the sum
-            for said, checks in self._grouped(verdict).items():
-                yield Text.assemble((", ".join(checks), STYLES[verdict]), f": {shown(said)}")
+        for verdict in ("not applicable", "error", "fail"):  # what matters comes last, above the sum
+            yield from self._told(verdict)
         yield Text(self.summary, "bold green" if self.ok else "bold red")
+
+    def reasons(self) -> Iterator[Any]:
+        """Why the tolerances of what passed are what they are, as lines for a terminal."""
+        yield from self._told("pass")
+
+    def _told(self, verdict: Verdict) -> Iterator[Any]:
+        from rich.text import Text
+
+        for said, checks in self._grouped(verdict).items():
+            yield Text.assemble((", ".join(checks), STYLES[verdict]), f": {shown(said)}")
 
     def _grouped(self, verdict: Verdict) -> dict[str, list[str]]:
         """Checks by what is to be said of them: of those that passed, why their tolerance is what it is."""
