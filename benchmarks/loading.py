@@ -66,7 +66,9 @@ def load_theirs(path: Path) -> tuple[Any, Callable[[], Any]]:
     """The same, by the peer: of the class that the config names, in float32."""
     import torch
     import transformers
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder, file = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
     name = "AutoModelForCausalLM"
     if path.is_dir():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from against_hf import TOLERANCE, VOCAB, gap, noisy, random_ids
+from against_hf import TOLERANCE, VISIBLE, VOCAB, gap, noisy, random_ids
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
@@ -112,6 +112,18 @@ def test_a_published_folder_is_opened_as_it_is(name: str, tmp_path: Path) -> Non
     with torch.no_grad():
         want = theirs(words()).logits
         assert gap(model(words()), want[:, None] if want.ndim == 2 else want) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_control_another_number_in_the_config_is_seen(name: str, tmp_path: Path) -> None:
+    theirs = written(tmp_path, PUBLISHED[name])
+    eps = "rms_norm_eps" if "rms_norm_eps" in PUBLISHED[name] else "layer_norm_eps"
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, eps: 0.1}))
+    model = pellucid.load(tmp_path, tokenizer=False)
+    with torch.no_grad():
+        want = theirs(words()).logits
+        assert gap(model(words()), want[:, None] if want.ndim == 2 else want) > VISIBLE
 
 
 def test_a_score_goes_out_as_it_came_and_is_no_loss(tmp_path: Path) -> None:
