@@ -179,7 +179,7 @@ def test_our_own_vocabulary_opens_in_transformers(tmp_path: Path) -> None:
     own = Tokenizer.train(["\n".join(TEXT)], 400)
     own.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
-    own.save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path, 64)
     theirs, read = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
     for text in ("The parser adds two words.", "", f" {END_OF_TEXT}", "漢 \x00"):
         ids = own.encode_prompt(text)
