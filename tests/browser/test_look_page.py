@@ -339,9 +339,10 @@ def test_it_draws_a_vector_and_classes(tmp_path: Path) -> None:
     assert not hidden(drawn, "verdict-panel")
     assert "mean of all states, and nearest" in drawn
     assert "3.21" in drawn
-    drawn = draw(tmp_path, replace(look, classes=np.array([[0.2, 0.7, 0.1]], np.float32)))
-    assert re.search(r"likeliest class</dt><dd>1, 70%", drawn)
-    assert drawn.index("class 1<") < drawn.index("class 0<") < drawn.index("class 2<")
+    named = replace(look, class_names=("bad", "<b>good", "odd"))
+    drawn = draw(tmp_path, replace(named, classes=np.array([[0.2, 0.7, 0.1]], np.float32)))
+    assert re.search(r"likeliest class</dt><dd>&lt;b&gt;good, 70%", drawn)
+    assert drawn.index(">&lt;b&gt;good<") < drawn.index(">bad<") < drawn.index(">odd<")
 
 
 @needs_chromium
