@@ -114,6 +114,7 @@ def test_published_vocabularies_keep_their_tokens(path: Callable[[], Path], tmp_
     with opened(path(), vocab_only=True) as first, opened(tmp_path / "model.gguf", vocab_only=True) as second:
         for text in texts():
             wanted = first.tokenize(text.encode(), add_bos=True, special=False)
+            assert tokenizer.encode_prompt(text) == wanted
             assert second.tokenize(text.encode(), add_bos=True, special=False) == wanted
         for text in ("<bos><start_of_turn>user\nhi", "<|im_start|>user\nhi<|im_end|>"):
             wanted = first.tokenize(text.encode(), add_bos=False, special=True)
