@@ -68,6 +68,8 @@ def test_a_violation_is_seen(line: str) -> None:
     assert len(violations(line)) == 1
 
 
-@pytest.mark.parametrize("line", ["~/home/x", "https://example.org/opt/x", "src/" + "root/x", "the work / home balance"])
+@pytest.mark.parametrize(
+    "line", ["~/home/x", "https://example.org/opt/x", "src/" + "root/x", "the work / home balance"]
+)
 def test_other_paths_are_allowed(line: str) -> None:
     assert violations(line) == []
