@@ -184,14 +184,18 @@ def _who_sees(kinds: Array, patterns: Bools) -> Bools:
 
 
 def _groups(kinds: Array) -> list[tuple[Array, Array]]:
-    """Query blocks and their (2, blocks, width) pairs, wide ones first; a few narrow ones join a wider group."""
+    """Query blocks and their (2, blocks, width) pairs, wide ones first.
+
+    A few narrow ones join a wider group, if that is small too: a large one is often a window that slides along without
+    a copy, which padding would end.
+    """
     down, across = np.nonzero(kinds != NOBODY)
     widths = np.bincount(down, minlength=len(kinds))
     rank = np.arange(len(down)) - (np.cumsum(widths) - widths)[down]
     made: list[tuple[int, list[int]]] = []
     for width in np.unique(widths[widths > 0])[::-1].tolist():
         members = np.flatnonzero(widths == width).tolist()
-        if made and (made[-1][0] - width) * len(members) <= _WORTH:
+        if made and len(made[-1][1]) <= _WORTH and (made[-1][0] - width) * len(members) <= _WORTH:
             made[-1][1].extend(members)
         else:
             made.append((width, members))

@@ -1,8 +1,8 @@
 """Attention over the blocks that a mask allows, on any device: a window of w over n tokens costs n·w, not n².
 
 Query blocks that see equally many key blocks go through together, as many at a time as a processor's cache holds. Their
-key blocks lie side by side, so that a softmax has its whole row and nothing is rescaled. The backward computes the
-pattern again. Both are operators of their own: a compiler that looked inside would unroll the loops.
+key blocks lie side by side, so that to torch's fused kernel they are rows of a batch with one mask. The backward
+computes the pattern again. Both are operators of their own: a compiler that looked inside would unroll the loops.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pellucid.nn.layout import FULL
 from pellucid.nn.masks import Visible, zero_blind
 
 _HIDDEN = -1e30  # added to a score: exp makes exactly 0 of it beside any other; a row of these alone stays finite
-_SCORES, _SCORES_ELSEWHERE = 2**19, 2**25  # scores held at once: 2 MiB of float32, a cache; more on other devices
+_SCORES, _SCORES_ELSEWHERE = 2**20, 2**26  # scores held at once: 4 MiB of float32, a cache; more on other devices
 
 
 def blocked(
@@ -97,13 +97,18 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunks(q: Tensor, groups: Tensor, order: Tensor, pairs: Tensor, patterns: Tensor) -> Iterator[_Chunk]:
-    """The layout in pieces of one size in memory. ``q``: (batch, kv_heads, group, time, head_dim)."""
+def _chunks(
+    q: Tensor, groups: Tensor, order: Tensor, pairs: Tensor, patterns: Tensor, *, held: int
+) -> Iterator[_Chunk]:
+    """The layout in pieces of one size in memory, where ``held`` tensors of scores live at once.
+
+    ``q``: (batch, kv_heads, group, time, head_dim).
+    """
     block, room = patterns.shape[-1], _SCORES if q.device.type == "cpu" else _SCORES_ELSEWHERE
     for row, first, count, width, begin in groups.tolist():
         rows = range(q.shape[0]) if row < 0 else range(row, row + 1)
         keys, kinds = pairs[:, begin : begin + count * width].unflatten(1, (count, width))
-        step = max(1, room // (q.shape[2] * block * width * block))
+        step = max(1, room // (held * q.shape[2] * block * width * block))
         for at in range(0, count, step):
             queries, part = order[first + at : first + min(at + step, count)], slice(at, at + step)
             yield _Chunk(rows, queries, keys[part], _hide(patterns, kinds[part], q), block, q.device)
@@ -136,6 +141,14 @@ def _pattern(
     return torch.softmax(scores, -1, out=scores), bent
 
 
+def _mix(q: Tensor, k: Tensor, v: Tensor, hide: Tensor | None, scale: float, soft_cap: float | None) -> Tensor:
+    """pattern · v: by the fused kernel, blocks in the place of heads, unless there is a soft cap, which it lacks."""
+    if soft_cap is not None:
+        return _pattern(q, k, hide, scale, soft_cap)[0] @ v
+    q, k, v, mask = q[None], k[None], v[None], None if hide is None else hide[None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0]
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor,
     groups: Tensor, order: Tensor, pairs: Tensor, patterns: Tensor, scale: float, soft_cap: float | None,
@@ -143,11 +156,10 @@ def forward(
     """z; times are whole numbers of blocks; query blocks without key blocks give zeros."""
     q = q.unflatten(1, (k.shape[1], -1))
     z = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    for chunk in _chunks(q, groups, order, pairs, patterns):
+    for chunk in _chunks(q, groups, order, pairs, patterns, held=1):
         for at in ((row, head) for row in chunk.rows for head in range(k.shape[1])):
             keys, values = chunk.take_keys(k[at]), chunk.take_keys(v[at])
-            pattern, _ = _pattern(chunk.take_queries(q[at]), keys, chunk.hide, scale, soft_cap)
-            chunk.put_queries(z[at], pattern @ values)
+            chunk.put_queries(z[at], _mix(chunk.take_queries(q[at]), keys, values, chunk.hide, scale, soft_cap))
     return z.flatten(1, 2)
 
 
@@ -159,7 +171,7 @@ def backward(
     q, dz = q.unflatten(1, (k.shape[1], -1)), dz.unflatten(1, (k.shape[1], -1))
     dq = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     dk, dv = (torch.zeros(k.shape, dtype=_wide(k.dtype), device=k.device) for _ in range(2))
-    for chunk in _chunks(q, groups, order, pairs, patterns):
+    for chunk in _chunks(q, groups, order, pairs, patterns, held=2):
         for at in ((row, head) for row in chunk.rows for head in range(k.shape[1])):
             queries, d_out = chunk.take_queries(q[at]), chunk.take_queries(dz[at])
             keys, values = chunk.take_keys(k[at]), chunk.take_keys(v[at])
