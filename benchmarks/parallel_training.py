@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from _text import Text, best_of, learn_text
 from pellucid.api import build
 from pellucid.batch import Batch, Tokens
 from pellucid.recipes.standard_library import standard_library
-from pellucid.train.config import TrainOptions
+from pellucid.train.config import OptimizerName, TrainOptions
 from pellucid.train.memory import keep_freed_memory
 from pellucid.train.objectives import nll
 from pellucid.train.optim import build_optimizers
@@ -42,6 +42,7 @@ from pellucid.train.step import step
 RIVALS = ("modern", "lstm", "gru", "lstm_attention")
 RECALLERS = ("modern", "lstm", "gru", "linear", "retention", "delta")
 PARTS = ("speed", "text", "recall")
+TEXT_ROWS = 16  # of a batch of text
 COLOURS = dict(zip(NAMES, (BLACK, RED, ORANGE, PURPLE, GREEN, SKY, BLUE), strict=True))
 
 
@@ -56,12 +57,14 @@ class Speed:
     by_length: dict[int, list[float]] = field(default_factory=lambda: {})
 
 
-def speeds(size: Size, lengths: Sequence[int], tokens: int, rounds: int, seconds: float) -> dict[str, Speed]:
-    """All models, length after length, in turns; each step is forward, backward, clipping and AdamW."""
+def speeds(
+    size: Size, lengths: Sequence[int], tokens: int, rounds: int, seconds: float, optimizer: OptimizerName = "adamw"
+) -> dict[str, Speed]:
+    """All models, length after length, in turns; each step is forward, backward, clipping and the optimiser's."""
     sizes = (size.vocab_size, max(lengths), size.n_layers, size.d_model, size.head_dim)
     models = {name: build(equal(name)(*sizes)).train() for name in RIVALS}
     optimizers = {
-        name: build_optimizers(model, "adamw", learning_rate=1e-4, matrix_learning_rate=1e-4, weight_decay=0.1)
+        name: build_optimizers(model, optimizer, learning_rate=1e-4, matrix_learning_rate=1e-4, weight_decay=0.1)
         for name, model in models.items()
     }
     found = {name: Speed(model.n_parameters) for name, model in models.items()}
@@ -97,6 +100,16 @@ def show_speeds(found: dict[str, Speed], lengths: Sequence[int], tokens: int) ->
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
+
+
+def steps_within(
+    minutes: float, size: Size, rows: int, rounds: int, seconds: float, optimizer: OptimizerName
+) -> dict[str, int]:
+    """How many steps of text each model makes in equal time: measured in turns, as a machine has slow minutes."""
+    tokens = rows * size.context
+    found = speeds(size, [size.context], tokens, rounds, seconds, optimizer)
+    speed = {name: statistics.median(one.by_length[size.context]) for name, one in found.items()}
+    return {name: max(10, round(minutes * 60 * each / tokens)) for name, each in speed.items()}
 
 
 def show_texts(found: dict[str, list[Text]], minutes: float | None) -> None:
@@ -254,13 +267,17 @@ def main() -> None:
         recipe = standard_library()
         texts = tuple(map(str, recipe.held_out)) if chosen.quick else recipe.texts
         asked = TrainOptions(
-            minutes=chosen.minutes, steps=10 if chosen.minutes is None else None, batch_size=16, precision="fp32",
-            held_out=recipe.options.held_out[: 2 if chosen.quick else None], sample_every=0, checkpoint_every=10**9,
+            steps=10, batch_size=TEXT_ROWS, precision="fp32", sample_every=0, checkpoint_every=10**9,
+            held_out=recipe.options.held_out[: 2 if chosen.quick else None],
         )  # fmt: skip
-        for name in RIVALS:
-            for optimizer in chosen.optimizers:
+        for optimizer in chosen.optimizers:
+            steps: dict[str, int] = {}
+            if chosen.minutes is not None:
+                steps = steps_within(chosen.minutes, size, TEXT_ROWS, chosen.rounds, chosen.seconds, optimizer)
+            for name in RIVALS:
                 print(f"text: {NAMES[name]}, {optimizer}", file=sys.stderr, flush=True)
-                text.setdefault(name, []).append(learn_text(name, size, optimizer, asked, texts))
+                given = replace(asked, steps=steps.get(name, asked.steps))
+                text.setdefault(name, []).append(learn_text(name, size, optimizer, given, texts))
                 keep()
         show_texts(text, chosen.minutes)
     if "recall" in chosen.parts:
