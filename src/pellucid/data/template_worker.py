@@ -173,6 +173,7 @@ def write_frame(pipe: BinaryIO, value: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Answer requests from standard input, a line of JSON each, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is meant for the program that shows the chat
     made = environment()
     last: tuple[str, Template] | None = None

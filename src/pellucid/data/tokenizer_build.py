@@ -53,6 +53,7 @@ class Normal:
     squeeze: bool = False
 
     def steps(self) -> list[Config]:
+        """The normalizer's entries in a tokenizer.json, in the order in which they run."""
         steps: list[Config] = []
         if self.charsmap:
             steps.append(

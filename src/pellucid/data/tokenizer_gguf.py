@@ -98,6 +98,7 @@ class _Metadata:
         self.pieces = self._pieces()
 
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the metadata describe. Raises CheckpointError naming what is missing or not known."""
         model, pre = self.get("model", str), self.get("pre", str, "default")
         config, begun, ended = self._config(model, pre)
         begins, ends = self.get("add_bos_token", bool, begun), self.get("add_eos_token", bool, ended)

@@ -48,6 +48,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 def check_config(config: Any) -> None:
+    """Raises CheckpointError where a parsed tokenizer.json would do harm, or more work than its text is worth."""
     if not isinstance(config, dict):
         raise CheckpointError(f"not a tokenizer: a JSON {type(config).__name__}, not an object")
     model = config.get("model")
@@ -242,6 +243,7 @@ def check_added(config: Mapping[str, Any], inner: tokenizers.Tokenizer) -> None:
 
 
 def check_ends(inner: tokenizers.Tokenizer) -> None:
+    """Raises CheckpointError where a tokenizer puts too many tokens around a text, or some that it does not have."""
     encoding = guarded(inner.encode, "a é")
     ends = [n for n, added in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if added]
     if len(ends) > _MAX_ADDED:

@@ -90,6 +90,7 @@ class Ring(Slots):
         self.place = self.pos[:, :0]
 
     def take(self, tokens: Tokens) -> None:
+        """Places by position, the oldest given up for the newest. Raises DataError for packed rows."""
         if tokens.seg is not None:  # two documents of a row have the same positions, and so the same places
             raise DataError("a ring cache holds one document a row", "packed rows: model.new_cache(batch, ring=False)")
         newest = tokens.pos.amax(-1, keepdim=True)

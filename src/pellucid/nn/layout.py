@@ -36,7 +36,7 @@ _PIECE = 256  # blocks that are evaluated at once
 # Measured on a CPU beside the fused kernel with a mask, both passes: they are even at half of the blocks, 512 tokens.
 # Beyond 8192² pairs a mask as a tensor, and the float copy that a fused kernel makes, would be what fills the memory.
 _LEAST, _DENSE, _MANY = 512, 0.4, 2**26
-_WORTH = 16  # a group of its own costs as much as this many blocks of padding
+_WORTH = 16  # a group of its own costs as much as this many blocks of padding; larger ones are left unpadded
 Array = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 

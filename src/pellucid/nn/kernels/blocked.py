@@ -156,7 +156,7 @@ def forward(
     """z; times are whole numbers of blocks; query blocks without key blocks give zeros."""
     q = q.unflatten(1, (k.shape[1], -1))
     z = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    for chunk in _chunks(q, groups, order, pairs, patterns, held=1):
+    for chunk in _chunks(q, groups, order, pairs, patterns, held=1 if soft_cap is None else 2):
         for at in ((row, head) for row in chunk.rows for head in range(k.shape[1])):
             keys, values = chunk.take_keys(k[at]), chunk.take_keys(v[at])
             chunk.put_queries(z[at], _mix(chunk.take_queries(q[at]), keys, values, chunk.hide, scale, soft_cap))
