@@ -72,8 +72,8 @@ def pellucid(job: Job) -> Contestant:
     """Our own ``step``, with its gradient norm, finite check and clipping; compiled as ``train`` does, by block."""
     from pellucid.batch import Batch, Tokens
     from pellucid.designs import classic
+    from pellucid.engine.compiling import compilable, compile_each
     from pellucid.nn.models import Decoder
-    from pellucid.train.compiling import compile_blocks
     from pellucid.train.memory import keep_freed_memory
     from pellucid.train.objectives import nll
     from pellucid.train.precision import autocast
@@ -84,7 +84,7 @@ def pellucid(job: Job) -> Contestant:
     model = Decoder(spec)
     draw(model)
     if job.mode == "compiled":
-        compile_blocks(model)
+        compile_each(compilable(model))
     context = autocast("bf16" if job.precision == "bf16" else "fp32")
 
     def batch(ids: Tensor) -> Batch:

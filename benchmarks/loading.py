@@ -30,7 +30,7 @@ LENGTH = 16  # ids that both read
 IMPORTED = (  # before the clock starts, by either
     *("gguf.quants", "transformers.models.auto", "transformers.models.auto.modeling_auto"),
     *("transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert"),
-    *("pellucid.api", "pellucid.families.bert", "pellucid.families.gguf_read", "pellucid.families.llama"),
+    *("pellucid.api", "pellucid.families.bert", "pellucid.checkpoints.gguf.read", "pellucid.families.llama"),
 )
 
 
@@ -49,9 +49,9 @@ def peak() -> int:
 def load_ours(path: Path) -> tuple[Any, Callable[[], Any]]:
     """The model, and a function that loads its tokenizer."""
     import pellucid
-    from pellucid.data.tokenizer_files import load_tokenizer
-    from pellucid.data.tokenizer_gguf import from_metadata
-    from pellucid.families.load import open_checkpoint
+    from pellucid.checkpoints.load import open_checkpoint
+    from pellucid.text.tokenizer_files import load_tokenizer
+    from pellucid.text.tokenizer_gguf import from_metadata
 
     def tokenizer() -> Any:
         if path.is_dir():

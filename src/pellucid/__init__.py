@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pellucid.generate.chat import chat
     from pellucid.generate.decode import Completion, generate, stream
     from pellucid.generate.sample import Sampling
-    from pellucid.interpret.look import Look, look
+    from pellucid.look.look import Look, look
     from pellucid.nn.models import Decoder
     from pellucid.spec import DecoderSpec
     from pellucid.train.config import TrainOptions
@@ -42,13 +42,12 @@ _HOMES = {
     "Completion": "generate.decode",
     "stream": "generate.decode",
     "Sampling": "generate.sample",
-    "Look": "interpret.look",
-    "look": "interpret.look",
+    "Look": "look.look",
     "Decoder": "nn.models",
     "DecoderSpec": "spec",
     "TrainOptions": "train.config",
 }
-_VERBS = ("generate", "train", "verify")  # rooms that can be called: see pellucid.rooms
+_VERBS = ("generate", "look", "train", "verify")  # rooms that can be called: see pellucid.rooms
 
 __all__ = [
     "Completion",

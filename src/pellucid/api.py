@@ -8,17 +8,17 @@ from typing import Any, Literal, TypeAlias, overload
 
 import torch
 
-from pellucid.data.tokenizer import Tokenizer
+from pellucid.checkpoints.hub import fetch, is_name
+from pellucid.checkpoints.load import load_checkpoint, open_checkpoint
+from pellucid.checkpoints.native import SPEC, TOKENIZER, load_model, save_model
+from pellucid.checkpoints.safetensors_files import CONFIG, WEIGHTS
 from pellucid.errors import CheckpointError, UsageError
-from pellucid.families.hub import fetch, is_name
-from pellucid.families.load import load_checkpoint, open_checkpoint
-from pellucid.families.native import SPEC, TOKENIZER, load_model, save_model
-from pellucid.families.safetensors_files import CONFIG, WEIGHTS
 from pellucid.families.source import Checkpoint
 from pellucid.files import nearest, write_folder
 from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder, build_model
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, InitRule, ModelSpec
+from pellucid.text.tokenizer import Tokenizer
 
 Format: TypeAlias = Literal["hf", "gguf", "native"]
 Quantisation: TypeAlias = Literal["f32", "f16", "q8_0"]
@@ -140,12 +140,12 @@ def convert(
     elif dtype is not None:
         raise UsageError(f"dtype = {dtype}, but the model is loaded already", "model.to(dtype) first")
     if to == "gguf":
-        from pellucid.families.gguf_write import to_gguf
+        from pellucid.checkpoints.gguf.write import to_gguf
 
         to_gguf(model, out, quantisation or "f16")
         return to
     if to == "hf":
-        from pellucid.families.export import to_hf
+        from pellucid.checkpoints.export import to_hf
 
         return to_hf(model, out, family)
     write_folder(out, lambda aside: save_model(model, aside))
@@ -175,12 +175,12 @@ def _tokenizer_of(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer of a published model; None where it has none, as one that reads images."""
     metadata: Mapping[str, Any] | None = getattr(checkpoint.source, "metadata", None)
     if metadata is not None:
-        from pellucid.data.tokenizer_gguf import from_metadata
+        from pellucid.text.tokenizer_gguf import from_metadata
 
         if metadata.get("tokenizer.ggml.model") in ("no_vocab", "none"):  # llama.cpp's words for a model of ids alone
             return None
         return from_metadata(metadata, str(path))
-    from pellucid.data.tokenizer_files import load_tokenizer
+    from pellucid.text.tokenizer_files import load_tokenizer
 
     folder = path if path.is_dir() else path.parent
     return load_tokenizer(folder) if any((folder / file).is_file() for file in TOKENIZER_FILES) else None

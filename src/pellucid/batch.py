@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -78,6 +78,10 @@ class Batch:
     n_bytes: int = 0
     types: Int[Tensor, "batch time"] | None = None
     source: Source | None = None
+
+    def with_segments(self) -> Batch:
+        """The same with segments written out, so that rows with and without a boundary run the same code."""
+        return replace(self, tokens=Tokens(self.tokens.pos, self.tokens.segments))
 
     def refuse_unshifted(self) -> None:
         """Raise DataError where labels are the inputs themselves: the silent failure that trains a copying machine."""

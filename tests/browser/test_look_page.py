@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pellucid.interpret import view
-from pellucid.interpret.display import label, prose
-from pellucid.interpret.seen import Experts, Head, Layer, LensRow, Look, ModelFacts, Pooled, Token
+from pellucid.look import view
+from pellucid.look.display import label, prose
+from pellucid.look.seen import Experts, Head, Layer, LensRow, Look, ModelFacts, Pooled, Token
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None

@@ -33,11 +33,11 @@ from torch import Tensor
 
 import pellucid
 from pellucid.batch import Batch, Tokens
+from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.cli.main import COMMANDS, run
 from pellucid.errors import CheckpointError, DataError, UsageError
-from pellucid.families.native import load_tensors, save_tensors
 from pellucid.generate.decode import generate
-from pellucid.interpret.look import look
+from pellucid.look.look import look
 from pellucid.nn.models import Model
 from pellucid.train import loop, precision, resolve
 from pellucid.train.metrics import read_metrics
@@ -358,7 +358,7 @@ def disk_full(monkeypatch: pytest.MonkeyPatch, where: str, halfway: Path) -> Non
 
         monkeypatch.setattr(where, full_after_a_step)
     elif where == "weights":
-        monkeypatch.setattr("pellucid.families.native.save_file", full_in_the_middle)
+        monkeypatch.setattr("pellucid.checkpoints.native.save_file", full_in_the_middle)
     else:
         monkeypatch.setattr("pellucid.train.metrics.Recorder.write", _into_dev_full)
 

@@ -19,8 +19,8 @@ import pytest
 from pellucid.data.packing import Packed
 from pellucid.data.sources import Document, Skipped, documents
 from pellucid.data.store import build_store
-from pellucid.data.tokenizer import END_OF_TEXT, Tokenizer
 from pellucid.errors import DataError, RunError
+from pellucid.text.tokenizer import END_OF_TEXT, Tokenizer
 
 GOOD = b"What is named must be good text.\n"
 BROKEN_GZ = gzip.compress(GOOD * 100, mtime=0)

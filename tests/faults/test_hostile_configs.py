@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import pellucid
+from pellucid.checkpoints.export import to_hf
+from pellucid.checkpoints.native import value_hash
+from pellucid.checkpoints.safetensors_files import INDEX
+from pellucid.checkpoints.sentence import sentence_head
+from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.designs import DESIGNS, modern
 from pellucid.errors import CheckpointError, SpecError
-from pellucid.families.export import to_hf
-from pellucid.families.native import load_tensors, save_tensors, value_hash
 from pellucid.families.registry import FAMILIES, spec_of
-from pellucid.families.safetensors_files import INDEX
-from pellucid.families.sentence import sentence_head
 from pellucid.families.table import shapes_of
 from pellucid.files import DEEPEST, MOST_VALUES, parse_json
 from pellucid.spec import load_spec

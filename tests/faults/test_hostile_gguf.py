@@ -19,10 +19,10 @@ from gguf_files import MODELS, model_of, rewrite, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pellucid.checkpoints.gguf.file import GGUFFile
+from pellucid.checkpoints.gguf.read import open_gguf
+from pellucid.checkpoints.load import load_checkpoint
 from pellucid.errors import CheckpointError
-from pellucid.families.gguf_file import GGUFFile
-from pellucid.families.gguf_read import open_gguf
-from pellucid.families.load import load_checkpoint
 
 MEMORY = 8 << 20  # bytes that a refusal may take
 U32, U64, FLOAT, STRING, ARRAY = 4, 10, 6, 8, 9
@@ -247,7 +247,7 @@ def test_the_largest_header_that_is_read_at_all_takes_bounded_memory(tmp_path: P
     strings[:, 0], strings[:, 8] = 1, ord("x")
     path.write_bytes(file([pair("a", ARRAY, struct.pack("<IQ", STRING, 1 << 21) + strings.tobytes())]))
     read = f"len(GGUFFile({str(path)!r}).metadata['a'])"
-    code = f"from pellucid.families.gguf_file import GGUFFile; assert {read} == 1 << 21"
+    code = f"from pellucid.checkpoints.gguf.file import GGUFFile; assert {read} == 1 << 21"
     limit = 4 << 30  # torch alone takes most of it
     subprocess.run(
         [sys.executable, "-c", code],

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import pellucid
+from pellucid.checkpoints.export import to_hf
+from pellucid.checkpoints.safetensors_files import INDEX, MOST_JSON, SafetensorsFiles, open_folder, read_object
 from pellucid.designs import modern
 from pellucid.errors import LONGEST, CheckpointError
-from pellucid.families.export import to_hf
-from pellucid.families.safetensors_files import INDEX, MOST_JSON, SafetensorsFiles, open_folder, read_object
 
 SECONDS, MEMORY = 10.0, 1 << 30  # what a refusal may take at most; most take a hundredth of a second and no memory
 EMBEDDING = "model.embed_tokens.weight"

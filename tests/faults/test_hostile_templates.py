@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.data import template as process
-from pellucid.data import template_worker
-from pellucid.data.template import MAX_TEMPLATE, MAX_TEXT, SECONDS, render
 from pellucid.errors import DataError
+from pellucid.text import template as process
+from pellucid.text import template_worker
+from pellucid.text.template import MAX_TEMPLATE, MAX_TEXT, SECONDS, render
 
 LATE = "did not finish within|more memory"
 LONGEST = "{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4
@@ -105,7 +105,7 @@ def test_what_the_sandbox_hides_is_empty(source: str) -> None:
 @pytest.mark.parametrize("source", [DOUBLING, "{% for i in range(9999) %}{{ 'a' * 100000 }}{% endfor %}"])
 def test_memory_is_bounded_on_both_sides(source: str) -> None:
     program = (
-        "import re, resource, sys\nfrom pellucid.data import template\n"
+        "import re, resource, sys\nfrom pellucid.text import template\n"
         "try: template.render(sys.argv[1], {})\nexcept ValueError as error: pass\n"
         "template._end()\n"
         "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
@@ -181,7 +181,7 @@ def test_threads_get_their_own_answers() -> None:
 
 def test_a_worker_ends_with_its_parent() -> None:
     program = (
-        "from pellucid.data import template as t; import os; t.render('a', {});"
+        "from pellucid.text import template as t; import os; t.render('a', {});"
         "print(t._process.child.pid, flush=True); os._exit(1)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

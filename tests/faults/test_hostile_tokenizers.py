@@ -18,12 +18,12 @@ from hostile import read_or_refused, spoiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.data.chat import Disguise
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.data.tokenizer_files import load_tokenizer
-from pellucid.data.tokenizer_gguf import from_metadata
-from pellucid.data.tokenizer_limits import nested
 from pellucid.errors import CheckpointError, DataError
+from pellucid.text.chat import Disguise
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_files import load_tokenizer
+from pellucid.text.tokenizer_gguf import from_metadata
+from pellucid.text.tokenizer_limits import nested
 
 Json = dict[str, Any]
 LETTERS = {letter: number for number, letter in enumerate("abcde<>/sx12 ")}
@@ -521,8 +521,8 @@ def try_out(tokenizer: Tokenizer) -> None:
 @settings(max_examples=300)
 @given(st.sampled_from(RICH_PLACES), values)
 def test_any_value_anywhere_in_a_tokenizer_json_is_read_or_refused(path: tuple[str | int, ...], value: Any) -> None:
-    from pellucid.data.tokenizer_json import parse
-    from pellucid.data.tokenizer_roles import roles_of
+    from pellucid.text.tokenizer_json import parse
+    from pellucid.text.tokenizer_roles import roles_of
 
     with within(5):
         try:
@@ -536,8 +536,8 @@ def test_any_value_anywhere_in_a_tokenizer_json_is_read_or_refused(path: tuple[s
 @settings(max_examples=400)
 @given(ANY_TOKENIZER.flatmap(spoiled))
 def test_a_spoiled_tokenizer_of_any_kind_is_read_or_refused(config: Json) -> None:
-    from pellucid.data.tokenizer_json import parse
-    from pellucid.data.tokenizer_roles import roles_of
+    from pellucid.text.tokenizer_json import parse
+    from pellucid.text.tokenizer_roles import roles_of
 
     def read() -> None:
         inner = parse(json.dumps(config), "tokenizer.json")

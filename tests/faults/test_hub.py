@@ -18,10 +18,10 @@ import pytest
 
 import pellucid
 from pellucid.api import locate
+from pellucid.checkpoints.export import to_hf
+from pellucid.checkpoints.hub import is_name
 from pellucid.designs import modern
 from pellucid.errors import CheckpointError
-from pellucid.families.export import to_hf
-from pellucid.families.hub import is_name
 
 SHA = "a" * 40
 
@@ -79,7 +79,7 @@ class Hub(BaseHTTPRequestHandler):
 _ASK = """
 import json, sys
 from pellucid.errors import CheckpointError
-from pellucid.families.hub import fetch, fetch_config
+from pellucid.checkpoints.hub import fetch, fetch_config
 for name in sys.argv[2:]:
     try:
         print(json.dumps(str((fetch_config if sys.argv[1] == "config" else fetch)(name))))

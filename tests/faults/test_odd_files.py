@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import pellucid
+from pellucid.checkpoints.export import to_hf
 from pellucid.cli.main import run
 from pellucid.designs import modern
 from pellucid.errors import LONGEST, CheckpointError, PellucidError, shown, suggest
-from pellucid.families.export import to_hf
 from pellucid.files import write_folder, write_text
 from pellucid.verify.report import Finding, Report
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from gguf import GGUFWriter
 
-from pellucid.families.gguf_file import GGUFFile
-from pellucid.families.gguf_write import _add, to_gguf
+from pellucid.checkpoints.gguf.file import GGUFFile
+from pellucid.checkpoints.gguf.write import _add, to_gguf
 from pellucid.families.registry import spec_of
 from pellucid.nn.models import build_model
 

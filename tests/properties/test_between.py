@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from pellucid.data.chat import ChatTemplate, encode_chat
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.data.tokenizer_roles import Roles
+from pellucid.text.chat import ChatTemplate, encode_chat
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_roles import Roles
 
 LETTERS = "abcde<>/|usr"
 MARKED = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]

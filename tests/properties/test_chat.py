@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.data.chat import ChatTemplate, check, encode_chat, special_names
 from pellucid.errors import DataError, UsageError
+from pellucid.text.chat import ChatTemplate, check, encode_chat, special_names
 
 CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
 You are helpful.<|im_end|>

@@ -16,12 +16,12 @@ from rich.console import Console
 
 import pellucid
 from pellucid import build
+from pellucid.checkpoints.native import save_model
 from pellucid.cli import chat as chat_command
 from pellucid.cli.main import COMMANDS, run
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.families.native import save_model
 from pellucid.generate.sample import Sampling
 from pellucid.spec import AttentionSpec, BlockSpec, Causal, DecoderSpec, EmbedSpec, FFNSpec, RMSNormSpec, StackSpec
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.verify.open import open_subject
 from pellucid.verify.report import Finding, Report
 
@@ -125,7 +125,7 @@ def test_the_page_is_there_though_nobody_reads_on(
     def closed(*_: Any) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("pellucid.interpret.terminal.show", closed)
+    monkeypatch.setattr("pellucid.look.terminal.show", closed)
     monkeypatch.setattr(os, "dup2", lambda *_: None)  # what is done with the pipe then
     assert run(["look", str(folder), "the", "--html", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").is_file()

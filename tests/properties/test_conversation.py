@@ -14,13 +14,10 @@ from rich.console import Console
 
 import pellucid
 from pellucid import build
+from pellucid.checkpoints.native import save_model
 from pellucid.cli.chat import COMMANDS, command
 from pellucid.cli.main import main
-from pellucid.data.chat import ChatTemplate
-from pellucid.data.tokenizer import END_OF_TEXT, Tokenizer
-from pellucid.data.tokenizer_roles import Roles
 from pellucid.errors import DataError, UsageError, shown
-from pellucid.families.native import save_model
 from pellucid.generate.chat import Chat, chat
 from pellucid.generate.decode import Completion, generate, stream
 from pellucid.generate.sample import Sampling
@@ -41,6 +38,9 @@ from pellucid.spec import (
     StackSpec,
     Window,
 )
+from pellucid.text.chat import ChatTemplate
+from pellucid.text.tokenizer import END_OF_TEXT, Tokenizer
+from pellucid.text.tokenizer_roles import Roles
 
 SOURCE = (
     "{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] %}{{ raise_exception('who?') }}"

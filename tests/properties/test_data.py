@@ -23,13 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.batch import IGNORE, Batch
-from pellucid.data import tokenizer as tokenizer_module
 from pellucid.data.packing import Packed, evaluation
 from pellucid.data.sources import Document, Skipped, documents
 from pellucid.data.split import split
 from pellucid.data.store import TokenStore, build_store, open_store
-from pellucid.data.tokenizer import END_OF_TEXT, Tokenizer, pieces, sample
 from pellucid.errors import CheckpointError, DataError, UsageError
+from pellucid.text import tokenizer as tokenizer_module
+from pellucid.text.tokenizer import END_OF_TEXT, Tokenizer, pieces, sample
 
 quick = settings(deadline=None, max_examples=60)
 few = settings(deadline=None, max_examples=25)  # where every example builds a store

@@ -36,8 +36,8 @@ from torch.nn import functional as F
 
 import pellucid
 from pellucid.batch import IGNORE, Batch, Source, Tokens
+from pellucid.checkpoints.native import load_model, save_model
 from pellucid.errors import DataError, UsageError
-from pellucid.families.native import load_model, save_model
 from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder, Encoder, EncoderDecoder
 from pellucid.spec import (

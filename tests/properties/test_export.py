@@ -18,18 +18,18 @@ import transformers
 from safetensors.torch import load_file
 
 import pellucid
+from pellucid.checkpoints import export
+from pellucid.checkpoints.export import to_hf
 from pellucid.cli.main import run
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.data.tokenizer_roles import Roles
 from pellucid.designs import DESIGNS, design
 from pellucid.errors import CheckpointError, UsageError
-from pellucid.families import export
-from pellucid.families.export import to_hf
 from pellucid.families.registry import spec_of
 from pellucid.generate.decode import generate
 from pellucid.generate.sample import Sampling
 from pellucid.nn.models import AnyModel
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec, ModelSpec
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_roles import Roles
 
 TOLERANCE, VISIBLE = 1e-5, 1e-3
 PROMPT = "def wrap(text, width=70):\n    return TextWrapper"

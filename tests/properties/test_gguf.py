@@ -19,20 +19,20 @@ from gguf.quants import dequantize
 from gguf_files import MODELS, model_of, rewrite, written
 from transformers import AutoModelForCausalLM
 
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.data.tokenizer_gguf import from_metadata
-from pellucid.data.tokenizer_roles import Roles
+from pellucid.checkpoints.gguf.file import CHUNK, QUANTISED, GGUFFile
+from pellucid.checkpoints.gguf.names import layouts
+from pellucid.checkpoints.gguf.read import open_gguf
+from pellucid.checkpoints.gguf.write import to_gguf
+from pellucid.checkpoints.load import load_checkpoint
 from pellucid.designs import language_models
 from pellucid.errors import CheckpointError, UsageError
-from pellucid.families.gguf_file import CHUNK, QUANTISED, GGUFFile
-from pellucid.families.gguf_names import layouts
-from pellucid.families.gguf_read import open_gguf
-from pellucid.families.gguf_vocabulary import SPLITS
-from pellucid.families.gguf_write import to_gguf
-from pellucid.families.load import load_checkpoint
 from pellucid.families.registry import spec_of
 from pellucid.nn.models import build_model
 from pellucid.spec import CAUSAL, GatedFFNSpec, RMSNormSpec, RotarySpec, Window, YaRNScaling
+from pellucid.text.gguf_vocabulary import SPLITS
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_gguf import from_metadata
+from pellucid.text.tokenizer_roles import Roles
 
 
 def is_gain_from_one(name: str, model: Any) -> bool:

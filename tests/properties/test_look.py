@@ -16,17 +16,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pellucid import build
-from pellucid.data.tokenizer import END_OF_TEXT, Tokenizer
-from pellucid.data.tokenizer_roles import Roles
 from pellucid.designs import DESIGNS
 from pellucid.errors import TapError, UsageError
 from pellucid.interpret import lens as lens_module
 from pellucid.interpret.capture import capture
-from pellucid.interpret.display import label, prose
-from pellucid.interpret.ink import percent
 from pellucid.interpret.lens import logit_lens
-from pellucid.interpret.look import Look, look
-from pellucid.interpret.terminal import show
+from pellucid.look.display import label, prose
+from pellucid.look.ink import percent
+from pellucid.look.look import Look, look
+from pellucid.look.terminal import show
 from pellucid.nn.models import AnyModel, Decoder, EncoderDecoder
 from pellucid.spec import (
     POST_NORM,
@@ -51,6 +49,8 @@ from pellucid.spec import (
     StackSpec,
     TaggerHeadSpec,
 )
+from pellucid.text.tokenizer import END_OF_TEXT, Tokenizer
+from pellucid.text.tokenizer_roles import Roles
 
 TEXT = "the cat sat on the mat; the dog sat on the log.\n"
 CONTEXT = 48

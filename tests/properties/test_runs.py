@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from pellucid.data.tokenizer import Tokenizer
+from pellucid.checkpoints.native import save_model
 from pellucid.errors import CheckpointError, DataError, PellucidError, RunError, SpecError, UsageError
-from pellucid.families.native import save_model
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import checkpoint, loop, resolve
 from pellucid.train.config import Run, TrainOptions, changed
 from pellucid.train.loop import Interrupted, Result
@@ -326,7 +326,7 @@ def test_stopped_while_finishing(straight: Callable[..., Path], text: Path, tmp_
 
             def save_in_part(model: Any, folder: Path) -> None:
                 patch.setattr(*(
-                    ("pellucid.families.native.save_tensors", cut)
+                    ("pellucid.checkpoints.native.save_tensors", cut)
                     if place == "weights"
                     else ("pellucid.spec.DecoderSpec.save", cut)
                 ))  # fmt: skip

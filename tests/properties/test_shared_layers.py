@@ -14,7 +14,7 @@ from strategies import EXAMPLE, as_encoder, build, close, ids, masks, specs, sta
 from torch import Tensor
 
 import pellucid
-from pellucid.families.native import save_model
+from pellucid.checkpoints.native import save_model
 from pellucid.nn.flops import count_parameters, forward_flops
 from pellucid.nn.init import initialise
 from pellucid.nn.models import build_model

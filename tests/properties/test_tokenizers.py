@@ -22,11 +22,11 @@ from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer
 
 import pellucid
-from pellucid.data.tokenizer import END_OF_TEXT, Tokenizer
-from pellucid.data.tokenizer_build import Kind
-from pellucid.data.tokenizer_files import load_tokenizer
-from pellucid.data.tokenizer_gguf import from_metadata
 from pellucid.errors import CheckpointError, DataError
+from pellucid.text.tokenizer import END_OF_TEXT, Tokenizer
+from pellucid.text.tokenizer_build import Kind
+from pellucid.text.tokenizer_files import load_tokenizer
+from pellucid.text.tokenizer_gguf import from_metadata
 
 TEXT = [
     *(inspect.getsource(argparse) + inspect.getsource(textwrap)).splitlines(),
@@ -363,7 +363,7 @@ def test_a_symbol_inside_a_text_neither_ends_one_nor_begins_one(name: str) -> No
 
 
 def test_long_texts_are_encoded_as_a_whole() -> None:
-    from pellucid.data import tokenizer as module
+    from pellucid.text import tokenizer as module
 
     text = "\n".join(TEXT)[:30_000]
     for ours in (sentence("llama")[0], sentence("unigram")[0], published("word_piece")[0], published("byte_bpe")[0]):

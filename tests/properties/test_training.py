@@ -21,13 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.batch import IGNORE, Batch, Source, Tokens
+from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.data.packing import evaluation
 from pellucid.data.sources import Document
 from pellucid.data.store import build_store
-from pellucid.data.tokenizer import Tokenizer
 from pellucid.designs import modern
 from pellucid.errors import CheckpointError
-from pellucid.families.native import load_tensors, save_tensors
 from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, Decoder
 from pellucid.nn.moe import MixtureOfExperts, load_balance, router_z
@@ -43,6 +42,7 @@ from pellucid.spec import (
     RecurrentSpec,
     ResidualSpec,
 )
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.config import OptimizerName
 from pellucid.train.objectives import NegativeLogLikelihood, Objective, Routed, nll, objective_for
 from pellucid.train.optim import (

@@ -10,16 +10,16 @@ import pytest
 from checkpoints import gemma, minilm, smollm2
 
 import pellucid
+from pellucid.checkpoints.load import open_checkpoint
 from pellucid.cli.main import main
-from pellucid.data.chat import encode_chat
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.data.tokenizer_gguf import from_metadata
 from pellucid.errors import UsageError
-from pellucid.families.load import open_checkpoint
 from pellucid.generate.chat import Chat, chat
 from pellucid.generate.sample import Sampling
-from pellucid.interpret.view import to_html
+from pellucid.look.view import to_html
 from pellucid.nn.models import AnyModel
+from pellucid.text.chat import encode_chat
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_gguf import from_metadata
 
 GREEDY = Sampling(temperature=0.0)
 TALK = [

@@ -17,11 +17,11 @@ from checkpoints import gemma, smollm2
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid.families import gguf_read
-from pellucid.families.gguf_file import GGUFFile
-from pellucid.families.gguf_names import Place, places
-from pellucid.families.gguf_read import open_gguf
-from pellucid.families.load import load_checkpoint
+from pellucid.checkpoints.gguf import read as gguf_read
+from pellucid.checkpoints.gguf.file import GGUFFile
+from pellucid.checkpoints.gguf.names import Place, places
+from pellucid.checkpoints.gguf.read import open_gguf
+from pellucid.checkpoints.load import load_checkpoint
 from pellucid.families.registry import spec_of
 from pellucid.nn.init import build_undrawn
 from pellucid.spec import Causal, DecoderSpec
@@ -167,8 +167,8 @@ MEASURE = """
 import re, sys, torch
 from pathlib import Path
 from gguf.quants import dequantize
-from pellucid.families.gguf_read import open_gguf
-from pellucid.families.load import load_checkpoint
+from pellucid.checkpoints.gguf.read import open_gguf
+from pellucid.checkpoints.load import load_checkpoint
 def most():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 checkpoint = open_gguf(Path(sys.argv[1]))

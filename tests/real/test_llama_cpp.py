@@ -16,11 +16,11 @@ from checkpoints import gemma, smollm2
 from gguf_files import MODELS, model_of, written
 
 import pellucid
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.data.tokenizer_gguf import from_metadata
+from pellucid.checkpoints.gguf.file import GGUFFile
+from pellucid.checkpoints.gguf.write import to_gguf
 from pellucid.designs import modern
-from pellucid.families.gguf_file import GGUFFile
-from pellucid.families.gguf_write import to_gguf
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_gguf import from_metadata
 
 llama_cpp: Any = pytest.importorskip("llama_cpp", reason="it takes 20 minutes to build: `make test-llama-cpp` does it")
 
@@ -129,8 +129,8 @@ def test_published_vocabularies_keep_their_tokens(path: Callable[[], Path], tmp_
 @pytest.mark.parametrize("path", [smollm2, gemma])
 def test_a_published_model_that_we_write_again_gives_our_logits(path: Callable[[], Path], tmp_path: Path) -> None:
     """In float32, where llama.cpp has nothing to round; the quantised original it multiplies in 8 bits."""
-    from pellucid.families.gguf_read import open_gguf
-    from pellucid.families.load import load_checkpoint
+    from pellucid.checkpoints.gguf.read import open_gguf
+    from pellucid.checkpoints.load import load_checkpoint
 
     model: Any = load_checkpoint(open_gguf(path()))
     to_gguf(model, tmp_path / "model.gguf", "f32")

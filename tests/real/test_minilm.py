@@ -16,8 +16,8 @@ from torch import Tensor
 
 import pellucid
 from pellucid.batch import Tokens
+from pellucid.checkpoints.export import to_hf
 from pellucid.errors import CheckpointError
-from pellucid.families.export import to_hf
 from pellucid.nn.models import Encoder
 from pellucid.spec import PoolerHeadSpec
 

@@ -10,10 +10,10 @@ import pytest
 from checkpoints import gemma, minilm, smollm2
 from transformers import AutoTokenizer
 
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.data.tokenizer_files import load_tokenizer
-from pellucid.data.tokenizer_gguf import from_metadata
-from pellucid.families.gguf_file import GGUFFile
+from pellucid.checkpoints.gguf.file import GGUFFile
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_files import load_tokenizer
+from pellucid.text.tokenizer_gguf import from_metadata
 
 TEXTS = [
     "The capital of France is",

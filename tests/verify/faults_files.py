@@ -18,12 +18,14 @@ from torch.nn import functional as F
 import pellucid
 import pellucid.api as api
 from pellucid.batch import IGNORE, Batch
+from pellucid.checkpoints import export, native
+from pellucid.checkpoints.gguf import read as gguf_read
+from pellucid.checkpoints.gguf import write as gguf_write
 from pellucid.data.packing import Packed
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.families import export, gguf_read, gguf_write, native
 from pellucid.families.registry import spec_of
 from pellucid.nn.embed import Embedding
 from pellucid.nn.models import Decoder, Encoder, EncoderDecoder
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.objectives import NegativeLogLikelihood
 from pellucid.verify.function import Function
 from pellucid.verify.hugging_face import HuggingFace

@@ -11,8 +11,8 @@ from faults_base import Fault, of
 from speakers import BEGIN, END, ROLES, TEMPLATE, TURNS, ours, their_tokenizer, theirs, vocabulary
 from tokenizers import normalizers, pre_tokenizers, processors
 
-from pellucid.data.chat import template_of
-from pellucid.data.tokenizer import Tokenizer
+from pellucid.text.chat import template_of
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.verify import text
 from pellucid.verify.hugging_face import HuggingFace
 

@@ -11,10 +11,10 @@ from subjects import CONTEXT, GROUPED, LAYERS, WIDTH, noisy
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 import pellucid
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.data.tokenizer_roles import Roles
 from pellucid.designs import design
 from pellucid.nn.models import Decoder
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_roles import Roles
 from pellucid.verify.hugging_face import HuggingFace
 from pellucid.verify.trial import TEXTS
 

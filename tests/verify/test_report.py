@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutput
 
 import pellucid
+from pellucid.checkpoints.native import save_model
 from pellucid.cli.main import run
 from pellucid.errors import CheckpointError, UsageError
-from pellucid.families.native import save_model
 from pellucid.verify.checks import all_checks
 from pellucid.verify.measure import EXACT, Measured, Tolerance, Worst, distance
 from pellucid.verify.open import open_subject

@@ -62,9 +62,9 @@ def chat(
         seed: The same seed, in the same conversation, gives the same answers.
     """
     from pellucid.cli.opening import open_model
-    from pellucid.data.chat import ChatTemplate, special_names
     from pellucid.generate.chat import Chat
     from pellucid.generate.sample import Sampling
+    from pellucid.text.chat import ChatTemplate, special_names
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     source = None if template is None else _read(template)

@@ -41,8 +41,8 @@ def demo(out: Path = Path("runs/demo"), minutes: float = 3.0, seed: int = 0) -> 
     from pellucid.cli.display import display, write_sample
     from pellucid.files import write_text
     from pellucid.generate.decode import generate
-    from pellucid.interpret.look import look
-    from pellucid.interpret.view import to_html
+    from pellucid.look.look import look
+    from pellucid.look.view import to_html
     from pellucid.recipes.standard_library import compressed_bits_per_byte, standard_library
     from pellucid.train.run import train
 

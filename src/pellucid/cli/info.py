@@ -96,11 +96,11 @@ def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
     """
     import math
 
+    from pellucid.checkpoints.hub import fetch, fetch_config, is_name
+    from pellucid.checkpoints.safetensors_files import read_object
     from pellucid.designs import DESIGNS, PUBLISHED, width
     from pellucid.errors import SpecError, suggest
-    from pellucid.families.hub import fetch, fetch_config, is_name
     from pellucid.families.registry import spec_of
-    from pellucid.families.safetensors_files import read_object
 
     path = Path(subject)
     if subject in DESIGNS and not path.exists():
@@ -124,10 +124,10 @@ def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
 
 
 def _saved(path: Path) -> ModelSpec:
+    from pellucid.checkpoints.load import open_checkpoint
+    from pellucid.checkpoints.safetensors_files import CONFIG, read_object
     from pellucid.errors import SpecError
-    from pellucid.families.load import open_checkpoint
     from pellucid.families.registry import spec_of
-    from pellucid.families.safetensors_files import CONFIG, read_object
     from pellucid.spec import load_spec
 
     if path.suffix == ".json":

@@ -1,4 +1,4 @@
-"""From text to batches: sources (read), split (hold out), tokenizer (learn), store (keep), packing (serve).
+"""What a model learns from, and in which order: sources (read), split (hold out), store (keep), packing (serve).
 
-Import from the file that owns a name, e.g. ``from pellucid.data.tokenizer import Tokenizer``.
+Import from the file that owns a name, e.g. ``from pellucid.data.store import TokenStore``.
 """

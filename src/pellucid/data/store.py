@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Int64, UInt, UInt16
 
 from pellucid.data.sources import Document
-from pellucid.data.tokenizer import Progress, Tokenizer, pieces
 from pellucid.errors import DataError
 from pellucid.files import read_json, sha256, write_folder, write_json
+from pellucid.text.tokenizer import Progress, Tokenizer, pieces
 
 VERSION = 1
 _MANIFEST = "manifest.json"

@@ -1,1 +1,1 @@
-"""Other people's checkpoints: each family is data, a translation of its config and a table of its weight names."""
+"""Other people's models in our words: each family is data, a translation of its config and a table of weight names."""

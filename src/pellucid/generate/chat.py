@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from pellucid.data.chat import ChatTemplate, Message, encode_chat
 from pellucid.errors import UsageError
 from pellucid.generate.decode import Completion, generate, stream
 from pellucid.generate.sample import Sampling
 from pellucid.nn.cache import Cache
 from pellucid.nn.models import Decoder, EncoderDecoder, Model
 from pellucid.spec import EncoderDecoderSpec
+from pellucid.text.chat import ChatTemplate, Message, encode_chat
 
 MAX_NEW_TOKENS = 1024
 
@@ -27,7 +27,7 @@ def chat(
     """What the model answers to a conversation: messages {"role": …, "content": …}, or one text of a user.
 
     template: in place of the tokenizer's own. Raises UsageError where the model has no tokenizer or no template, or the
-    conversation does not fit into its context; DataError for what ``pellucid.data.chat`` refuses. ::
+    conversation does not fit into its context; DataError for what ``pellucid.text.chat`` refuses. ::
 
         model = pellucid.load("SmolLM2-135M-Instruct.Q4_1.gguf")
         print(pellucid.chat(model, "What is the capital of France?"))

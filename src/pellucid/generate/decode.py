@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from pellucid.batch import Tokens
+from pellucid.engine.modes import evaluating
 from pellucid.errors import RunError, UsageError
 from pellucid.generate.sample import Sampling, generator_for
 from pellucid.generate.stop import StopDecoder
@@ -140,7 +140,7 @@ def generate(
     """
     rows = _rows(model, [prompts] if isinstance(prompts, str) else prompts, max_new_tokens, stop, seed, ignore_eos)
     if rows:
-        with _evaluating(model):
+        with evaluating(model, inference=True):
             for _ in _steps(model, rows, sampling, new_cache):
                 pass
     return [row.completion() for row in rows]
@@ -174,7 +174,9 @@ def stream(
 
 def _pieces(model: Model, row: _Row, steps: Iterator[list[str]]) -> Generator[str, None, Completion]:
     while row.reason is None:
-        with _evaluating(model):  # left before every yield: the caller's code must not run in inference mode
+        with evaluating(
+            model, inference=True
+        ):  # left before every yield: the caller's code must not run in inference mode
             (text,) = next(steps)
         if text:
             yield text
@@ -258,20 +260,6 @@ def _next_tokens(rows: list[_Row], device: torch.device) -> Tokens:
     """Where the tokens just picked stand; those of rows that have ended are padding."""
     positions = [len(row.prompt_ids) + len(row.ids) - 1 if row.reason is None else -1 for row in rows]
     return Tokens(torch.tensor(positions, device=device)[:, None])
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation and inference mode; afterwards each module is again as it was, however the block is left."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 # --- what the caller asked for, checked ------------------------------------------------------------------------------

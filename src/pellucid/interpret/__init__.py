@@ -1,1 +1,1 @@
-"""Looking into a model: what it attends to, what it would guess at every layer, where it is surprised."""
+"""What happens inside a model, as measures on tensors: activations captured, and the residual stream read out early."""

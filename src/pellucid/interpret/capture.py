@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pellucid.engine.modes import evaluating
 from pellucid.nn.models import AnyModel, EncoderDecoder
 
 
@@ -22,14 +22,9 @@ def capture(
     source: what an encoder–decoder reads; ``ids`` are then what it writes. Dropout is off during the pass; the model's
     mode is given back. Raises TapError for a name that matches no point.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), model.taps(read=list(names)) as activations:
-            if isinstance(model, EncoderDecoder) and source is not None:
-                model(source, ids)
-            else:
-                model(ids)
-            return dict(activations)
-    finally:
-        model.train(was_training)
+    with evaluating(model, inference=True), model.taps(read=list(names)) as activations:
+        if isinstance(model, EncoderDecoder) and source is not None:
+            model(source, ids)
+        else:
+            model(ids)
+        return dict(activations)

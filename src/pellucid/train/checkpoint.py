@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from pellucid.checkpoints.native import SPEC, WEIGHTS, fill, save_model, value_hash
+from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.errors import CheckpointError
-from pellucid.families.native import SPEC, WEIGHTS, fill, load_tensors, save_model, save_tensors, value_hash
 from pellucid.files import explain_os_errors, read_json, sha256, write_folder, write_json
 from pellucid.nn.models import Decoder
 from pellucid.train.config import Run

@@ -17,17 +17,18 @@ from types import FrameType
 import torch
 
 from pellucid.batch import Batch
+from pellucid.checkpoints.native import save_model
+from pellucid.checkpoints.tensors import save_tensors
 from pellucid.data.packing import Packed, evaluation
 from pellucid.data.store import TokenStore
+from pellucid.engine.compiling import compilable, compile_each, eagerly, uncompile
 from pellucid.errors import RunError
-from pellucid.families.native import save_model, save_tensors
 from pellucid.nn.embed import Embedding
 from pellucid.nn.flops import training_flops
 from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder
 from pellucid.nn.residual import Sublayer
 from pellucid.train import checkpoint
-from pellucid.train.compiling import compile_blocks, eagerly, one_form, uncompile
 from pellucid.train.config import Run
 from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder
 from pellucid.train.objectives import objective_for
@@ -90,7 +91,7 @@ def build_model(run: Run) -> Decoder:
         if isinstance(module, Sublayer | Embedding):
             module.dropout = run.dropout
     if run.compile:
-        compile_blocks(model)
+        compile_each(compilable(model))
     return model.train()
 
 
@@ -127,7 +128,7 @@ class Trainer:
         set_rate(self.optimizers, rate)
         batches = self.data.batches(index, run.batch_size, run.micro_batches)
         if run.compile:
-            batches = [one_form(batch) for batch in batches]
+            batches = [batch.with_segments() for batch in batches]
         if index == 0:
             batches[0].refuse_unshifted()
         result = step(self.model, self.optimizers, self.objective, batches, clip=run.clip, autocast=self.autocast)
@@ -226,7 +227,7 @@ def fit(
         if not math.isnan(final):
             recorder.write(METRICS, run.steps, **{FINAL: final})
         recorder.sync()
-    uncompile(trainer.model.eval())
+    uncompile(compilable(trainer.model.eval()))
     save_model(trainer.model, folder)
     return Result(trainer.model, final, run.steps, time.perf_counter() - started)
 

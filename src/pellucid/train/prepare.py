@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pellucid.checkpoints.native import TOKENIZER
 from pellucid.data.sources import Skipped, documents
 from pellucid.data.split import split
 from pellucid.data.store import TokenStore, build_store
-from pellucid.data.tokenizer import Tokenizer, sample
 from pellucid.errors import DataError
-from pellucid.families.native import TOKENIZER
+from pellucid.text.tokenizer import Tokenizer, sample
 from pellucid.train.config import Reason, TrainOptions
 from pellucid.train.report import Reporter
 

@@ -12,10 +12,10 @@ import torch
 
 from pellucid.data.packing import Packed
 from pellucid.designs import design, width
+from pellucid.engine.compiling import compiler_here
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import DecoderSpec
-from pellucid.train.compiling import compiler_here, one_form
 from pellucid.train.config import PrecisionName, Reason, Run, TrainOptions
 from pellucid.train.loop import build_model
 from pellucid.train.objectives import objective_for
@@ -197,7 +197,7 @@ def _seconds_per_step(run: Run, prepared: Prepared, repeats: int = 4) -> float:
     times: list[float] = []
     for i in range(repeats + 1):
         start = time.perf_counter()
-        batches = [one_form(batch) for batch in data.batches(i, run.batch_size, run.micro_batches)]
+        batches = [batch.with_segments() for batch in data.batches(i, run.batch_size, run.micro_batches)]
         step(model, optimizers, objective, batches, clip=run.clip, autocast=autocast(run.precision))
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from pellucid.checkpoints.native import SPEC, TOKENIZER, WEIGHTS, load_model
 from pellucid.errors import CheckpointError, RunError, SpecError, UsageError, suggest
-from pellucid.families.native import SPEC, TOKENIZER, WEIGHTS, load_model
 from pellucid.files import locked, sweep
 from pellucid.nn.models import Decoder
 from pellucid.train.checkpoint import FOLDER
@@ -133,7 +133,7 @@ def _refuse_other_data(run: Run, prepared: Prepared, folder: Path) -> None:
 
 
 def _finished(folder: Path, run: Run) -> Result:
-    from pellucid.data.tokenizer import Tokenizer
+    from pellucid.text.tokenizer import Tokenizer
 
     try:
         model = load_model(folder)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from pellucid.batch import Batch
+from pellucid.engine.modes import evaluating
 from pellucid.nn.models import Model
 
 
@@ -21,13 +22,9 @@ def bits_per_byte(
 
     The tokens that end documents are paid for too, but stand for no byte, so this is never better than the truth.
     """
-    was_training, nats, n_bytes = model.training, 0.0, 0
-    model.eval()
-    try:
-        with torch.no_grad(), autocast():
-            for batch in batches:
-                nats += float(model.nll_sum(batch))
-                n_bytes += batch.n_bytes
-    finally:
-        model.train(was_training)
+    nats, n_bytes = 0.0, 0
+    with evaluating(model), torch.no_grad(), autocast():
+        for batch in batches:
+            nats += float(model.nll_sum(batch))
+            n_bytes += batch.n_bytes
     return nats / math.log(2) / n_bytes if n_bytes else math.nan

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pellucid.engine.modes import evaluating
 from pellucid.errors import UsageError, suggest
-from pellucid.verify.modules import evaluating
 from pellucid.verify.reading import Reading, Side
 from pellucid.verify.subject import Kind, NotApplicable, Subject
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pellucid.verify.modules import evaluating
+from pellucid.engine.modes import evaluating
 from pellucid.verify.reading import Reading
 from pellucid.verify.subject import NotApplicable, Subject
 

@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.checkpoints.load import open_checkpoint
+from pellucid.engine.modes import evaluating
 from pellucid.errors import CheckpointError, UsageError
-from pellucid.families.load import open_checkpoint
 from pellucid.verify import hugging_face_facts as facts
 from pellucid.verify import hugging_face_paths as paths
 from pellucid.verify.hugging_face_text import TheirSpeller, load_speller, stop_ids_of
-from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity, turbulence
+from pellucid.verify.modules import compiled_blocks, embedding_gradient, roughen, sensitivity, turbulence
 from pellucid.verify.reading import Reading, Side
 from pellucid.verify.subject import Kind, Pairs, Subject, Written
 from pellucid.verify.trial import LONGEST

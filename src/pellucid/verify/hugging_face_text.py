@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pellucid.data.chat import ChatTemplate
-from pellucid.data.tokenizer_limits import is_panic
 from pellucid.errors import CheckpointError
+from pellucid.text.chat import ChatTemplate
+from pellucid.text.tokenizer_limits import is_panic
 from pellucid.verify.subject import NotApplicable
 from pellucid.verify.text import Messages, folds, keeps_start, keeps_text
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,21 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pellucid.engine.compiling import compilable, compile_each, compiler_here, uncompile
 from pellucid.verify.measure import distance
 from pellucid.verify.subject import NotApplicable, Subject
 from pellucid.verify.trial import Trial
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode, and each part as it was afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def embedding_gradient(
@@ -110,16 +97,13 @@ def compiled_blocks(module: nn.Module) -> Iterator[None]:
     Raises NotApplicable without a C++ compiler, which torch.compile needs on a CPU.
     """
     on_cpu = next(module.parameters()).device.type == "cpu"
-    if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name):
+    if on_cpu and not compiler_here():
         raise NotApplicable("torch.compile needs a C++ compiler (g++ or clang++), and there is none here")
-    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    parts = [part for layers in lists for part in layers if getattr(part, "compiles", True)] or [module]
+    parts = compilable(module) or [module]
     torch.compiler.reset()
-    for part in parts:
-        part.compile(dynamic=False)
+    compile_each(parts, fullgraph=False)
     try:
         yield
     finally:
-        for part in parts:
-            part._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]  (torch has no public way back)
+        uncompile(parts)
         torch.compiler.reset()

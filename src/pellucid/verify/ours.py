@@ -16,11 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pellucid.batch import Tokens
+from pellucid.engine.modes import evaluating
 from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
 from pellucid.spec import AttentionSpec, MaskedLMHeadSpec, Prefix, TaggerHeadSpec
 from pellucid.verify import ours_paths as paths
-from pellucid.verify.modules import compiled_blocks, embedding_gradient, evaluating, roughen, sensitivity, turbulence
+from pellucid.verify.modules import compiled_blocks, embedding_gradient, roughen, sensitivity, turbulence
 from pellucid.verify.reading import Reading, Side
 from pellucid.verify.subject import Pairs, Subject, Written
 from pellucid.verify.text import OurSpeller

@@ -15,12 +15,12 @@ import pellucid.api as api
 from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.data.packing import Packed
 from pellucid.data.store import VERSION, Manifest, TokenStore
+from pellucid.engine.modes import evaluating
 from pellucid.errors import CheckpointError
 from pellucid.nn.heads import PoolerHead
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
 from pellucid.train.objectives import nll
 from pellucid.verify.graph import Graph
-from pellucid.verify.modules import evaluating
 from pellucid.verify.reading import Reading
 from pellucid.verify.subject import NotApplicable, Pairs, Subject
 

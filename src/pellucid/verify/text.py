@@ -6,8 +6,8 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from pellucid.data.chat import encode_chat, template_of
-from pellucid.data.tokenizer import Tokenizer
+from pellucid.text.chat import encode_chat, template_of
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.verify.subject import NotApplicable, Subject
 
 Messages = Sequence[Mapping[str, Any]]  # {"role": "user", "content": "Hello"}

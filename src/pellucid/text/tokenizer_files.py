@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pellucid.data.tokenizer import CONFIG, FILE, Tokenizer
-from pellucid.data.tokenizer_build import BYTE_LEVEL, Config, byte_bpe, word_piece
-from pellucid.data.tokenizer_json import around, build, parse, set_post_processor
-from pellucid.data.tokenizer_limits import guarded
-from pellucid.data.tokenizer_roles import make_special, roles_of, written_form
 from pellucid.errors import CheckpointError
 from pellucid.files import read_json, read_text
+from pellucid.text.tokenizer import CONFIG, FILE, Tokenizer
+from pellucid.text.tokenizer_build import BYTE_LEVEL, Config, byte_bpe, word_piece
+from pellucid.text.tokenizer_json import around, build, parse, set_post_processor
+from pellucid.text.tokenizer_limits import guarded
+from pellucid.text.tokenizer_roles import make_special, roles_of, written_form
 
 if TYPE_CHECKING:
     import tokenizers
@@ -59,11 +59,11 @@ def _inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) ->
     if FILE in has:
         return parse(read_text(folder / FILE, CheckpointError), str(folder / FILE))
     if {"source.spm", "target.spm", "vocab.json"} <= has:
-        from pellucid.data.tokenizer_sentencepiece import marian
+        from pellucid.text.tokenizer_sentencepiece import marian
 
         return marian(folder, config)
     if name := next((name for name in _SENTENCES if name in has), None):
-        from pellucid.data.tokenizer_sentencepiece import sentencepiece
+        from pellucid.text.tokenizer_sentencepiece import sentencepiece
 
         return sentencepiece(folder / name, config, model)
     if "vocab.txt" in has:

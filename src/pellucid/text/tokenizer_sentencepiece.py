@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pellucid.data.tokenizer_build import Config, Kind, Normal, Piece, sentence_bpe, sentence_unigram
-from pellucid.data.tokenizer_json import around, build
-from pellucid.data.tokenizer_limits import MAX_TOKENS
 from pellucid.errors import CheckpointError
 from pellucid.files import read_bytes, read_json
+from pellucid.text.tokenizer_build import Config, Kind, Normal, Piece, sentence_bpe, sentence_unigram
+from pellucid.text.tokenizer_json import around, build
+from pellucid.text.tokenizer_limits import MAX_TOKENS
 
 if TYPE_CHECKING:
     import tokenizers

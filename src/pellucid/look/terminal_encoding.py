@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from pellucid.interpret.ink import LABEL, add_row, fit, habit_cells, heading, new_table, percent
-from pellucid.interpret.seen import Look, Pooled
+from pellucid.look.ink import LABEL, add_row, fit, habit_cells, heading, new_table, percent
+from pellucid.look.seen import Look, Pooled
 
 if TYPE_CHECKING:
     from rich.console import Console

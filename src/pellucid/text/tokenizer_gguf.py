@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pellucid.data.tokenizer import Tokenizer
-from pellucid.data.tokenizer_build import (
+from pellucid.errors import CheckpointError
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_build import (
     BYTE_LEVEL,
     Config,
     Kind,
@@ -20,9 +21,8 @@ from pellucid.data.tokenizer_build import (
     sentence_unigram,
     word_piece,
 )
-from pellucid.data.tokenizer_json import around, build
-from pellucid.data.tokenizer_roles import Roles, make_special
-from pellucid.errors import CheckpointError
+from pellucid.text.tokenizer_json import around, build
+from pellucid.text.tokenizer_roles import Roles, make_special
 
 _PREFIX = "tokenizer.ggml."
 _ROLES = {

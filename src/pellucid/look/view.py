@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from pellucid.interpret.seen import Look
+from pellucid.look.seen import Look
 
 # Bytes of quantised attention that a page may carry; beyond it neighbouring cells are merged, so that a long text in a
 # large model stays a page of a few MB that a phone can open (12 layers x 12 heads x 64 tokens fit unmerged).
@@ -174,7 +174,7 @@ def _source_hash(source: str) -> str:
 
 def to_html(look: Look) -> str:
     """The page. Its content security policy allows its own script and style, by hash, and no request of any kind."""
-    page = files("pellucid.interpret") / "page"
+    page = files("pellucid.look") / "page"
     template, style = ((page / name).read_text("utf-8") for name in ("look.html", "look.css"))
     script = "".join((page / name).read_text("utf-8") for name in SCRIPTS)
     own = f"script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'"

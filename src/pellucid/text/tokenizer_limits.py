@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pellucid.data.token_bytes import reader_of
 from pellucid.errors import CheckpointError
+from pellucid.text.token_bytes import reader_of
 
 if TYPE_CHECKING:
     import tokenizers

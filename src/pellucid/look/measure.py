@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.interpret.lens import Lens
-from pellucid.interpret.seen import NATS_TO_BITS, Experts, Head, Layer, LensRow, Pooled
+from pellucid.look.seen import NATS_TO_BITS, Experts, Head, Layer, LensRow, Pooled
 from pellucid.nn.models import Encoder
 from pellucid.spec import (
     AttentionSpec,

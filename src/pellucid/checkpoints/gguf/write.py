@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Size, Tensor
 
+from pellucid.checkpoints.gguf.config import ROPE_FACTORS, Contents, config_of_contents
+from pellucid.checkpoints.gguf.names import Place, places
+from pellucid.checkpoints.gguf.read import head_dim_of
 from pellucid.errors import CheckpointError, UsageError, suggest
-from pellucid.families.gguf_config import ROPE_FACTORS, Contents, config_of_contents
-from pellucid.families.gguf_names import Place, places
-from pellucid.families.gguf_read import head_dim_of
-from pellucid.families.gguf_vocabulary import vocabulary
 from pellucid.families.registry import config_of, differences, plain, spec_of
 from pellucid.families.table import export_weights
 from pellucid.files import write_file
@@ -32,6 +31,7 @@ from pellucid.spec import (
     RotarySpec,
     YaRNScaling,
 )
+from pellucid.text.gguf_vocabulary import vocabulary
 
 if TYPE_CHECKING:
     import gguf

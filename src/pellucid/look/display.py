@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 
-from pellucid.data.tokenizer import Tokenizer
+from pellucid.text.tokenizer import Tokenizer
 
 _MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 # Control, format (zero-width, right-to-left override), private, surrogate, unassigned; line, paragraph and odd spaces:

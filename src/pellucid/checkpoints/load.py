@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from pellucid.checkpoints.sentence import sentence_head
 from pellucid.errors import CheckpointError
 from pellucid.families.config import SAMPLING, TOKENS
 from pellucid.families.encoders import class_names
 from pellucid.families.registry import family, spec_of
-from pellucid.families.sentence import sentence_head
 from pellucid.families.source import Checkpoint
 from pellucid.families.table import Table, plan, shapes_of, stream_weights
 from pellucid.nn.init import build_undrawn
@@ -31,14 +31,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises CheckpointError naming what is missing, damaged, or of another kind.
     """
     if path.is_dir():
-        from pellucid.families.safetensors_files import open_folder
+        from pellucid.checkpoints.safetensors_files import open_folder
 
         return open_folder(path)
     if path.suffix.lower() == ".gguf":
-        from pellucid.families.gguf_read import open_gguf
+        from pellucid.checkpoints.gguf.read import open_gguf
 
         return open_gguf(path)
-    from pellucid.families.safetensors_files import PICKLED, WEIGHTS, open_folder, pickle_refusal
+    from pellucid.checkpoints.safetensors_files import PICKLED, WEIGHTS, open_folder, pickle_refusal
 
     if path.name == WEIGHTS:
         return open_folder(path.parent)
@@ -71,7 +71,7 @@ def load_checkpoint(
 
 def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
     """How the model is to write: from a file of its own, or in older folders from the config."""
-    from pellucid.families.safetensors_files import GENERATION, read_object
+    from pellucid.checkpoints.safetensors_files import GENERATION, read_object
 
     if (path := checkpoint.where / GENERATION).is_file():
         return {name: value for name, value in read_object(path).items() if name not in IGNORED_OF_GENERATION}

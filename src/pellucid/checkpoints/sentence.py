@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from pellucid.checkpoints.safetensors_files import MOST_JSON, is_plain, read_object
 from pellucid.errors import CheckpointError
-from pellucid.families.safetensors_files import MOST_JSON, is_plain, read_object
 from pellucid.files import read_json, write_json
 from pellucid.spec import PoolerHeadSpec
 

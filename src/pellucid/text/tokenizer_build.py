@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
-from pellucid.data.tokenizer_json import LEADING
 from pellucid.errors import CheckpointError
+from pellucid.text.tokenizer_json import LEADING
 
 Config: TypeAlias = dict[str, Any]
 _MARK = "▁"  # U+2581: how SentencePiece writes a space

@@ -14,8 +14,10 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from pellucid.data.token_bytes import is_byte_level, reader_of, strange_letter
-from pellucid.data.tokenizer_json import (
+from pellucid.errors import CheckpointError, DataError, UsageError
+from pellucid.files import read_json, read_text, write_json, write_text
+from pellucid.text.token_bytes import is_byte_level, reader_of, strange_letter
+from pellucid.text.tokenizer_json import (
     after_special,
     around,
     decoder_of,
@@ -23,9 +25,7 @@ from pellucid.data.tokenizer_json import (
     parse,
     without_beginning,
 )
-from pellucid.data.tokenizer_roles import NAMES, NEVER, STOPS, Roles, roles_of
-from pellucid.errors import CheckpointError, DataError, UsageError
-from pellucid.files import read_json, read_text, write_json, write_text
+from pellucid.text.tokenizer_roles import NAMES, NEVER, STOPS, Roles, roles_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -100,7 +100,7 @@ class Tokenizer:
 
     The one that ``train`` makes is a byte-level BPE (Sennrich et al. 2016, on bytes) with one special token,
     ``<|endoftext|>``, which begins every document and ends it: ``bos_id`` and ``eos_id`` are one id.
-    Published ones come from ``pellucid.data.tokenizer_files`` and ``pellucid.data.tokenizer_gguf``.
+    Published ones come from ``pellucid.text.tokenizer_files`` and ``pellucid.text.tokenizer_gguf``.
 
     special: written form -> id of the special tokens. roles: what they are for; ``bos_id`` … ``chat_template`` are
         its fields. is_plain: one of our own, which has no other roles.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from pellucid.data.template import MAX_TEXT, render
 from pellucid.errors import DataError, UsageError
+from pellucid.text.template import MAX_TEXT, render
 
 Message: TypeAlias = Mapping[str, Any]  # {"role": "user", "content": "Hello"}; what else a template reads is passed on
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which it is passed; templates read the first
@@ -22,7 +22,7 @@ _PRIVATE = range(0xE000, 0xF900)  # characters that Unicode gives no meaning
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What this file needs of a tokenizer (``pellucid.data.tokenizer.Tokenizer``)."""
+    """What this file needs of a tokenizer (``pellucid.text.tokenizer.Tokenizer``)."""
 
     @property
     def special(self) -> dict[str, int]: ...
@@ -47,7 +47,7 @@ class ChatTemplate:
 
         variables: what else the template may read (``tools``, ``enable_thinking``, …), as JSON values. The text is that
         of ``transformers``' ``apply_chat_template``. Raises DataError for messages without role or content, and as
-        ``pellucid.data.template.render`` does.
+        ``pellucid.text.template.render`` does.
         """
         return self._fill({**variables, "messages": check(messages)}, add_generation_prompt)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from pellucid.checkpoints.safetensors_files import CONFIG, GENERATION, WEIGHTS
+from pellucid.checkpoints.sentence import write_sentence_head
+from pellucid.checkpoints.tensors import write_tensors
 from pellucid.families.encoders import name_attributes
-from pellucid.families.native import write_tensors
 from pellucid.families.registry import config_of
-from pellucid.families.safetensors_files import CONFIG, GENERATION, WEIGHTS
-from pellucid.families.sentence import write_sentence_head
 from pellucid.families.table import export_weights, refuse_nonfinite
 from pellucid.files import write_folder, write_json
 from pellucid.nn.models import AnyModel

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pellucid.data.tokenizer_limits import MAX_TOKENS, guarded
 from pellucid.errors import CheckpointError
+from pellucid.text.tokenizer_limits import MAX_TOKENS, guarded
 
 if TYPE_CHECKING:
     import tokenizers

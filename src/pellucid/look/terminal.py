@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pellucid.interpret.ink import (
+from pellucid.look.ink import (
     CELL,
     CERTAIN,
     LABEL,
@@ -22,8 +22,8 @@ from pellucid.interpret.ink import (
     spark,
     surprise_step,
 )
-from pellucid.interpret.seen import Head, Look
-from pellucid.interpret.terminal_encoding import show_encoding
+from pellucid.look.seen import Head, Look
+from pellucid.look.terminal_encoding import show_encoding
 
 if TYPE_CHECKING:
     from rich.console import Console

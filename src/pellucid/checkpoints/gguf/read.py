@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Size, Tensor
 
+from pellucid.checkpoints.gguf.config import MOST_HEADS, ROPE_FACTORS, Contents, architecture_of, config_of_contents
+from pellucid.checkpoints.gguf.file import GGUFFile
+from pellucid.checkpoints.gguf.names import Place, places
 from pellucid.errors import CheckpointError
-from pellucid.families.gguf_config import MOST_HEADS, ROPE_FACTORS, Contents, architecture_of, config_of_contents
-from pellucid.families.gguf_file import GGUFFile
-from pellucid.families.gguf_names import Place, places
 from pellucid.families.registry import spec_of
 from pellucid.families.source import Checkpoint
 from pellucid.families.table import Table, export_weights, few

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pellucid.errors import UsageError, shown
-from pellucid.interpret import measure
 from pellucid.interpret.capture import capture
-from pellucid.interpret.display import is_special, label, prose, reader
 from pellucid.interpret.lens import logit_lens
-from pellucid.interpret.seen import Look, ModelFacts, Token
+from pellucid.look import measure
+from pellucid.look.display import is_special, label, prose, reader
+from pellucid.look.seen import Look, ModelFacts, Token
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
 from pellucid.spec import ClassifierHeadSpec, MaskedLMHeadSpec, TaggerHeadSpec
 

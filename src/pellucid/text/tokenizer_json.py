@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pellucid.data.tokenizer_limits import (
+from pellucid.errors import CheckpointError, DataError
+from pellucid.files import parse_json
+from pellucid.text.tokenizer_limits import (
     check_added,
     check_config,
     check_ends,
@@ -16,8 +18,6 @@ from pellucid.data.tokenizer_limits import (
     is_panic,
     steps_of,
 )
-from pellucid.errors import CheckpointError, DataError
-from pellucid.files import parse_json
 
 if TYPE_CHECKING:
     import tokenizers
