@@ -7,6 +7,7 @@ end in the middle of another. The text depends on the bytes alone, never on how 
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Sequence
 
 from pellucid.errors import UsageError
@@ -58,6 +59,10 @@ class StopDecoder:
         self._start = 0  # where in the text _held begins
         self._read = 0  # how many characters the matchers have seen
         self._found: tuple[int, str] | None = None  # the earliest complete stop string so far: its position, and itself
+
+    def fork(self) -> StopDecoder:
+        """Another decoder that has read the same."""
+        return copy.deepcopy(self)
 
     def feed(self, piece: bytes) -> str:
         """The text that became certain with these bytes, often empty."""
