@@ -225,7 +225,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on thi
 
 @needs_chromium
 @pytest.mark.parametrize(("time", "n_layers", "n_heads"), [(10, 2, 3), (2, 1, 1), (200, 6, 6)])
-def test_it_draws_itself_without_an_error(tmp_path: Path, time: int, n_layers: int, n_heads: int) -> None:
+def test_page_draws_without_an_error(tmp_path: Path, time: int, n_layers: int, n_heads: int) -> None:
     page = tmp_path / "look.html"
     page.write_text(view.to_html(synthetic(time, n_layers, n_heads)), encoding="utf-8")
     drawn, console = dump(
@@ -259,7 +259,7 @@ def hidden(drawn: str, element: str) -> bool:
 
 
 @needs_chromium
-def test_it_opens_at_a_layer_that_has_heads(tmp_path: Path) -> None:
+def test_page_opens_at_a_layer_that_has_heads(tmp_path: Path) -> None:
     look = without_heads(synthetic(n_layers=4, n_heads=2), (0, 1, 2))
     for fragment in ("", "#layer=2"):
         drawn = draw(tmp_path, look, fragment)
@@ -271,7 +271,7 @@ def test_it_opens_at_a_layer_that_has_heads(tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_it_draws_a_model_without_any_heads(tmp_path: Path) -> None:
+def test_page_draws_a_model_without_heads(tmp_path: Path) -> None:
     drawn = draw(tmp_path, without_heads(synthetic(n_layers=2), (0, 1)))
     assert not hidden(drawn, "no-heads")
     assert all(hidden(drawn, name) for name in ("attention", "attention-explain", "experts-panel"))
@@ -281,7 +281,7 @@ def test_it_draws_a_model_without_any_heads(tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_it_draws_where_experts_were_sent_tokens(tmp_path: Path) -> None:
+def test_page_draws_which_experts_got_which_tokens(tmp_path: Path) -> None:
     look = with_experts(synthetic(time=12))
     drawn = draw(tmp_path, look)
     assert not hidden(drawn, "experts-panel")
@@ -316,7 +316,7 @@ def encoding(look: Look, guesses: bool = False, n_layers: int = 2) -> Look:
 
 
 @needs_chromium
-def test_it_draws_an_encoder_without_guesses(tmp_path: Path) -> None:
+def test_page_draws_an_encoder_without_guesses(tmp_path: Path) -> None:
     look = encoding(synthetic())
     drawn = draw(tmp_path, look, "#position=3")
     assert all(
@@ -332,7 +332,7 @@ def test_it_draws_an_encoder_without_guesses(tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_it_draws_a_vector_and_classes(tmp_path: Path) -> None:
+def test_page_draws_a_pooled_vector_and_classes(tmp_path: Path) -> None:
     look = encoding(synthetic())
     near = np.linspace(0, 0.9, len(look.tokens), dtype=np.float32)
     drawn = draw(tmp_path, replace(look, pooled=Pooled("mean", False, 3.21, near)))
@@ -346,7 +346,7 @@ def test_it_draws_a_vector_and_classes(tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_it_draws_what_masks_hide(tmp_path: Path) -> None:
+def test_page_draws_guesses_for_masked_tokens(tmp_path: Path) -> None:
     drawn = draw(tmp_path, encoding(synthetic(), guesses=True), "#position=4")
     assert "What stands here?" in drawn
     assert "A mask hides what stands here." in drawn
@@ -358,7 +358,7 @@ def test_it_draws_what_masks_hide(tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_it_draws_both_sides_of_an_encoder_decoder(tmp_path: Path) -> None:
+def test_page_draws_both_sides_of_an_encoder_decoder(tmp_path: Path) -> None:
     writes, reads = synthetic(time=6, name="writes"), encoding(synthetic(time=9, name="reads"))
     cross = np.random.default_rng(3).random((2, 3, 6, 9), dtype=np.float32)
     heads = tuple(Head(i, h, 0.1, 0.0, 0.0, 1, 2, 0.5) for i in range(2) for h in range(3))

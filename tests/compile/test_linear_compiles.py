@@ -80,7 +80,7 @@ def compare(name: str, places: str, backend: str) -> int:
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("places", PLACES)
-def test_it_is_one_graph(name: str, places: str) -> None:
+def test_linear_attention_is_one_graph(name: str, places: str) -> None:
     assert compare(name, places, "aot_eager") == 1
 
 

@@ -53,7 +53,7 @@ def compare(name: str, backend: str) -> int:
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_it_is_one_graph_for_every_routing(name: str, backend: str) -> None:
+def test_mixture_is_one_graph_for_every_routing(name: str, backend: str) -> None:
     assert compare(name, backend) == 1
 
 

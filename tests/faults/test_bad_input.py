@@ -324,7 +324,7 @@ def test_folders_that_cannot_be_written(said: Said, text: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EIO])
-def test_what_a_disk_answers(
+def test_error_of_the_disk_names_file_and_remedy(
     said: Said, text: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Permission bits do not stop root, who may run this: so the answer is played."""

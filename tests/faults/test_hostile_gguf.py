@@ -169,7 +169,7 @@ def test_the_files_above_are_wrong_in_one_thing_only(tmp_path: Path) -> None:
     assert good.metadata == {"a": 1} and good.read("t").shape == (16,) and good.read("u").shape == (2, 32)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.gguf", Path("/dev/null")):
         with pytest.raises(CheckpointError, match=str(path)):
             open_gguf(path)

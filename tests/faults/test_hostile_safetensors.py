@@ -362,7 +362,7 @@ def test_refused(case: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [lambda folder: None, shards()], ids=["one file", "shards"])
-def test_what_is_not_spoiled_loads(folder: Path, spoil: Spoil) -> None:
+def test_undamaged_files_load(folder: Path, spoil: Spoil) -> None:
     """The control: what the cases above spoil is a model, and ``bounded`` lets it through."""
     before = pellucid.load(folder).state_dict()
     spoil(folder)

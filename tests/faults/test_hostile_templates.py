@@ -77,7 +77,7 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.mark.parametrize(("source", "problem"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
-def test_it_ends_in_an_error(source: str, problem: str) -> None:
+def test_hostile_template_ends_in_an_error(source: str, problem: str) -> None:
     start = time.perf_counter()
     with pytest.raises(DataError, match=problem) as caught:
         render(source, {"messages": MESSAGES})
@@ -97,7 +97,7 @@ LEAKS = ["{{ ''|attr('__class__') }}", "{{ '{0.__class__}'.format(1) }}", "{{ se
 
 
 @pytest.mark.parametrize("source", LEAKS)
-def test_what_the_sandbox_hides_is_empty(source: str) -> None:
+def test_names_hidden_by_the_sandbox_are_empty(source: str) -> None:
     assert render(source, {}) == ""
 
 

@@ -597,7 +597,7 @@ def test_the_sentencepiece_model_above_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["scores", "token_type"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, "1", None])
-def test_what_stands_beside_tokens_is_a_number(key: str, value: Any) -> None:
+def test_scores_beside_tokens_must_be_numbers(key: str, value: Any) -> None:
     metadata: Json = copy.deepcopy(SPM)
     put(f"tokenizer.ggml.{key}", 0, value=value)(metadata)
     with pytest.raises(CheckpointError, match=rf"tokenizer\.ggml\.{key} holds .*\n.*a finite number for each"):

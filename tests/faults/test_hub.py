@@ -169,7 +169,7 @@ REFUSED = {
 }
 
 
-def test_what_cannot_be_had_is_refused_with_a_remedy(endpoint: str, tmp_path: Path) -> None:
+def test_unreachable_model_is_refused_with_a_remedy(endpoint: str, tmp_path: Path) -> None:
     answers = dict(zip(REFUSED, ask(tmp_path, *REFUSED, endpoint=endpoint), strict=True))
     for name, (problem, remedy) in REFUSED.items():
         assert isinstance(answers[name], list) and problem in answers[name][0] and remedy in answers[name][1], name
@@ -192,7 +192,7 @@ def test_without_a_network_a_mistyped_path_is_refused_at_once(endpoint: str, tmp
 # --- what is a name --------------------------------------------------------------------------------------------------
 
 
-def test_what_reads_as_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_hub_models_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("org/name", "Org-1/name.v2", "org/name@abc123", "org/name:x.Q4_0.gguf", "hf://org/name"):
         assert is_name(name), name

@@ -85,7 +85,7 @@ def test_a_file_that_names_its_own_folder_is_described(tmp_path: Path, capsys: p
         ("tokenizer_config.json", "[]", "transformers cannot load the tokenizer"),
     ],
 )
-def test_what_transformers_makes_of_a_strangers_folder_is_an_error(
+def test_failures_of_transformers_on_a_folder_become_errors_of_ours(
     file: str, text: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "model"

@@ -84,7 +84,7 @@ def test_logits_gradients_and_caches_agree(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_what_we_write_is_the_same_model(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_exported_folder_is_the_same_model(changes: dict[str, Any], tmp_path: Path) -> None:
     model = ours(bart, theirs(**changes))
     assert pair_gap(model, reopened(model, tmp_path)) <= TOLERANCE
 
@@ -176,7 +176,7 @@ LEFT_OUT: dict[str, Callable[[Any], Any]] = {  # measured:
 
 
 @pytest.mark.parametrize("change", LEFT_OUT.values(), ids=LEFT_OUT.keys())
-def test_what_is_left_out_is_seen(model: EncoderDecoder, hf: Any, change: Callable[[Any], Any]) -> None:
+def test_control_left_out_part_is_seen(model: EncoderDecoder, hf: Any, change: Callable[[Any], Any]) -> None:
     assert pair_gap(without(change(model.spec), model), hf) > VISIBLE
 
 

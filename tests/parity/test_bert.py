@@ -115,7 +115,7 @@ def test_every_head_agrees(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS.values(), ids=HEADS.keys())
-def test_what_we_write_is_the_same_model(kind: Any, tmp_path: Path) -> None:
+def test_exported_folder_is_the_same_model(kind: Any, tmp_path: Path) -> None:
     model = ours(bert, theirs(kind))
     assert head_gap(model, reopened(model, tmp_path)) <= TOLERANCE
 
@@ -230,7 +230,7 @@ def test_a_wrong_model_is_seen(model: Encoder, hf: Any, change: Callable[[Any], 
 
 
 @pytest.mark.parametrize("change", [lambda s: embed(s, norm=None), lambda s: head(s, bias=False)])
-def test_what_is_left_out_is_seen(model: Encoder, hf: Any, change: Callable[[Any], Any]) -> None:
+def test_control_left_out_part_is_seen(model: Encoder, hf: Any, change: Callable[[Any], Any]) -> None:
     assert head_gap(without(change(model.spec), model), hf) > VISIBLE
 
 

@@ -127,7 +127,7 @@ def model(hf: Any) -> Decoder:
 
 
 @pytest.mark.parametrize(("version", "changes"), VARIANTS.values(), ids=VARIANTS.keys())
-def test_ours_is_theirs_both_ways(version: int, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_model_equals_transformers_both_ways(version: int, changes: dict[str, Any], tmp_path: Path) -> None:
     agrees(gemma, theirs(version, **changes), tmp_path)
 
 

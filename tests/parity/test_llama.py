@@ -94,7 +94,7 @@ def model(hf: Any) -> Decoder:
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_ours_is_theirs_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_model_equals_transformers_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
     agrees(llama, theirs(**changes), tmp_path)
 
 

@@ -84,7 +84,7 @@ def model(hf: Any) -> EncoderDecoder:
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_ours_is_theirs_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_model_equals_transformers_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
     reference = theirs(**changes)
     model = ours(marian, reference)
     assert pair_gap(model, reference) <= TOLERANCE

@@ -62,7 +62,7 @@ def theirs(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_ours_is_theirs_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_model_equals_transformers_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
     agrees(mistral, theirs(**changes), tmp_path)
 
 
@@ -104,7 +104,7 @@ def test_without_a_window_it_is_a_llama(tmp_path: Path) -> None:
         exported(windowed, tmp_path, "llama")
 
 
-def test_what_is_not_said_is_as_theirs_has_it() -> None:
+def test_absent_keys_take_the_published_defaults() -> None:
     """The first published 7B: heads and window unsaid are not none."""
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     said = {name: getattr(MistralConfig(), name) for name in sizes}

@@ -84,7 +84,7 @@ def model(hf: Any) -> Decoder:
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_ours_is_theirs_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_model_equals_transformers_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
     reference = theirs(**changes)
     routed = reference.config.num_experts_per_tok > 1  # else a weight is p / p, and the router's gradient rounding
     agrees(mixtral, reference, tmp_path, gradients=routed)
@@ -274,7 +274,7 @@ def test_a_config_of_defaults_means_what_theirs_does() -> None:
         ({"attention_bias": True}, "not understood: attention_bias = True"),
     ],
 )
-def test_what_it_does_not_have_is_refused_by_name(hf: Any, changes: dict[str, Any], message: str) -> None:
+def test_options_that_mixtral_lacks_are_refused_by_name(hf: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError) as refused:
         mixtral.to_spec({**config_json(hf), **changes})
     assert message in str(refused.value)

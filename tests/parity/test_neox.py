@@ -70,7 +70,7 @@ def model(hf: Any) -> Decoder:
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_ours_is_theirs_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_model_equals_transformers_both_ways(changes: dict[str, Any], tmp_path: Path) -> None:
     agrees(neox, theirs(**changes), tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_files_are_read_and_written_as_they_are_published(changes: dict[str, Any
     assert ("embed_out.weight" in files) == (not changes)
 
 
-def test_what_old_files_carry_is_ignored_by_name(model: Decoder, hf: Any) -> None:
+def test_buffers_of_old_files_are_ignored_by_name(model: Decoder, hf: Any) -> None:
     weights = export_weights(model, neox.table(model.spec))
     for i in range(3):
         attention = f"gpt_neox.layers.{i}.attention"

@@ -200,7 +200,7 @@ def test_a_model_without_such_words_knows_where_to_begin(tmp_path: Path) -> None
     assert again.generate(random_ids(), max_new_tokens=2)[0, 0] == 0
 
 
-def test_what_a_folder_calls_its_classes_goes_out_with_it(tmp_path: Path) -> None:
+def test_class_names_survive_export(tmp_path: Path) -> None:
     """Also by way of a folder of ours; and so does how a model writes."""
     (tmp_path / "ner").mkdir()
     written(tmp_path / "ner", PUBLISHED["dslim/bert-base-NER"])

@@ -69,7 +69,7 @@ def hf(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize(("version", "changes"), VARIANTS.values(), ids=VARIANTS.keys())
-def test_ours_is_theirs_both_ways(version: int, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_model_equals_transformers_both_ways(version: int, changes: dict[str, Any], tmp_path: Path) -> None:
     agrees(qwen, theirs(version, **changes), tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_biases_or_norms_of_q_and_k_left_out_or_wrong_are_seen(version: int, mix
 
 
 @pytest.mark.parametrize("config", [Qwen2Config(), Qwen3Config()])
-def test_what_is_not_said_is_as_theirs_has_it(config: Any) -> None:
+def test_absent_keys_take_the_published_defaults(config: Any) -> None:
     sizes = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     assert qwen.to_spec({name: getattr(config, name) for name in sizes}) == qwen.to_spec(config.to_dict())
 

@@ -131,7 +131,7 @@ def test_logits_agree_both_ways(changes: dict[str, Any], tmp_path: Path) -> None
         (CamembertForMaskedLM, CamembertConfig),
     ],
 )
-def test_what_differs_by_name_alone_agrees(kind: Any, config: Any, tmp_path: Path) -> None:
+def test_models_that_differ_by_name_alone_agree(kind: Any, config: Any, tmp_path: Path) -> None:
     reference = with_head(kind, config(**TINY))
     assert spec_of(config_json(reference))[0] == roberta.to_spec(config_json(reference))
     model = ours(roberta, reference)

@@ -107,7 +107,7 @@ def test_logits_gradients_and_caches_agree(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_what_we_write_is_the_same_model(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_exported_folder_is_the_same_model(changes: dict[str, Any], tmp_path: Path) -> None:
     model = ours(t5, theirs(**changes))
     tied = model.spec.decoder.head.tied  # in memory, theirs says that all are
     assert pair_gap(model, reopened(model, tmp_path, same_config=tied)) <= TOLERANCE
@@ -226,7 +226,7 @@ LEFT_OUT: dict[str, Callable[[Any], Any]] = {  # measured:
 
 
 @pytest.mark.parametrize("change", LEFT_OUT.values(), ids=LEFT_OUT.keys())
-def test_what_is_left_out_is_seen(model: EncoderDecoder, hf: Any, change: Callable[[Any], Any]) -> None:
+def test_control_left_out_part_is_seen(model: EncoderDecoder, hf: Any, change: Callable[[Any], Any]) -> None:
     assert pair_gap(without(change(model.spec), model), hf) > VISIBLE
 
 
@@ -284,7 +284,7 @@ def test_weights_come_back_exactly(changes: dict[str, Any]) -> None:
     assert all(torch.equal(exported[name], weights[name]) for name in exported)
 
 
-def test_what_nobody_ever_read_is_ignored_by_name(model: EncoderDecoder, hf: Any) -> None:
+def test_keys_that_no_reader_uses_are_ignored_by_name(model: EncoderDecoder, hf: Any) -> None:
     weights = dict(hf.state_dict())
     weights["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(8, 4)
     load_weights(model, weights, t5.table(model.spec))

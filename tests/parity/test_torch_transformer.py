@@ -326,7 +326,7 @@ def test_a_wrong_model_is_seen(norm_first: bool, change: Callable[[Any], Any]) -
 
 @FIRST
 @pytest.mark.parametrize("change", LEFT_OUT.values(), ids=LEFT_OUT.keys())
-def test_what_is_left_out_is_seen(norm_first: bool, change: Callable[[Any], Any]) -> None:
+def test_control_left_out_part_is_seen(norm_first: bool, change: Callable[[Any], Any]) -> None:
     ours, theirs = pair(norm_first)
     assert logits_gap(without(change(ours.spec), ours), theirs) > VISIBLE
 

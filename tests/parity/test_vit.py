@@ -180,7 +180,7 @@ LEFT_OUT: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("change", LEFT_OUT.values(), ids=LEFT_OUT.keys())
-def test_what_is_left_out_is_seen(model: Encoder, hf: Any, change: Callable[[Any], Any]) -> None:
+def test_control_left_out_part_is_seen(model: Encoder, hf: Any, change: Callable[[Any], Any]) -> None:
     assert image_gap(without(change(model.spec), model), hf) > VISIBLE
 
 

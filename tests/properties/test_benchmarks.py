@@ -42,7 +42,7 @@ def test_a_power_law_gives_its_exponent(power: float, factor: float) -> None:
     assert found.high - found.low < 1e-6
 
 
-def test_what_is_no_power_law_has_a_wide_interval() -> None:
+def test_data_without_a_power_law_has_a_wide_interval() -> None:
     found = exponent(SIZES, [n + n * n / 2000 for n in SIZES])
     assert found.low < found.middle < found.high and found.high - found.low > 0.1
     assert math.isnan(exponent(SIZES[:2], [1.0, 2.0]).low) and math.isnan(exponent(SIZES[:1], [1.0]).middle)
@@ -76,7 +76,7 @@ def test_t_falls_towards_the_normal_distribution() -> None:
 # --- attention_scaling ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_longer_row_costs_is_foreseen() -> None:
+def test_cost_of_a_longer_row_is_foreseen() -> None:
     assert predicted({}, 64) == 0.0 and predicted({32: 2.0}, 64) == pytest.approx(8.0)
     assert predicted({1: 9.0, 16: 1.0, 32: 3.0}, 64) == pytest.approx(9.0)  # grew threefold lately, will again
     assert predicted({16: 1.0, 64: 4.0}, 128) == pytest.approx(8.0)

@@ -60,7 +60,7 @@ def test_parts_are_spelled_as_in_the_whole(way: str, texts: list[str], words: li
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_somebody_types_changes_nothing_around_it(way: str) -> None:
+def test_typed_text_changes_nothing_around_it(way: str) -> None:
     """A message in which a special token is typed is cut at others; what stands before it is as it was."""
     tokenizer = vocabulary(way)
     earlier = {"role": "us", "content": "ab cd"}

@@ -114,7 +114,7 @@ def test_reasoning_has_every_name_that_templates_read(name: str) -> None:
     assert "<Marlowe? No.|Marlowe? No.>" in reference(source, messages, True)
 
 
-def test_what_is_null_is_not_there() -> None:
+def test_null_entries_count_as_absent() -> None:
     """As transformers' apply_chat_template has it: templates would write "None"."""
     source = "{% for m in messages %}{{ m.content }}{{ m.tool_calls is defined }}{% endfor %}"
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "now", "arguments": {"zone": None}}]}

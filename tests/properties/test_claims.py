@@ -340,5 +340,5 @@ def test_post_norm_by_rate(way: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_post_norm_lost_without_a_warm_up_hardly_comes_back() -> None:
+def test_post_norm_without_warm_up_hardly_recovers() -> None:
     assert learned(POST_NORM, 0.01, 0, range(8), steps=5 * STEPS) <= 3  # 1 of 8

@@ -70,7 +70,7 @@ def test_help_of_training_explains_every_number(
     assert "--precision {fp32,bf16}" in text and "--minutes FLOAT" in text and "(default: muon)" in text
 
 
-def test_what_is_missing_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_argument_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate"]) == 2
     assert "MODEL" in capsys.readouterr().err
 

@@ -187,7 +187,7 @@ def test_a_full_context_says_so_and_keeps_the_conversation(tokenizer: Tokenizer)
     assert talk.messages == before
 
 
-def test_what_cannot_chat_is_told_so(tokenizer: Tokenizer) -> None:
+def test_models_that_cannot_chat_are_refused(tokenizer: Tokenizer) -> None:
     plain = decoder(Tokenizer.train(["the cat"], 260))
     with pytest.raises(UsageError, match=r"(?s)no chat template.*pellucid generate.*--template"):
         Chat(plain)

@@ -214,7 +214,7 @@ def millions(vocab_size: int, n: int, d_model: int, d_ff: int, d_k: int) -> int:
     return round(count_parameters(replace(spec, encoder=side(spec.encoder), decoder=side(spec.decoder))).total / 1e6)
 
 
-def test_what_the_recipe_says_of_the_papers_counts() -> None:
+def test_parameters_and_flops_of_the_recipe_are_the_papers() -> None:
     """One vocabulary of 41,100 gives every row but the big one; 37,000 does not, and the big one wants fewer."""
     assert {row: millions(41_100, *row) for row in ROWS} == ROWS
     assert {row: millions(37_000, *row) for row in ROWS} != ROWS

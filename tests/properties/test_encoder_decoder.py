@@ -310,7 +310,7 @@ def test_the_context_of_each_side_is_its_own() -> None:
         pellucid.generate(model, [[1] * (CONTEXT + 4)])
 
 
-def test_what_cannot_be_done_is_refused() -> None:
+def test_impossible_calls_are_refused() -> None:
     model, text = build(PLAIN), torch.tensor([[0, 4, 2]])
     with pytest.raises(DataError, match="nothing from one"):
         model.decoder(text)
@@ -367,7 +367,7 @@ def test_both_sides_are_heard_and_unchanged(
 
 @given(encoder_decoders, ids(st.just(1), max_time=5), ids(st.just(1), max_time=5))
 @few
-def test_what_each_branch_adds_is_the_stream(model: EncoderDecoder, source: Tensor, text: Tensor) -> None:
+def test_branches_add_up_to_the_stream(model: EncoderDecoder, source: Tensor, text: Tensor) -> None:
     with torch.no_grad(), model.taps(read="decoder.blocks.*") as acts:
         model(source, text)
     for i, spec in enumerate(model.spec.decoder.stack.blocks):
@@ -503,7 +503,7 @@ COPIERS = {
 
 
 @pytest.mark.parametrize("name", COPIERS)
-def test_it_learns_to_copy(name: str) -> None:
+def test_encoder_decoder_learns_to_copy(name: str) -> None:
     """Words it has never seen; what it writes by itself is what it read."""
     model = initialise(EncoderDecoder(COPIERS[name]), "fan_in", seed=1)
     optimizers = build_optimizers(model, "adamw", learning_rate=0.02, matrix_learning_rate=0.02, weight_decay=0.0)

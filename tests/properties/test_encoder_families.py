@@ -127,7 +127,7 @@ any_head = st.one_of(poolers, classifiers, taggers, st.none())
 
 @given(st.one_of(encoder_specs(masks, any_head), image_specs(any_head), encoder_decoder_specs()))
 @few
-def test_what_no_family_can_say_is_refused_by_name(spec: Any) -> None:
+def test_encoders_that_no_family_expresses_are_refused_by_name(spec: Any) -> None:
     try:
         config, _ = config_of(spec)
     except CheckpointError as error:

@@ -161,7 +161,7 @@ def test_the_type_of_the_weights_is_kept(dtype: torch.dtype, tmp_path: Path) -> 
     assert same(model, pellucid.load(tmp_path / "out", dtype))
 
 
-def test_what_ends_a_text_is_said_in_the_config(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_tokens_that_end_a_text_are_in_the_config(tokenizer: Tokenizer, tmp_path: Path) -> None:
     to_hf(random_model(small("modern"), tokenizer), tmp_path / "out")
     for file in ("config.json", "generation_config.json"):
         said = json.loads((tmp_path / "out" / file).read_text())
@@ -175,7 +175,7 @@ def test_how_long_a_text_may_be_is_said_beside_the_tokenizer(tokenizer: Tokenize
     assert len(theirs("a b c " * 999, truncation=True)["input_ids"]) == model.spec.context
 
 
-def test_what_ends_a_turn_alone_ends_a_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_token_that_ends_a_turn_alone_ends_a_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A vocabulary may have no end of text, and still a token that ends generation."""
     assert tokenizer.eos_id is not None
     turns = Tokenizer(tokenizer.inner, Roles(stop_ids=(tokenizer.eos_id,)))
@@ -187,7 +187,7 @@ def test_what_ends_a_turn_alone_ends_a_text(tokenizer: Tokenizer, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", IN_THE_WAY)
-def test_what_no_family_has_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_models_that_no_family_expresses_are_refused_by_name(name: str, tmp_path: Path) -> None:
     named = rf"no published family can express this model.*\.{IN_THE_WAY[name]} = "
     with pytest.raises(CheckpointError, match=named) as refusal:
         to_hf(random_model(small(name)), tmp_path / "out")

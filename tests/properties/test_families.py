@@ -147,7 +147,7 @@ def draw(model_type: str, data: st.DataObject) -> dict[str, Any]:
 
 @EACH
 @given(data=st.data())
-def test_what_is_written_is_what_was_read(model_type: str, data: st.DataObject) -> None:
+def test_written_configs_equal_those_read(model_type: str, data: st.DataObject) -> None:
     config = draw(model_type, data)
     spec, _ = spec_of(config)
     written, _ = config_of(spec, model_type)
@@ -290,7 +290,7 @@ def test_every_family_has_both_ways() -> None:
         ("sparse", None, r"stack\.blocks\[0\]\.mixer\.mask"),
     ],
 )
-def test_what_no_family_can_express_is_named_by_its_field(design: str, model_type: str | None, message: str) -> None:
+def test_inexpressible_field_is_named(design: str, model_type: str | None, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         config_of(designs.design(design)(40, 32, 3, 64, 16), model_type)
 

@@ -392,7 +392,7 @@ def test_a_model_without_a_tokenizer_writes_ids() -> None:
         (["a"], {"stop": ["x", ""]}, "stop string is empty"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(
+def test_impossible_requests_are_refused_by_name(
     prompts: list[Prompt], options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -97,7 +97,7 @@ def test_a_pooler_is_what_its_spec_says(spec: PoolerHeadSpec, drawn: Rows, empty
 
 @given(poolers, padded(), st.integers(0, 9))
 @few
-def test_what_padding_holds_does_not_matter(spec: PoolerHeadSpec, drawn: Rows, seed: int) -> None:
+def test_contents_of_padding_do_not_matter(spec: PoolerHeadSpec, drawn: Rows, seed: int) -> None:
     """Not even what is not finite, except where it is multiplied by zero (a mean)."""
     _, _, valid = drawn
     head, x = PoolerHead(spec, WIDTH).double(), states(valid.shape, seed)
@@ -230,7 +230,7 @@ def test_a_tagger_says_one_class_a_token(model: Encoder, drawn: Rows) -> None:
 
 
 @pytest.mark.parametrize("head", [None, PoolerHeadSpec()])
-def test_what_predicts_nothing_has_no_loss(head: PoolerHeadSpec | None) -> None:
+def test_model_that_predicts_nothing_has_no_loss(head: PoolerHeadSpec | None) -> None:
     model, text = build(replace(PLAIN, head=head)), torch.tensor([[1, 2, 3]])
     with pytest.raises(DataError, match="this Encoder predicts nothing"):
         model.nll_sum(Batch(text, Tokens.plain(1, 3), text))
@@ -288,7 +288,7 @@ def task(head: Any, seed: int, n: int = 32, time: int = 6) -> Batch:
     [(ClassifierHeadSpec(2, PoolerHeadSpec("mean")), 0.5), (TaggerHeadSpec(2), 0.3), (MaskedLMHeadSpec(), 0.5)],
     ids=["classifier", "tagger", "masked"],
 )
-def test_it_learns(head: Any, below: float) -> None:
+def test_classifier_learns(head: Any, below: float) -> None:
     """By the step that trains everything else, on rows that it has never seen."""
     model = small(head)
     optimizers = build_optimizers(model, "adamw", learning_rate=0.02, matrix_learning_rate=0.02, weight_decay=0.0)

@@ -189,7 +189,7 @@ def refused(build: Callable[[], object]) -> SpecError:
 
 
 @pytest.mark.parametrize("message", ILLEGAL)
-def test_it_is_refused_by_name(message: str) -> None:
+def test_illegal_spec_is_refused_by_name(message: str) -> None:
     error = refused(ILLEGAL[message])
     with pytest.raises(SpecError, match=message):
         raise error
@@ -328,7 +328,7 @@ def test_two_halves_that_do_not_fit_are_refused(spec: EncoderDecoderSpec, data: 
         wrong[message]()
 
 
-def test_what_is_not_a_number_is_no_loophole() -> None:
+def test_nan_and_infinity_are_refused() -> None:
     """It is neither above nor below a bound: rules must be written so that it breaks them."""
     for build in (
         lambda: RotarySpec(base=math.nan),

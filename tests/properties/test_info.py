@@ -235,7 +235,7 @@ STRETCHED: dict[RotaryScaling, str] = {
 
 
 @pytest.mark.parametrize(("part", "words"), SAID.items())
-def test_what_is_particular_is_said(part: MixerSpec | FeedForwardSpec, words: str) -> None:
+def test_particular_parts_are_named(part: MixerSpec | FeedForwardSpec, words: str) -> None:
     """Two models that differ in what they compute do not read alike."""
     place = "ffn" if isinstance(part, FFNSpec | GatedFFNSpec | MoESpec) else "mixer"
     block = replace(EXAMPLE.stack.blocks[0], **{place: part})

@@ -86,7 +86,7 @@ def test_chunks_of_any_size_are_steps(sum_: Sum, chunk: int) -> None:
 
 @given(sums(max_time=20), st.sampled_from([2, 8]))
 @settings(max_examples=40)
-def test_so_are_their_gradients(sum_: Sum, chunk: int) -> None:
+def test_gradients_of_both_forms_are_equal(sum_: Sum, chunk: int) -> None:
     def gradients(form: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
         given = [None if x is None else x.clone().requires_grad_() for x in sum_]
         z, state = form(*given)
@@ -261,7 +261,7 @@ def test_a_batch_is_its_rows(mixer: Mixer, seed: int) -> None:
 
 @given(causal_mixers, st.integers(0, 68), seeds)
 @few
-def test_what_comes_later_does_not_matter(mixer: Mixer, at: int, seed: int) -> None:
+def test_later_tokens_do_not_change_earlier_outputs(mixer: Mixer, at: int, seed: int) -> None:
     x = inputs(1, 70, seed).requires_grad_()
     run(mixer, x)[:, : at + 1].sin().sum().backward()
     assert x.grad is not None and (x.grad[:, at + 1 :] == 0).all() and x.grad[:, at].abs().max() > 0

@@ -355,7 +355,7 @@ def test_without_a_target_it_is_what_the_model_would_write(tokenizer: Tokenizer)
     assert len(tokens) <= CONTEXT
 
 
-def test_what_cannot_be_shown_is_refused_by_name(tokenizer: Tokenizer) -> None:
+def test_unshowable_looks_are_refused_by_name(tokenizer: Tokenizer) -> None:
     images = EncoderSpec(
         0, 5, EmbedSpec(LearnedSpec(), patches=PatchSpec(4, 4, 2)), encoder_spec(None).stack, ClassifierHeadSpec(2)
     )
@@ -414,7 +414,7 @@ def test_ids_without_a_tokenizer_and_a_single_token() -> None:
     assert "What comes next?" in printed(one, 80)
 
 
-def test_what_cannot_be_looked_at_is_refused(tokenizer: Tokenizer) -> None:
+def test_unreadable_inputs_are_refused(tokenizer: Tokenizer) -> None:
     model = decoder(tokenizer)
     too_long = "cat dog " * 60
     n_tokens = len(tokenizer.encode(too_long, bos=True))

@@ -128,7 +128,7 @@ def test_bounds_prove_enough() -> None:
 
 @given(masks, places())
 @few
-def test_what_is_called_causal_is(mask: Mask, at: Places) -> None:
+def test_masks_proved_causal_are_causal(mask: Mask, at: Places) -> None:
     queries, keys = at
     ahead = keys.pos[:, None, None, :] > queries.pos[:, None, :, None]
     assert not mask.causal() or not (dense(mask, *at) & ahead).any()
@@ -174,7 +174,7 @@ def test_random_blocks_are_spread_and_differ() -> None:
     assert (drawn[1:] & drawn[:-1]).sum() < 100  # neighbours draw for themselves
 
 
-def test_what_the_masks_mean() -> None:
+def test_masks_mean_their_formula() -> None:
     four = Tokens.plain(1, 4)
     expected = {
         Causal(): [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]],
@@ -218,7 +218,7 @@ def test_impossible_masks_are_refused(make: Callable[[], Mask], problem: str) ->
 
 @given(masks, places() | squares.map(lambda t: (t, t)))
 @settings(max_examples=60)
-def test_what_is_proved_is_so(mask: Mask, at: Places) -> None:
+def test_proofs_of_bounds_hold(mask: Mask, at: Places) -> None:
     queries, keys = at
     proof, allowed = prove(mask, queries, keys), dense(mask, queries, keys)
     if proof == "full":

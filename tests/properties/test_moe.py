@@ -122,7 +122,7 @@ shapes = st.tuples(st.integers(1, 3), st.integers(0, 6))
 
 
 @given(moe_specs(), st.sampled_from([3, 8]), shapes)
-def test_it_is_the_loop_over_tokens(spec: MoESpec, d_model: int, shape: tuple[int, int]) -> None:
+def test_mixture_equals_a_loop_over_tokens(spec: MoESpec, d_model: int, shape: tuple[int, int]) -> None:
     """Outputs and the gradient of every weight, to float64's last digits."""
     assert compare(spec, d_model, shape, torch.float64) <= 1e-12
 

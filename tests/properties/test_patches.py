@@ -40,7 +40,7 @@ def images(patches: PatchSpec, batch: int = 2, seed: int = 0) -> torch.Tensor:
 @given(sizes)
 @few
 @torch.no_grad()
-def test_it_is_a_convolution_whose_step_is_its_kernel(spec: PatchSpec) -> None:
+def test_patches_equal_a_convolution_whose_stride_is_its_kernel(spec: PatchSpec) -> None:
     patches, seen = Patches(spec, 5).double(), images(spec)
     kernel = patches.project.weight.unflatten(1, (spec.channels, spec.size, spec.size))
     expected = F.conv2d(seen, kernel, patches.project.bias, stride=spec.size).flatten(2).mT
@@ -90,7 +90,7 @@ def test_places_are_told_or_known(spec: EncoderSpec) -> None:
 
 @given(image_specs(classifiers))
 @few
-def test_what_goes_in_is_said(spec: EncoderSpec) -> None:
+def test_patch_model_says_what_it_reads(spec: EncoderSpec) -> None:
     patches = spec.embed.patches
     assert patches is not None
     said = outline(spec, 90)
@@ -100,7 +100,7 @@ def test_what_goes_in_is_said(spec: EncoderSpec) -> None:
 
 @given(image_specs(st.none()))
 @few
-def test_what_is_no_image_is_refused(spec: EncoderSpec) -> None:
+def test_input_that_is_no_image_is_refused(spec: EncoderSpec) -> None:
     model, patches = build(spec), spec.embed.patches
     assert patches is not None
     with pytest.raises(DataError, match="reads images, not ids"):

@@ -494,7 +494,7 @@ def test_recurrent_translators_go_on_from_a_cache(spec: EncoderDecoderSpec) -> N
 
 
 @pytest.mark.parametrize("luong", [None, ALIGNMENTS[2]], ids=["Bahdanau", "Luong"])
-def test_they_learn(luong: AlignmentSpec | None) -> None:
+def test_recurrent_models_learn_to_copy(luong: AlignmentSpec | None) -> None:
     """To copy the source, which without looking at it would cost ln 9 a token. Wide enough that no seed is unlucky."""
     model = initialise(EncoderDecoder(before_2017("lstm", luong, width=16, layers=1)), "fan_in")
     optimizer = torch.optim.Adam(model.parameters(), 0.02)

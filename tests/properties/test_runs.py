@@ -161,7 +161,7 @@ def test_every_derived_number_has_a_reason(prepared: Prepared, n_tokens: int, as
 
 @pytest.mark.parametrize("n_tokens", [3_000, 5_000_000])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_what_is_asked_for_is_kept(prepared: Prepared, n_tokens: int, optimizer: Any) -> None:
+def test_options_asked_for_are_kept(prepared: Prepared, n_tokens: int, optimizer: Any) -> None:
     asked: dict[str, Any] = {
         **{"steps": 7, "depth": 3, "d_model": 48, "head_dim": 12, "context": 24, "batch_size": 5, "warmup": 9},
         **{"learning_rate": 0.5, "matrix_learning_rate": 0.25, "weight_decay": 0.0, "precision": "bf16"},
@@ -253,7 +253,7 @@ def test_identity_is_what_decides_the_weights(run: Run) -> None:
         assert replace(run, **{name: value}).identity() != run.identity(), name
 
 
-def test_what_counts_as_changed() -> None:
+def test_changed_options_are_found() -> None:
     before = TrainOptions(steps=10, depth=2, seed=3)
     assert changed(before, before) == changed(before, TrainOptions()) == []
     assert changed(before, TrainOptions(steps=10, keep_checkpoints=9, tensorboard=True, on_nonfinite="skip")) == []

@@ -45,7 +45,7 @@ def unshared(model: Any) -> Any:
 
 @given(specs(sharing=True), ids())
 @few
-def test_it_is_the_same_as_copies(spec: DecoderSpec, text: Tensor) -> None:
+def test_shared_layers_equal_copies(spec: DecoderSpec, text: Tensor) -> None:
     model = build(spec)
     alone = unshared(model)
     with torch.no_grad():

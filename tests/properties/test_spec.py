@@ -215,7 +215,7 @@ def test_a_missing_field_is_refused_unless_it_has_a_default(
 
 
 @pytest.mark.parametrize("junk", [None, 3, "DecoderSpec", [], {}, {"type": "FFNSpec", "d_ff": 4}])
-def test_what_is_no_model_at_all(junk: Any) -> None:
+def test_json_that_is_no_model_is_refused(junk: Any) -> None:
     assert refusal(junk).startswith("DecoderSpec")
 
 

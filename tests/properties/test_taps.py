@@ -183,7 +183,7 @@ def test_a_pattern_over_a_cache_is_the_whole_pattern_s_last_row(model: Decoder, 
                 close(pattern[:, :, 0], whole[name][:, :, t, : t + 1])
 
 
-def test_what_is_read_has_gradients() -> None:
+def test_read_activations_have_gradients() -> None:
     model = build(EXAMPLE)
     with model.taps(read=["blocks.0.resid_mid", "*.pattern"]) as acts:
         loss = model(TEXT).sum()
@@ -322,7 +322,7 @@ def test_a_name_that_matches_nothing_is_refused_with_a_suggestion(where: str) ->
     assert not listening(model)
 
 
-def test_what_was_not_read_is_refused_by_name() -> None:
+def test_activation_that_was_not_read_is_refused_by_name() -> None:
     model = build(EXAMPLE)
     with torch.no_grad(), model.taps(read=["embed", "blocks.0.attn.z"], edit={"logits": torch.clone}) as acts:
         with pytest.raises(TapError, match="embed was not read; nothing has run yet"):

@@ -138,7 +138,7 @@ def test_byte_level_round_trip_is_exact(text: str) -> None:
     assert b"".join(map(ours.bytes_of, ids)) == text.encode()
 
 
-def test_what_is_known_of_single_tokens() -> None:
+def test_roles_of_single_tokens_are_known() -> None:
     ours, _ = published("byte_bpe")
     assert (ours.bos_id, ours.eos_id, ours.stop_ids, ours.adds_bos, ours.adds_eos) == (0, 1, (1,), True, False)
     assert ours.special == {"<|begin|>": 0, "<|end|>": 1}
@@ -226,7 +226,7 @@ def read_with(name: str, **files: Any) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def test_what_ends_a_text_comes_from_every_file() -> None:
+def test_tokens_that_end_a_text_come_from_every_file() -> None:
     both = read_with("several", tokenizer_config=CONFIGS["byte_bpe"], generation_config={"eos_token_id": [1, 7]})
     assert both.stop_ids == (1, 7)
     bare = read_with("bare", config={"eos_token_id": 1, "bos_token_id": 0, "pad_token_id": -1})
@@ -237,7 +237,7 @@ def test_what_ends_a_text_comes_from_every_file() -> None:
     assert (mapped.eos_id, mapped.stop_ids) == (1, (1,))
 
 
-def test_what_a_model_must_not_write_is_kept(tmp_path: Path) -> None:
+def test_tokens_that_a_model_must_not_write_are_kept(tmp_path: Path) -> None:
     """Marian's padding; words of several tokens are no matter of one token."""
     words = {"bad_words_ids": [[7], [3], [4, 5], [100_000]]}
     ours = read_with(

@@ -162,7 +162,7 @@ BATCH = Batch(torch.arange(10).view(2, 5), Tokens.plain(2, 5), torch.arange(1, 1
 
 @pytest.mark.parametrize("objective", [NaNLoss(), InfiniteGradient()])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_what_is_not_finite_updates_nothing(name: OptimizerName, objective: NegativeLogLikelihood) -> None:
+def test_step_that_is_not_finite_updates_nothing(name: OptimizerName, objective: NegativeLogLikelihood) -> None:
     model = build(EXAMPLE).float()
     optimizers = build_optimizers(model, name, **RATES)
     assert step(model, optimizers, nll, [BATCH]).finite

@@ -87,7 +87,7 @@ def test_a_call_gives_sentence_vectors(model: Encoder, theirs: Any) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("triple", TRIPLES, ids=[triple[0] for triple in TRIPLES])
-def test_what_means_the_same_is_near(model: Encoder, triple: tuple[str, str, str]) -> None:
+def test_sentences_of_equal_meaning_are_near(model: Encoder, triple: tuple[str, str, str]) -> None:
     ids, valid = padded(model, triple)
     text, same, other = model(ids, Tokens.padded(valid))
     assert text @ same > text @ other + 0.1
@@ -102,7 +102,7 @@ def test_the_plain_encoder_is_there_for_the_asking(theirs: Any) -> None:
 
 
 @torch.no_grad()
-def test_it_goes_out_and_comes_back(model: Encoder, theirs: Any, tmp_path: Path) -> None:
+def test_minilm_survives_export_and_load(model: Encoder, theirs: Any, tmp_path: Path) -> None:
     """Exported, its library opens it with the same states; loaded again, it is the same to the bit, head and all."""
     assert to_hf(model, tmp_path / "out") == "bert"
     ids = torch.tensor([model.tokenizer.encode_prompt(TEXTS[0])])

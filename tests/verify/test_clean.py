@@ -31,17 +31,17 @@ def broken(subject: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_ours_keep_every_promise(name: str) -> None:
+def test_models_of_pellucid_keep_every_promise(name: str) -> None:
     assert broken(OURS[name]()) == []
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_theirs_keep_every_promise(name: str) -> None:
+def test_models_of_transformers_keep_every_promise(name: str) -> None:
     assert broken(THEIRS[name]()) == []
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_so_do_theirs_opened_by_us(name: str, tmp_path: Path) -> None:
+def test_models_of_transformers_opened_by_pellucid_keep_every_promise(name: str, tmp_path: Path) -> None:
     THEIRS[name]().save_pretrained(tmp_path)
     report = verify(tmp_path, HERE, through="pellucid")
     assert report.broken == []
@@ -80,12 +80,12 @@ HEADS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_so_do_those_that_we_have_not(name: str) -> None:
+def test_unknown_models_of_transformers_keep_every_promise(name: str) -> None:
     torch.manual_seed(0)
     assert broken(HEADS[name]().eval()) == []
 
 
-def test_what_transformers_cannot_be_told_is_said() -> None:
+def test_checks_that_do_not_apply_to_transformers_say_so() -> None:
     for name, check, reason in (
         ("falcon", "packing", "does not tell documents of one row apart"),
         ("gpt-neo, local", "padding-middle", "counts its window in columns"),
@@ -107,7 +107,7 @@ def test_one_text_of_several_a_row_is_refused() -> None:
         open_subject(hf.BertForMultipleChoice(hf.BertConfig(**SIZES)))
 
 
-def test_what_cannot_be_told_from_rounding_is_neither_kept_nor_broken() -> None:
+def test_errors_within_rounding_are_neither_kept_nor_broken() -> None:
     """One rounding moves the outputs of a chaotic model far; a fault in it is still seen where it is larger."""
     x = torch.linspace(0.1, 0.9, VOCAB)
 

@@ -113,7 +113,7 @@ def test_nothing_is_cut_however_narrow_and_every_reason_is_there() -> None:
     assert report.to_json()["made_by"] == "transformers" and verify(decoder(), ["tied"]).made_by == "pellucid"
 
 
-def test_what_is_broken_is_said_in_full(functions: str) -> None:
+def test_broken_promise_is_reported_in_full(functions: str) -> None:
     text = " ".join(shown(verify(f"{functions}:unfair", ["future"])).split())
     assert "future: not so: later tokens do not change earlier outputs. largest: random ids" in text
 
@@ -175,7 +175,7 @@ def test_a_name_stands_for_all_that_begin_with_it() -> None:
 
 
 @pytest.mark.parametrize("what", [None, 3, [1, 2], torch.zeros(2)])
-def test_what_is_no_model_is_refused(what: Any) -> None:
+def test_object_that_is_no_model_is_refused(what: Any) -> None:
     with pytest.raises(UsageError, match="nothing that can be verified"):
         open_subject(what)
 

@@ -99,7 +99,7 @@ def test_a_space_that_is_put_in_front_may_take_the_place_of_one() -> None:
     assert verify(theirs(their_tokenizer(inner)), ["round-trip"])["round-trip"].verdict == "pass"
 
 
-def test_what_only_reads_may_make_capitals_small() -> None:
+def test_model_that_only_reads_may_lower_case() -> None:
     inner = vocabulary()
     inner.normalizer = normalizers.Lowercase()
     assert folds(inner.to_str()) and not folds(vocabulary().to_str())
