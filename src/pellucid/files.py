@@ -126,8 +126,9 @@ def read_json(path: Path, error: type[PellucidError], most: int = MOST_BYTES, un
 
 
 def parse_json(text: str, where: str, error: type[PellucidError], unique: bool = False) -> Any:
-    """The JSON value that ``text`` is. unique: no object may say a key twice, of which readers believe either.
+    """The JSON value that ``text`` is.
 
+    unique: refuse an object that repeats a key, since parsers disagree about which value counts.
     Raises ``error``, naming ``where``, for what is no JSON, or could not be worked with: more values than memory should
     hold, deeper than Python recurses, text that has no UTF-8 form.
     """

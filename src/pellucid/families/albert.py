@@ -1,7 +1,7 @@
 """ALBERT (Lan et al. 2019), as Hugging Face publishes it: narrow token vectors, and layers that share weights.
 
-Layers stand in groups: a group's ``inner_group_num`` layers run one after the other, and all of it as often as its
-share of ``num_hidden_layers``.
+Layers stand in groups. A group's ``inner_group_num`` layers run one after the other, and a group is repeated
+num_hidden_layers / num_hidden_groups times.
 """
 
 from __future__ import annotations
@@ -41,10 +41,15 @@ MASKED_LM_COPIES = (
     ("predictions.decoder.bias", "predictions.bias"),
 )
 PREDICTIONS = (*(row.theirs for row in MASKED_LM), *(copy for copy, _ in MASKED_LM_COPIES))
-ORDER = ("sop_classifier.classifier.weight", "sop_classifier.classifier.bias")  # which of two texts comes first
+ORDER = (
+    "sop_classifier.classifier.weight",
+    "sop_classifier.classifier.bias",
+)  # the head that tells which of two texts comes first
 POOLER = ("albert.pooler.weight", "albert.pooler.bias")
 OUT = projection("classifier", "head.out")
-HEADS: dict[type[EncoderHeadSpec | None], tuple[tuple[Row, ...], tuple[str, ...]]] = {  # rows, and what may be beside
+HEADS: dict[
+    type[EncoderHeadSpec | None], tuple[tuple[Row, ...], tuple[str, ...]]
+] = {  # rows, and names that may stand beside them
     type(None): ((), (*POOLER, *PREDICTIONS, *ORDER, *encoders.TASKS)),
     PoolerHeadSpec: (projection("albert.pooler", "head.dense"), (*PREDICTIONS, *ORDER, *encoders.TASKS)),
     MaskedLMHeadSpec: (MASKED_LM, (*POOLER, *ORDER)),

@@ -26,8 +26,8 @@ from pellucid.spec import (
 )
 
 IGNORED = "hidden_dropout_prob attention_probs_dropout_prob classifier_dropout"
-TASKS = ("classifier.**", "qa_outputs.**")  # heads of a fine-tuned file, of which someone asks for the encoder alone
-UNPOOLED = "add_pooling_layer"  # the library's argument, which its files do not keep; ours say so where it is false
+TASKS = ("classifier.**", "qa_outputs.**")  # heads in a fine-tuned file that is opened as a bare encoder
+UNPOOLED = "add_pooling_layer"  # a constructor argument that Hugging Face does not save; we write it when it is false
 MOST_CLASSES = 2**20
 LONGEST_NAME = 1000  # characters of a class's name
 NUMBERED = "LABEL_{}".format  # what the library calls a class that has no name

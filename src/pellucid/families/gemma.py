@@ -25,7 +25,7 @@ from pellucid.spec import (
 
 IGNORED = "attention_dropout cache_implementation sliding_window_pattern _sliding_window_pattern"
 
-# what it means that an attribute is absent; null may mean something else
+# defaults of absent attributes; an explicit null may mean something else
 SILENT: dict[str, dict[str, Any]] = {
     "gemma": {"num_key_value_heads": 16, "head_dim": 256},
     "gemma2": {
@@ -37,11 +37,11 @@ SILENT: dict[str, dict[str, Any]] = {
     },
     "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096},
 }
-PATTERN = {"gemma2": 2, "gemma3_text": 6}  # in files that name no layer types, each so manieth layer is global
-BASES = {LOCAL: 10_000.0, GLOBAL: 1_000_000.0}  # of the third's two rotations
-CONTEXT = {"gemma3_text": 131_072}  # the others: 8192
+PATTERN = {"gemma2": 2, "gemma3_text": 6}  # in files that name no layer types, every n-th layer attends globally: n
+BASES = {LOCAL: 10_000.0, GLOBAL: 1_000_000.0}  # of Gemma 3's two rotations
+CONTEXT = {"gemma3_text": 131_072}  # of the others: 8192
 
-FIRST = Table(  # the first has no norms after its branches
+FIRST = Table(  # Gemma 1 has no norms after its branches
     rows=(*decoders.ENDS, *decoders.NORMS, *decoders.ATTENTION, *decoders.GATED),
     ignored=decoders.IGNORED,
     copies=decoders.COPIES,
@@ -62,7 +62,7 @@ TABLE = replace(
 
 
 def table(spec: DecoderSpec) -> Table:
-    """One for those with sandwiches of norms, one for the first."""
+    """The table for a model of this spec: Gemma 1 has fewer norms than Gemma 2 and 3."""
     return TABLE if spec.stack.blocks[0].placement.post else FIRST
 
 
@@ -113,12 +113,12 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Decod
     """
     values = {**SILENT.get(str(config.get("model_type")), {}), **config}
     if (values.get("model_type"), values.get("hidden_act")) == ("gemma", "gelu"):
-        values["hidden_act"] = "gelu_pytorch_tanh"  # the first files say one and mean the other
+        values["hidden_act"] = "gelu_pytorch_tanh"  # the first files say gelu and mean its tanh form
     read = Config(values, "gemma config", IGNORED)
     read.expect("model_type", *SILENT)
     kind = read.take("model_type", str)
     read.expect("use_bidirectional_attention", None, False)
-    if kind != "gemma2":  # the library keeps the number and never applies it
+    if kind != "gemma2":  # transformers keeps the number in the config and applies it in Gemma 2 only
         read.expect("attn_logit_softcapping", None)
     if kind == "gemma":
         read.expect("final_logit_softcapping", None)
@@ -174,7 +174,7 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
         "query_pre_attn_scalar": mixer.head_dim if mixer.scale is None else round(mixer.scale**-2),
         "attn_logit_softcapping": mixer.soft_cap,
         "final_logit_softcapping": model.head.soft_cap,
-        "sliding_window": size or 4096,  # where no layer has it, it must be a number all the same
+        "sliding_window": size or 4096,  # transformers requires a number even where no layer has a window
         "layer_types": types,
     }
 

@@ -12,7 +12,7 @@ from pellucid.families.table import Table
 from pellucid.spec import DecoderSpec, ModelSpec
 
 IGNORED = "vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index"
-SILENT = {  # what it means that an attribute of the text's part is absent
+SILENT = {  # defaults of absent attributes of the text part
     "model_type": "gemma3_text",
     "vocab_size": 262_208,
     "hidden_size": 2304,

@@ -13,7 +13,10 @@ from pellucid.families.table import Table
 from pellucid.spec import BlockSpec, DecoderSpec, ModelSpec, RMSNormSpec, StackSpec
 
 IGNORED = "attention_dropout"
-SILENT = {"sliding_window": 4096, "num_key_value_heads": 8}  # what it means that one is absent; null means another
+SILENT = {
+    "sliding_window": 4096,
+    "num_key_value_heads": 8,
+}  # defaults of absent keys; an explicit null means something else
 
 
 def table(spec: DecoderSpec) -> Table:

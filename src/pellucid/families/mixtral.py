@@ -17,7 +17,7 @@ from pellucid.spec import BlockSpec, DecoderSpec, GatedFFNSpec, ModelSpec, MoESp
 IGNORED = (
     "attention_dropout output_router_logits router_aux_loss_coef router_jitter_noise"  # the last: in training only
 )
-SILENT = {"num_key_value_heads": 8}  # what it means that it is absent; null means another
+SILENT = {"num_key_value_heads": 8}  # default of an absent key; an explicit null means something else
 
 SIDE_BY_SIDE = Transform(  # of each expert, the rows of gate and then those of up
     lambda theirs, shapes: torch.split(theirs, [shape[1] for shape in shapes], 1),

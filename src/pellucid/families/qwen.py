@@ -19,7 +19,7 @@ from pellucid.spec import BlockSpec, DecoderSpec, ModelSpec, RMSNormSpec, StackS
 
 IGNORED = "attention_dropout"
 
-# what it means that an attribute is absent; null may mean something else
+# defaults of absent attributes; an explicit null may mean something else
 SILENT: dict[str, dict[str, Any]] = {
     "qwen2": {"sliding_window": 4096, "num_key_value_heads": 32},
     "qwen3": {"sliding_window": 4096, "num_key_value_heads": 32, "head_dim": 128},

@@ -15,7 +15,10 @@ from pellucid.spec import BlockSpec, DecoderSpec, GatedFFNSpec, ModelSpec, MoESp
 
 IGNORED = """attention_dropout output_router_logits router_aux_loss_coef intermediate_size
     max_window_layers"""  # the last two: of layers without experts, and of nothing
-SILENT = {"num_key_value_heads": 4, "sliding_window": 4096}  # what it means that one is absent; null means another
+SILENT = {
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+}  # defaults of absent keys; an explicit null means something else
 
 TABLE = replace(  # as files have it: a tensor for each matrix of each expert
     STACKED_TABLE,

@@ -88,7 +88,7 @@ def spec_of(config: Mapping[str, Any], architecture: str | None = None) -> tuple
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError("the config names no model_type", f"add one of: {', '.join(sorted(FAMILIES))}")
-    if model_type not in FAMILIES:  # which no one has mistyped: nothing is near it
+    if model_type not in FAMILIES:  # no known name is close enough to suggest
         raise CheckpointError(
             f"no family of ours has model_type = {brief(model_type)}", f"known: {', '.join(sorted(FAMILIES))}"
         )

@@ -1,6 +1,6 @@
 """RoBERTa (Liu et al. 2019) and what was trained in other languages with its code, as Hugging Face publishes them.
 
-A BERT, whose table of positions begins with rows that no token has: padding counts as one place more than it has id.
+The model is a BERT. Its position table begins with padding_idx + 1 rows that no token uses.
 """
 
 from __future__ import annotations

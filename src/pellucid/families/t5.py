@@ -78,9 +78,10 @@ def table(spec: EncoderDecoderSpec) -> Table:
 
 
 def as_stored(config: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
-    """The config, untied where the newest release of the library wrote it: of every T5 it says that it is tied.
+    """The config, with tie_word_embeddings corrected: transformers 5 writes true for every T5, even for untied ones.
 
-    It also says then that nothing is scaled, which of an old one that is tied is never so; and the file has two tables.
+    A truly tied T5 v1.0 always scales its logits, and a tied file has one table. So a config that is tied and unscaled,
+    beside two different tables in the file, means an untied model.
     """
     head, shared = "lm_head.weight", "shared.weight"
     never_scaled = config.get("model_type") == "mt5" or config.get("scale_decoder_outputs") is False
@@ -96,7 +97,9 @@ def _feed_forward(read: Config) -> FeedForwardSpec:
     """What ``feed_forward_proj`` names: an activation, after ``gated-`` where there is a gate."""
     proj = read.take("feed_forward_proj", str, "relu")
     name, gated = proj.removeprefix("gated-"), proj.startswith("gated-")
-    name = "gelu_new" if proj == "gated-gelu" else name  # the library's: their gelu is the tanh form, but only here
+    name = (
+        "gelu_new" if proj == "gated-gelu" else name
+    )  # transformers takes gated-gelu, and this name alone, for the tanh form
     if name not in ACTIVATIONS:
         raise read.refuse("feed_forward_proj", "is no activation of ours", suggest(name, ACTIVATIONS))
     read.expect("dense_act_fn", name)
@@ -120,8 +123,8 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Encod
     vocab_size, context = read.count("vocab_size"), read.count("n_positions", 512)
     n_layers = read.layers("num_layers")
     tied = read.take("tie_word_embeddings", bool, True)
-    old = tied and read.take("model_type", str, "t5") == "t5"  # of the others, none was ever scaled
-    scaled = read.take("scale_decoder_outputs", bool, old)  # newer files say so; before, who was tied was scaled
+    old = tied and read.take("model_type", str, "t5") == "t5"  # no other model type was ever scaled
+    scaled = read.take("scale_decoder_outputs", bool, old)  # newer configs state it; older ones scale exactly when tied
     norm = RMSNormSpec(eps=read.take("layer_norm_epsilon", float, 1e-6))
     bias = BucketedBiasSpec(
         read.count("relative_attention_num_buckets", 32, 2**16), read.count("relative_attention_max_distance", 128)

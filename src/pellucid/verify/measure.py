@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pellucid.verify.subject import Subject
 
-CHAOS = 256.0  # a model that moves so much farther than estimated hides small faults
-FEW = 4.0  # times what was seen of a few roundings, others may do
+LARGEST_GROWTH = 256.0  # outputs that move this many times farther than estimated would hide small faults
+UNSEEN = 4.0  # other roundings may move outputs this many times as far as the few that were tried
 MARGIN = 32.0  # the largest of thousands of outputs is looked at, and norms and softmaxes amplify
-ILL = 16.0  # a model more sensitive than this is no excuse: its faults are as visible as any
+MOST_SENSITIVE = 16.0  # sensitivity counts at most this many times towards the tolerance
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def unclear(subject: Subject, measured: Measured) -> bool:
     if measured.kept or not measured.tolerance.of_rounding or math.isnan(measured.error):
         return False
     far = subject.turbulence
-    return far > CHAOS * estimate(subject)[0] and measured.error <= FEW * far
+    return far > LARGEST_GROWTH * estimate(subject)[0] and measured.error <= UNSEEN * far
 
 
 def rounding(subject: Subject) -> Tolerance:
@@ -61,10 +61,10 @@ def rounding(subject: Subject) -> Tolerance:
 
     Each of n independent roundings moves a result by eps, all together by about eps sqrt(n) (Higham & Mary 2019). n:
     terms of a sum times layers in float32; layers in shorter types, whose products are summed in float32. A model that
-    answers more strongly to a rounding of what enters its first block is given that much, within ``ILL`` times.
+    answers more strongly to a rounding of its first block's input is allowed that much, at most ``MOST_SENSITIVE`` times.
     """
     (expected, terms), name = estimate(subject), str(subject.dtype).removeprefix("torch.")
-    seen = min(subject.sensitivity, ILL * expected)
+    seen = min(subject.sensitivity, MOST_SENSITIVE * expected)
     if seen > expected:
         reason = f"{MARGIN:g} × what one rounding of its input does ({seen:.0e} of the outputs)"
         return Tolerance(MARGIN * seen, reason, of_rounding=True)

@@ -2,8 +2,8 @@
 
 A file of this folder defines ``CHECKS``, a tuple of ``Check``, and is named in ``MODULES``. A check's ``measure`` gets
 the subject and a ``Trial`` (what to read, dice, a folder) and returns ``Measured``: its largest error, the tolerance
-with its reason, and where it was. ``NotApplicable`` from any question it asks becomes its verdict, so a check must ask
-before it gives up on nothing. An error of size nan is a broken promise; so is one that the model itself raises.
+with its reason, and where it was. ``NotApplicable`` from any question becomes the check's verdict, so a check asks its
+subject first, before it does anything else. A nan error breaks the promise, and so does an exception of the model.
 """
 
 from __future__ import annotations
