@@ -61,7 +61,7 @@ def rounding(subject: Subject) -> Tolerance:
 
     Each of n independent roundings moves a result by eps, all together by about eps sqrt(n) (Higham & Mary 2019). n:
     terms of a sum times layers in float32; layers in shorter types, whose products are summed in float32. A model that
-    answers more strongly to a rounding of its first block's input is allowed that much, at most ``MOST_SENSITIVE`` times.
+    answers more strongly to a rounding of its first input is allowed that much, at most ``MOST_SENSITIVE`` times.
     """
     (expected, terms), name = estimate(subject), str(subject.dtype).removeprefix("torch.")
     seen = min(subject.sensitivity, MOST_SENSITIVE * expected)
