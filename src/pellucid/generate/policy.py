@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -45,12 +45,14 @@ class Score:
 class Line:
     """One text on its way: what was written so far, what of it is certain to be shown, and why it ended.
 
-    request: the place of its prompt among the caller's. source: what an encoder reads; without one the prompt itself.
-    prompt_ids: what the writing side reads before its first token. room: how many tokens may be written before the text
-    ends for the reason ``full``. stop_ids: the tokens that end a text. score: set by a policy that ranks its lines.
+    request: the place of its prompt among the caller's. place: its own among the texts of that prompt.
+    source: what an encoder reads; without one the prompt itself. prompt_ids: what the writing side reads before its
+    first token. room: how many tokens may be written before the text ends for the reason ``full``. stop_ids: the tokens
+    that end a text. score: set by a policy that ranks its lines.
     """
 
     request: int
+    place: int
     source: list[int]
     prompt_ids: list[int]
     room: int
@@ -124,7 +126,7 @@ class Next:
 class Decision:
     """What one step settles. A parent named twice is forked, one that is not named is dropped.
 
-    going: the lines of the next step, in the order of their rows. ended: final texts; a prompt's best comes first.
+    going: the lines of the next step, in the order of their rows. ended: final texts, each with its ``place``.
     """
 
     going: list[Next]
@@ -139,6 +141,7 @@ class Vocabulary:
     never: Int[Tensor, " refused"]
 
 
+@runtime_checkable
 class Steps(Protocol):
     """A policy at work on some lines."""
 
@@ -151,8 +154,14 @@ class Steps(Protocol):
         ...
 
 
+@runtime_checkable
 class Policy(Protocol):
     """How texts are written. A frozen value: what belongs to one call is kept in the ``Steps`` that it begins."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether what a line has written is final, so that it may be shown at once."""
+        ...
 
     @property
     def lookahead(self) -> int:

@@ -10,13 +10,15 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pellucid.errors import UsageError
+from pellucid.generate.policy import Decision, Line, Next, Vocabulary
+from pellucid.nn.models import Model
 
 
 class _Range(NamedTuple):
@@ -145,11 +147,37 @@ def generator_for(seed: int, *key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
+class Seen:
+    """Which tokens stand in each line, its prompt's included: a table that follows the lines as they fork and end."""
+
+    def __init__(self, lines: Sequence[Line], size: int, device: torch.device):
+        self.table = torch.zeros(len(lines), size, dtype=torch.bool, device=device)
+        for row, line in zip(self.table, lines, strict=True):
+            known = [token for token in (*line.prompt_ids, *line.ids) if token < size]
+            row[torch.tensor(known, dtype=torch.long, device=device)] = True
+
+    def follow(self, going: Sequence[Next]) -> None:
+        """Take the step that led to these lines."""
+        parents = torch.tensor([each.parent for each in going], dtype=torch.long, device=self.table.device)
+        self.table = self.table[parents]
+        for row, each in zip(self.table, going, strict=True):
+            row[each.line.ids] = True
+
+    def along(self, guesses: Int[Tensor, "rows guesses"]) -> Bool[Tensor, "rows k vocab"]:
+        """What has been seen before each of a line's next tokens, where these are its guesses; k = guesses + 1.
+
+        A guess of -1 is none.
+        """
+        new = torch.nn.functional.one_hot(guesses.clamp(min=0), self.table.shape[1]).bool() & (guesses >= 0)[..., None]
+        return torch.cat((self.table[:, None], self.table[:, None] | (new.cumsum(1) > 0)), 1)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen: penalty, then temperature, then top-k, then top-p, then min-p, then a draw.
 
     Each step sees the distribution that the one before it left. Raises UsageError naming the field out of range.
+    The simplest policy: every line goes on by one token.
 
     temperature: 0 takes the likeliest token (greedy) and no random number.
     top_k: how many tokens at most; None for no limit.
@@ -170,6 +198,17 @@ class Sampling:
             if value is not None:
                 _check(field, value)
 
+    streams: ClassVar[bool] = True
+    lookahead: ClassVar[int] = 0
+
+    def starts(self, n: int) -> int:
+        """Each text is a line of its own from the first token on."""
+        return n
+
+    def begin(self, model: Model, lines: Sequence[Line], vocabulary: Vocabulary, n: int) -> Draws:
+        """Start to write; any model that writes can be sampled."""
+        return Draws(self, lines, vocabulary)
+
     @property
     def needs_seen(self) -> bool:
         """Whether ``pick`` looks at which tokens were seen."""
@@ -189,6 +228,13 @@ class Sampling:
             logits = top_k(logits, self.top_k)
         return min_p(top_p(logits, self.top_p), self.min_p)
 
+    def probabilities(
+        self, logits: Float[Tensor, "rows k vocab"], seen: Bool[Tensor, "rows k vocab"] | None = None
+    ) -> Float[Tensor, "rows k vocab"]:
+        """The probabilities (float32) that tokens are drawn with, at k places of each row; 0 where filtered out."""
+        flat = self.filtered(logits.flatten(0, 1), None if seen is None else seen.flatten(0, 1))
+        return flat.softmax(-1).view_as(logits)
+
     def pick(
         self,
         logits: Float[Tensor, "batch vocab"],
@@ -200,3 +246,25 @@ class Sampling:
             return greedy(logits)  # every other filter keeps the likeliest token
         filtered = self.filtered(logits, seen)
         return greedy(filtered) if self.temperature == 0 else draw(filtered, generators)
+
+
+class Draws:
+    """Sampling at work: one token for each line and step, drawn with the line's own random numbers."""
+
+    def __init__(self, sampling: Sampling, lines: Sequence[Line], vocabulary: Vocabulary):
+        self.sampling, self.vocabulary = sampling, vocabulary
+        self.seen = Seen(lines, vocabulary.size, vocabulary.never.device) if sampling.needs_seen else None
+
+    def propose(self, logits: Float[Tensor, "rows k vocab"], lines: Sequence[Line]) -> Decision:
+        """The same lines, each with one more token."""
+        own = logits[:, 0]
+        allowed = own.index_fill(-1, self.vocabulary.never, -torch.inf)
+        seen = None if self.seen is None else self.seen.table
+        picked = self.sampling.pick(allowed, seen, [line.generator for line in lines])[:, None]
+        logprobs = own.float().log_softmax(-1).gather(-1, picked)
+        for line, token, logprob in zip(lines, picked[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True):
+            line.push(token, logprob)
+        going = [Next(i, line) for i, line in enumerate(lines) if line.reason is None]
+        if self.seen is not None:
+            self.seen.follow(going)
+        return Decision(going, [line for line in lines if line.reason is not None])
