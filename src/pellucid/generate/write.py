@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pellucid.engine.session import Row, Session
-from pellucid.generate.policy import Decision, Line, Policy, Vocabulary
+from pellucid.generate.policy import Decision, Line, Policy, Steps, Vocabulary
 from pellucid.nn.models import Model
 
 
@@ -25,18 +25,23 @@ def vocabulary_of(model: Model) -> Vocabulary:
 def write(
     session: Session, rows: Sequence[Row], lines: Sequence[Line], policy: Policy, n: int = 1
 ) -> Iterator[Decision]:
-    """Write until every line has ended; yields the decision of each step.
+    """Write until every line has ended; the iterator yields the decision of each step.
 
     rows: the session's rows, all of them, one for each prompt, whose last token is unread. lines: ``policy.starts(n)``
     for each prompt, with the index of its row as ``request``. n: how many texts are wanted of each prompt.
-    Raises as ``policy.begin`` does, before anything is read, and as ``Line.push`` and ``Session.read`` do.
+    Raises at once as ``policy.begin`` does, and on the way as ``Line.push`` and ``Session.read`` do.
     """
     vocabulary = vocabulary_of(session.model)
-    steps = policy.begin(session.model, lines, vocabulary, n)
+    return _loop(session, rows, lines, policy.begin(session.model, lines, vocabulary, n), vocabulary.size)
+
+
+def _loop(
+    session: Session, rows: Sequence[Row], lines: Sequence[Line], steps: Steps, vocab_size: int
+) -> Iterator[Decision]:
     logits = _of_rows(session.read(), session, rows)[[line.request for line in lines]]
     rows = _branch(session, rows, [line.request for line in lines])
     while True:
-        decision = steps.propose(logits[..., : vocabulary.size], lines)
+        decision = steps.propose(logits[..., :vocab_size], lines)
         yield decision
         going = decision.going
         if not going:
