@@ -58,7 +58,7 @@ def test_a_listener_that_appears_later_costs_one_more_compilation(kind: type[Lat
 def test_every_tapped_module_has_its_listener_from_the_start() -> None:
     tapped = [module for module in Decoder(SPEC).modules() if isinstance(module, Tapped)]
     assert len(tapped) == 1 + 3 * 3
-    assert all("listener" in vars(module) and module.listener is None for module in tapped)
+    assert all("listener" in vars(module.ears) and module.ears.listener is None for module in tapped)
 
 
 def test_a_model_that_was_listened_to_runs_what_it_had_compiled() -> None:

@@ -337,17 +337,17 @@ def test_points() -> None:
         mixer = mixer_of(spec)
         name_points(mixer)
         own = "decay" if isinstance(rule, GatedDecayRule) else "beta" if isinstance(rule, DeltaRule) else "q"
-        assert set(mixer.points) == {"q", "k", "v", "z", "gate", own}
+        assert set(mixer.points()) == {"q", "k", "v", "z", "gate", own}
         with tapped(mixer, "*") as acts:
             plain = run((spec, mixer), x)
-        assert set(acts) == set(mixer.points)
+        assert set(acts) == set(mixer.points())
         assert {name: act.shape for name, act in acts.items()} == {
             name: (2, N_HEADS, 9) if name == "beta" else (2, N_HEADS, 9, HEAD_DIM) for name in acts
         }
-        for point in mixer.points:
+        for point in mixer.points():
             with tapped(mixer, edit={point: lambda act: act * 0.5 + 0.2}):
                 assert (run((spec, mixer), x) - plain).abs().max() > 1e-3, point
-    assert mixer_of(LinearAttentionSpec(N_HEADS, HEAD_DIM)).points == ("q", "k", "v", "z")
+    assert tuple(mixer_of(LinearAttentionSpec(N_HEADS, HEAD_DIM)).points()) == ("q", "k", "v", "z")
 
 
 # --- controls: what these properties must see ------------------------------------------------------------------------

@@ -389,7 +389,7 @@ def test_identity_edits_are_no_edits(spec: Any, wide: bool) -> None:
     plain = run(mixer, x, tokens, read)
     with tapped(mixer, "*", {"*": lambda y: y}) as acts:
         close(run(mixer, x, tokens, read), plain)
-    assert set(acts) == set(mixer.points)
+    assert set(acts) == set(mixer.points())
     assert acts["h"].shape == (2, 5, WIDTH if getattr(mixer, "back", None) is None else 8)
     if isinstance(mixer, AttentiveRecurrent):
         assert acts["pattern"].shape == (2, 1, 5, 4)

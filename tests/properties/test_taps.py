@@ -26,11 +26,12 @@ from pellucid.spec import (
     DeltaRule,
     EncoderSpec,
     GatedDecayRule,
+    GatedFFNSpec,
     LinearAttentionSpec,
     MoESpec,
     RecurrentSpec,
 )
-from pellucid.taps import Activations, Tapped
+from pellucid.taps import Activations, Tapped, point_axes
 
 few = settings(max_examples=15)
 any_mask = encoder_specs(masks).map(build)
@@ -41,20 +42,22 @@ TEXT = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 def in_mixer(mixer: Any) -> list[str]:
     """The points of what mixes tokens, in the order in which a forward passes them."""
     if isinstance(mixer, AttentionSpec):
-        return ["attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z", "attn_out"]
+        return ["attn_in", "attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z", "attn_out"]
     if isinstance(mixer, LinearAttentionSpec):
         decay, beta = isinstance(mixer.rule, GatedDecayRule), isinstance(mixer.rule, DeltaRule)
         optional = [(decay, "decay"), (beta, "beta"), (True, "z"), (mixer.out_gate, "gate")]
-        return [f"attn.{point}" for point in ("q", "k", "v", *(p for there, p in optional if there))] + ["attn_out"]
-    return ["rnn.h", "rnn_out"]
+        inner = [f"attn.{point}" for point in ("q", "k", "v", *(p for there, p in optional if there))]
+        return ["attn_in", *inner, "attn_out"]
+    return ["rnn_in", "rnn.h", "rnn_out"]
 
 
 def in_block(block: BlockSpec) -> list[str]:
     points = ["resid_pre", *in_mixer(block.mixer)]
     if block.ffn is not None:
         routed = ["router_logits", "expert_ids", "expert_weights", "expert_out"]
+        plain = ["ffn_pre", *(["gate", "up"] if isinstance(block.ffn, GatedFFNSpec) else []), "ffn_act"]
         points += [] if block.parallel else ["resid_mid"]
-        points += [*(routed if isinstance(block.ffn, MoESpec) else ["ffn_pre", "ffn_act"]), "ffn_out"]
+        points += ["ffn_in", *(routed if isinstance(block.ffn, MoESpec) else plain), "ffn_out"]
     return [*points, "resid_post"]
 
 
@@ -107,10 +110,11 @@ def test_shapes(model: Decoder, text: Tensor) -> None:
         if name in ("embed", "final_norm", "logits"):
             assert x.shape == (batch, time, VOCAB if name == "logits" else d)
             continue
-        _, i, *_, point = name.split(".")
+        _, i, point = name.split(".", 2)
         block = model.spec.stack.blocks[int(i)]
-        assert x.shape == (batch, *(inner_shapes(block, time) | {"h": (time, x.shape[-1])}).get(point, (time, d))), name
-        if isinstance(block.mixer, RecurrentSpec) and point == "h":
+        inner = inner_shapes(block, time) | {"rnn.h": (time, x.shape[-1])}
+        assert x.shape == (batch, *inner.get(point, (time, d))), name
+        if isinstance(block.mixer, RecurrentSpec) and point == "rnn.h":
             assert x.shape[-1] == block.mixer.d_out
 
 
@@ -120,16 +124,43 @@ def inner_shapes(block: BlockSpec, time: int) -> dict[str, tuple[int, ...]]:
     mixer, ffn = block.mixer, block.ffn
     if isinstance(mixer, AttentionSpec | LinearAttentionSpec):
         heads = (mixer.n_heads, time, mixer.head_dim)
-        shapes |= dict.fromkeys(("q", "k", "v", "z", "gate", "decay"), heads) | {"beta": heads[:2]}
+        shapes |= {f"attn.{point}": heads for point in ("q", "k", "v", "z", "gate", "decay")} | {"attn.beta": heads[:2]}
     if isinstance(mixer, AttentionSpec):
-        shapes |= dict.fromkeys(("k", "v"), (mixer.n_kv_heads, time, mixer.head_dim))
-        shapes |= dict.fromkeys(("scores", "pattern"), (mixer.n_heads, time, time))
+        shapes |= dict.fromkeys(("attn.k", "attn.v"), (mixer.n_kv_heads, time, mixer.head_dim))
+        shapes |= dict.fromkeys(("attn.scores", "attn.pattern"), (mixer.n_heads, time, time))
     if isinstance(ffn, MoESpec):
         shapes |= dict.fromkeys(("expert_ids", "expert_weights"), (time, ffn.top_k))
         shapes |= {"router_logits": (time, ffn.n_experts), "expert_out": (time, ffn.top_k, 8)}
     elif ffn is not None:
-        shapes |= dict.fromkeys(("ffn_pre", "ffn_act"), (time, ffn.d_ff))
+        shapes |= dict.fromkeys(("ffn_pre", "gate", "up", "ffn_act"), (time, ffn.d_ff))
     return shapes
+
+
+@given(any_mask, ids())
+@few
+def test_axes_of_points_are_those_of_their_tensors(model: Decoder, text: Tensor) -> None:
+    known = {"batch": text.shape[0], **dict.fromkeys(("time", "query", "key", "places"), text.shape[1])}
+    _, acts = listened(model, text, read="*")
+    for name, axes in point_axes(model).items():
+        assert len(axes.split()) == acts[name].dim(), name
+        for axis, size in zip(axes.split(), acts[name].shape, strict=True):
+            assert size == known.get(axis, size), (name, axis)
+
+
+@given(any_mask, ids())
+@few
+def test_inputs_of_branches_are_the_normed_stream(model: Decoder, text: Tensor) -> None:
+    """What a branch reads is the norm of the stream before it; of a gated layer ``ffn_act`` is ``gate`` · ``up``."""
+    _, acts = listened(model, text, read="*")
+    for i, built in enumerate(model.blocks):
+        at = {name.split(".", 2)[2]: x for name, x in acts.items() if name.startswith(f"blocks.{i}.")}
+        assert torch.equal(at[f"{built.kind}_in"], built.mixer_norms.pre(at["resid_pre"]))  # type: ignore[operator]
+        if "ffn_in" in at:
+            before = at["resid_pre"] if built.parallel else at["resid_mid"]
+            assert torch.equal(at["ffn_in"], built.ffn_norms.pre(before))  # type: ignore[operator]
+        if "up" in at:
+            assert torch.equal(at["ffn_act"], at["gate"] * at["up"])
+            assert torch.equal(at["gate"], built.ffn.activation(at["ffn_pre"]))  # type: ignore[operator]
 
 
 @given(attentive, padded())
@@ -289,7 +320,7 @@ def test_patching_everything_in_gives_the_other_run() -> None:
 
 
 def listening(model: Decoder) -> bool:
-    return any(m.listener is not None for m in model.modules() if isinstance(m, Tapped))
+    return any(m.ears.listener is not None for m in model.modules() if isinstance(m, Tapped))
 
 
 @given(any_mask, st.data())

@@ -11,8 +11,6 @@ One head, no scale, and nothing of the encoder's is projected on the way into c.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -90,12 +88,14 @@ class Alignment(Tapped):
     context c (batch, query, d_model).
     """
 
-    points: ClassVar[tuple[str, ...]] = ("scores", "pattern", "z")
-
     def __init__(self, spec: AlignmentSpec, d_model: int):
         super().__init__()
         self.score = Scores(spec, d_model, d_model)
         self.o = nn.Linear(2 * d_model, d_model, bias=False)
+
+    def points(self) -> dict[str, str]:
+        maps = dict.fromkeys(("scores", "pattern"), "batch heads query key")
+        return {**maps, "z": "batch time d_model"}
 
     def forward(
         self, x: Float[Tensor, "batch query d_model"], view: View, past: MemoryCache | None = None

@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,8 +31,6 @@ class Attention(Tapped):
     pattern @ v (batch, heads, time, head_dim).
     """
 
-    points: ClassVar[tuple[str, ...]] = ("q", "k", "v", "scores", "pattern", "z")
-
     def __init__(self, spec: AttentionSpec, d_model: int):
         super().__init__()
         self.head_dim, self.soft_cap = spec.head_dim, spec.soft_cap
@@ -45,6 +41,11 @@ class Attention(Tapped):
         self.o = nn.Linear(spec.n_heads * spec.head_dim, d_model, bias=spec.out_bias)
         self.q_norm = build_norm(spec.qk_norm, spec.head_dim)
         self.k_norm = build_norm(spec.qk_norm, spec.head_dim)
+
+    def points(self) -> dict[str, str]:
+        over_keys = dict.fromkeys(("k", "v"), "batch kv_heads key head_dim")
+        maps = dict.fromkeys(("scores", "pattern"), "batch heads query key")
+        return {"q": "batch heads time head_dim", **over_keys, **maps, "z": "batch heads time head_dim"}
 
     def heads(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch some_heads time head_dim"]:
         """Cut the last axis into heads."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -58,11 +56,10 @@ class Block(Tapped):
     """x + mixer, then + cross-attention, then + feed-forward; ``parallel``: x + mixer(x) + feed-forward(x).
 
     The mixer is called ``attn``, or ``rnn`` where it is recurrent. Points, all (batch, time, d_model): ``resid_pre``;
-    what each branch adds: ``attn_out`` (``rnn_out``), ``cross_out``, ``ffn_out``; the stream between two branches:
-    ``resid_mid`` and, after cross-attention, ``resid_cross``; ``resid_post``.
+    what each branch reads, behind its norm: ``attn_in`` (``rnn_in``), ``cross_in``, ``ffn_in``; what it adds:
+    ``attn_out`` (``rnn_out``), ``cross_out``, ``ffn_out``; the stream between two branches: ``resid_mid`` and, after
+    cross-attention, ``resid_cross``; ``resid_post``.
     """
-
-    points: ClassVar[tuple[str, ...]] = ("resid_pre", "attn_out", "resid_mid", "ffn_out", "resid_post")
 
     def __init__(self, spec: BlockSpec, d_model: int):
         super().__init__()
@@ -79,15 +76,18 @@ class Block(Tapped):
         self.cross = build_cross(spec.cross, d_model) if spec.cross else None
         self.ffn_norms = sublayer() if spec.ffn else None
         self.ffn = build_feed_forward(spec.ffn, d_model) if spec.ffn else None
-        self.points = self._points()  # type: ignore[misc]
 
-    def _points(self) -> tuple[str, ...]:
+    def points(self) -> dict[str, str]:
         names = ["resid_pre"]
         for i, branch in enumerate([self.kind, *(["cross"] if self.cross else []), *(["ffn"] if self.ffn else [])]):
             if i and not self.parallel:
                 names.append("resid_mid" if i == 1 else "resid_cross")
-            names.append(f"{branch}_out")
-        return (*names, "resid_post")
+            names += [f"{branch}_in", f"{branch}_out"]
+        return dict.fromkeys([*names, "resid_post"], "batch time d_model")
+
+    def prefix(self, child: str) -> str:
+        """The feed-forward layer speaks as its block."""
+        return "" if child == "ffn" else super().prefix(child)
 
     @property
     def mixer(self) -> nn.Module:
@@ -116,19 +116,31 @@ class Block(Tapped):
         ``cross_past`` the same for an encoder's."""
         mixer, norms = self.mixer, self.mixer_norms
         memory = (cross, cross_past) if self.looks_back else ()
+
+        def mix(h: Tensor) -> Tensor:
+            return mixer(self.tap(f"{self.kind}_in", h), view, past, *memory)
+
         x = self.tap("resid_pre", x)
-        mixed = self.tap(f"{self.kind}_out", norms.branch(x, lambda h: mixer(h, view, past, *memory)))
+        mixed = self.tap(f"{self.kind}_out", norms.branch(x, mix))
         if self.parallel:
             assert self.ffn is not None and self.ffn_norms is not None
-            ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self.ffn))
+            ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self._feed_forward))
             return self.tap("resid_post", norms.skip(x) + mixed + ffn_out)
         x, between = norms.join(x, mixed), "resid_mid"
         if self.cross is not None and self.cross_norms is not None:
-            x, between, attend = self.tap(between, x), "resid_cross", self.cross
-            crossed = self.tap("cross_out", self.cross_norms.branch(x, lambda h: attend(h, cross, cross_past)))
-            x = self.cross_norms.join(x, crossed)
+            attend = self.cross
+
+            def look_across(h: Tensor) -> Tensor:
+                return attend(self.tap("cross_in", h), cross, cross_past)
+
+            x, between = self.tap(between, x), "resid_cross"
+            x = self.cross_norms.join(x, self.tap("cross_out", self.cross_norms.branch(x, look_across)))
         if self.ffn is not None and self.ffn_norms is not None:
             x = self.tap(between, x)
-            ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self.ffn))
+            ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self._feed_forward))
             x = self.ffn_norms.join(x, ffn_out)
         return self.tap("resid_post", x)
+
+    def _feed_forward(self, h: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+        assert self.ffn is not None
+        return self.ffn(self.tap("ffn_in", h))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -32,10 +31,9 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class FeedForward(Tapped):
     """down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
 
-    Points: ``ffn_pre``, what enters the activation; ``ffn_act``, what ``down`` reads; both (batch, time, d_ff).
+    Points, (batch, time, d_ff) each: ``ffn_pre``, what enters the activation; of a gated layer ``gate``, what leaves
+    it, and ``up``; ``ffn_act``, what ``down`` reads, with a gate the product of these two.
     """
-
-    points: ClassVar[tuple[str, ...]] = ("ffn_pre", "ffn_act")
 
     def __init__(self, spec: FFNSpec | GatedFFNSpec, d_model: int):
         super().__init__()
@@ -44,9 +42,14 @@ class FeedForward(Tapped):
         self.gate = nn.Linear(d_model, spec.d_ff, bias=spec.bias) if isinstance(spec, GatedFFNSpec) else None
         self.down = nn.Linear(spec.d_ff, d_model, bias=spec.bias)
 
+    def points(self) -> dict[str, str]:
+        names = ("ffn_pre", "ffn_act") if self.gate is None else ("ffn_pre", "gate", "up", "ffn_act")
+        return dict.fromkeys(names, "batch time d_ff")
+
     def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
         if self.gate is None:
             act = self.activation(self.tap("ffn_pre", self.up(x)))
         else:
-            act = self.activation(self.tap("ffn_pre", self.gate(x))) * self.up(x)
+            gate = self.tap("gate", self.activation(self.tap("ffn_pre", self.gate(x))))
+            act = gate * self.tap("up", self.up(x))
         return self.down(self.tap("ffn_act", act))

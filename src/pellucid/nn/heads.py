@@ -3,7 +3,7 @@ or class a row, one class a token."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -80,13 +80,14 @@ class PoolerHead(Tapped):
     Point: ``pooled`` (batch, d_model).
     """
 
-    points: ClassVar[tuple[str, ...]] = ("pooled",)
-
     def __init__(self, spec: PoolerHeadSpec, d_model: int):
         super().__init__()
         self.take, self.normalise = spec.take, spec.normalise
         self.dense = nn.Linear(d_model, d_model) if spec.dense else None
         self.activation = torch.tanh if spec.activation == "tanh" else torch.relu
+
+    def points(self) -> dict[str, str]:
+        return {"pooled": "batch d_model"}
 
     def pool(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch d_model"]:
         """The first or last token's state, or the mean or maximum over tokens."""

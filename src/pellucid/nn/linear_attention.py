@@ -11,8 +11,6 @@ How S is updated is the rule's: ``running_sum`` has the formula and its two form
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -39,8 +37,6 @@ class LinearAttention(Tapped):
     ``beta`` (batch, heads, time).
     """
 
-    points: ClassVar[tuple[str, ...]] = ("q", "k", "v", "decay", "beta", "z", "gate")
-
     def __init__(self, spec: LinearAttentionSpec, d_model: int):
         super().__init__()
         self.rule, self.n_heads, self.head_dim = spec.rule, spec.n_heads, spec.head_dim
@@ -55,8 +51,11 @@ class LinearAttention(Tapped):
         self.decay = None
         if isinstance(rule, GatedDecayRule):
             self.decay = nn.Sequential(nn.Linear(d_model, rule.rank, bias=False), nn.Linear(rule.rank, width))
+
+    def points(self) -> dict[str, str]:
         optional = {"gate": self.gate, "beta": self.beta, "decay": self.decay}
-        self.points = tuple(p for p in LinearAttention.points if optional.get(p, self) is not None)  # type: ignore[misc]
+        names = [p for p in ("q", "k", "v", "decay", "beta", "z", "gate") if optional.get(p, self) is not None]
+        return {p: "batch heads time" if p == "beta" else "batch heads time head_dim" for p in names}
 
     def empty_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
         """S of rows that have read nothing, (batch, heads, head_dim, head_dim), in float32 or wider.

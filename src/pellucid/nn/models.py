@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +28,7 @@ from pellucid.spec import (
     ModelSpec,
     PoolerHeadSpec,
 )
-from pellucid.taps import Activations, Edit, Tapped, name_points, point_names, tapped
+from pellucid.taps import Activations, Edit, Keep, Tapped, name_points, point_axes, tapped
 
 
 class Model(Tapped):
@@ -51,14 +51,20 @@ class Model(Tapped):
         raise DataError(f"this {type(self).__name__} predicts nothing", "give its spec a head that does")
 
     def taps(
-        self, read: Iterable[str] | str = (), edit: Mapping[str, Edit] | None = None
+        self,
+        read: Iterable[str] | str = (),
+        edit: Mapping[str, Edit] | None = None,
+        *,
+        rows: Sequence[int] | Tensor | None = None,
+        keep: Keep = "last",
+        gradients: bool = False,
     ) -> AbstractContextManager[Activations]:
         """``with model.taps(read=["blocks.*.attn.pattern"]) as acts: model(ids)``; see ``pellucid.taps.tapped``."""
-        return tapped(self, read, edit)
+        return tapped(self, read, edit, rows=rows, keep=keep, gradients=gradients)
 
     def point_names(self) -> list[str]:
         """Full names of all activation points."""
-        return point_names(self)
+        return list(point_axes(self))
 
     @property
     def n_parameters(self) -> int:
@@ -80,7 +86,6 @@ class Decoder(Stack, Model):
     of an encoder's embedding, to be used instead of an own one.
     """
 
-    points: ClassVar[tuple[str, ...]] = ("embed", "final_norm", "logits")
     spec: DecoderSpec
 
     def __init__(self, spec: DecoderSpec, shared: nn.Embedding | None = None):
@@ -89,6 +94,9 @@ class Decoder(Stack, Model):
         self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model, shared)
         self.head = LMHead(spec.head, spec.vocab_size, spec.d_model)
         name_points(self)
+
+    def points(self) -> dict[str, str]:
+        return {**dict.fromkeys(("embed", "final_norm"), "batch time d_model"), "logits": "batch time vocab"}
 
     def forward(
         self,
@@ -194,7 +202,6 @@ class Encoder(Stack, Model):
     that pools.
     """
 
-    points: ClassVar[tuple[str, ...]] = ("embed", "final_norm", "logits")
     spec: EncoderSpec
 
     def __init__(self, spec: EncoderSpec):
@@ -202,9 +209,12 @@ class Encoder(Stack, Model):
         self.spec = spec
         self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model)
         self.head = build_head(spec)
-        if self.head is None or isinstance(self.head, PoolerHead):
-            self.points = ("embed", "final_norm")  # type: ignore[misc]
         name_points(self)
+
+    def points(self) -> dict[str, str]:
+        states = dict.fromkeys(("embed", "final_norm"), "batch time d_model")
+        predicts = self.head is not None and not isinstance(self.head, PoolerHead)
+        return {**states, "logits": "batch places classes"} if predicts else states
 
     def forward(
         self, ids: Reading, tokens: Tokens | None = None, types: Int[Tensor, "batch places"] | None = None

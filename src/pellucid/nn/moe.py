@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -45,8 +43,6 @@ class MixtureOfExperts(Tapped):
     ``expert_weights`` (batch, time, top_k), their p_e; ``expert_out`` (batch, time, top_k, d_model), what each says.
     """
 
-    points: ClassVar[tuple[str, ...]] = ("router_logits", "expert_ids", "expert_weights", "expert_out")
-
     def __init__(self, spec: MoESpec, d_model: int):
         super().__init__()
         expert, n = spec.expert, spec.n_experts
@@ -57,6 +53,10 @@ class MixtureOfExperts(Tapped):
         gated = isinstance(expert, GatedFFNSpec)
         self.gate = ExpertLinear(n, d_model, expert.d_ff, expert.bias) if gated else None
         self.down = ExpertLinear(n, expert.d_ff, d_model, expert.bias)
+
+    def points(self) -> dict[str, str]:
+        choices = dict.fromkeys(("expert_ids", "expert_weights"), "batch time top_k")
+        return {"router_logits": "batch time experts", **choices, "expert_out": "batch time top_k d_model"}
 
     def route(
         self, logits: Float[Tensor, "batch time experts"]

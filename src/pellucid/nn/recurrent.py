@@ -127,7 +127,6 @@ class Recurrent(Tapped):
     Points: ``h`` (batch, time, d_out); an edit changes what is read out, not what is carried on.
     """
 
-    points: ClassVar[tuple[str, ...]] = ("h",)
     compiles: ClassVar[bool] = False  # torch.compile does not trace torch's recurrent kernels
 
     def __init__(self, spec: RecurrentSpec, d_model: int):
@@ -139,6 +138,9 @@ class Recurrent(Tapped):
         for cell in (self.cell, self.back):
             if isinstance(cell, nn.LSTM):
                 remember_at_first(cell)
+
+    def points(self) -> dict[str, str]:
+        return {"h": "batch time d_out"}
 
     def empty_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
         """h (and c of an LSTM) of rows that have read nothing: zeros, (batch, d_hidden)."""
@@ -209,7 +211,6 @@ class AttentiveRecurrent(Tapped):
     what is read out, not what is carried on.
     """
 
-    points: ClassVar[tuple[str, ...]] = ("pattern", "z", "h")
     compiles: ClassVar[bool] = False  # a graph would hold every step of the loop
 
     def __init__(self, spec: AttentiveRecurrentSpec, d_model: int):
@@ -220,6 +221,9 @@ class AttentiveRecurrent(Tapped):
         self.o = nn.Linear(spec.d_hidden, d_model, bias=False)
         if isinstance(self.cell, nn.LSTMCell):
             remember_at_first(self.cell)
+
+    def points(self) -> dict[str, str]:
+        return {"pattern": "batch heads query key", "z": "batch time d_model", "h": "batch time d_hidden"}
 
     def empty_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
         """h (and c of an LSTM) of rows that have read nothing: zeros, (batch, d_hidden)."""

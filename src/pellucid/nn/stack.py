@@ -17,7 +17,7 @@ from pellucid.nn.rope import rotation
 from pellucid.nn.runs import Progress, Runs, find_runs
 from pellucid.nn.view import View
 from pellucid.spec import AttentionSpec, BlockSpec, Full, LinearAttentionSpec, MixerSpec, StackSpec
-from pellucid.taps import Tapped
+from pellucid.taps import Tapped, heard
 
 
 def _sight(mixer: MixerSpec) -> tuple[object, ...]:
@@ -96,7 +96,7 @@ class Stack(Tapped):
         for i, block in enumerate(self.blocks):
             view, past = views[self._view_of[i]], None if cache is None else cache.layers[i]
             if i in self._readers:
-                x = block(x, view, past, cross, None if cache is None else cache.cross[i])
+                x = heard(block)(x, view, past, cross, None if cache is None else cache.cross[i])
             else:
-                x = block(x, view, past)
+                x = heard(block)(x, view, past)
         return x
