@@ -9,23 +9,26 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from pellucid.errors import DataError
+from pellucid.predicates import Place
 
 IGNORE = -100  # the label of a position that is not scored (the value torch's cross_entropy ignores)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Position and segment of every token of a batch: all that a mask, a position or a cache may look at.
+    """Position, segment and part of every token of a batch: all that a mask, a position or a cache may look at.
 
     pos: position within its document, from 0; -1 means "no token here": padding on any side, an empty cache slot.
     seg: which document of a packed row; None when a row holds one document.
     start: when known without reading memory that every row's pos is start, start+1, ... with no gap and one segment.
         It is what lets a kernel prove that ``is_causal=True`` or no mask at all is equal to the predicate.
+    part: each token's role in its document, 0 (ordinary) or 1 (of the prefix); None when all are ordinary.
     """
 
     pos: Int[Tensor, "batch time"]
     seg: Int[Tensor, "batch time"] | None = None
     start: int | None = None
+    part: Int[Tensor, "batch time"] | None = None
 
     @staticmethod
     def plain(batch: int, time: int, start: int = 0, device: torch.device | str | None = None) -> Tokens:
@@ -40,18 +43,28 @@ class Tokens:
         return Tokens(pos)
 
     @staticmethod
-    def packed(seg: Int[Tensor, "batch time"]) -> Tokens:
+    def packed(seg: Int[Tensor, "batch time"], part: Int[Tensor, "batch time"] | None = None) -> Tokens:
         """Rows of several documents, one number in ``seg`` a document (contiguous runs); -1 marks padding."""
         time = torch.arange(seg.shape[1], device=seg.device).expand_as(seg)
         first = torch.ones_like(seg, dtype=torch.bool)
         first[:, 1:] = seg[:, 1:] != seg[:, :-1]
         begin = torch.where(first, time, 0).cummax(-1).values  # (batch, time): where this token's document begins
-        return Tokens((time - begin).masked_fill(seg < 0, -1), seg)
+        return Tokens((time - begin).masked_fill(seg < 0, -1), seg, part=part)
 
     @property
     def segments(self) -> Int[Tensor, "batch time"]:
         """``seg``, or zeros where each row is one document."""
         return torch.zeros_like(self.pos) if self.seg is None else self.seg
+
+    @property
+    def place(self) -> Place:
+        """Position, segment and part of each token, (batch, time) each: what masks are asked about."""
+        return Place(self.pos, self.segments, torch.zeros_like(self.pos) if self.part is None else self.part)
+
+    @property
+    def alike(self) -> bool:
+        """Whether it is known without reading memory that all rows are equal."""
+        return self.start is not None and self.part is None
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ class Batch:
 
     def with_segments(self) -> Batch:
         """The same with segments written out, so that rows with and without a boundary run the same code."""
-        return replace(self, tokens=Tokens(self.tokens.pos, self.tokens.segments))
+        return replace(self, tokens=replace(self.tokens, seg=self.tokens.segments, start=None))
 
     def refuse_unshifted(self) -> None:
         """Raise DataError where labels are the inputs themselves: the silent failure that trains a copying machine."""

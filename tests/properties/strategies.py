@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.nn.models import build_model
-from pellucid.predicates import GlobalTokens, NearBlocks, RandomBlocks, Strided, Summary
+from pellucid.predicates import GlobalTokens, NearBlocks, PrefixPart, RandomBlocks, Strided, Summary
 from pellucid.spec import (
     NO_NORM,
     POST_NORM,
@@ -91,7 +91,7 @@ sparse = st.one_of(
     st.builds(NearBlocks, few_blocks, st.integers(0, 1)),
     st.builds(RandomBlocks, few_blocks, st.integers(1, 2), any_seed, st.none() | st.integers(1, 4)),
 )
-plain = st.one_of(st.just(Causal()), st.just(Full()), windows, st.just(SameSegment()), st.integers(0, 4).map(Prefix))
+plain = st.sampled_from([Causal(), Full(), SameSegment(), PrefixPart()]) | windows | st.integers(0, 4).map(Prefix)
 leaves: st.SearchStrategy[Mask] = plain | sparse
 masks: st.SearchStrategy[Mask] = st.recursive(
     leaves,
@@ -389,18 +389,21 @@ def places(draw: st.DrawFn) -> tuple[Tokens, Tokens]:
     """Queries and keys of one call: a plain square, a continued row, or anything at all with gaps and documents."""
     kind = draw(st.sampled_from(["square", "continued", "anything"]))
     batch, n_q = draw(st.integers(1, 2)), draw(st.integers(1, 5))
-    if kind == "square":
-        tokens = Tokens.plain(batch, n_q, draw(st.sampled_from([0, 3])))
-        return tokens, tokens
-    if kind == "continued":
-        start = draw(st.integers(0, 5))
-        return Tokens.plain(batch, n_q, start), Tokens.plain(batch, start + n_q)
-    n_k = draw(st.integers(1, 7))
 
     def anything(n: int, low: int, high: int) -> Tensor:
         row = st.lists(st.integers(low, high), min_size=n, max_size=n)
         return torch.tensor([draw(row) for _ in range(batch)])
 
+    def parted(tokens: Tokens) -> Tokens:
+        return replace(tokens, part=anything(tokens.pos.shape[1], 0, 1)) if draw(st.booleans()) else tokens
+
+    if kind == "square":
+        tokens = parted(Tokens.plain(batch, n_q, draw(st.sampled_from([0, 3]))))
+        return tokens, tokens
+    if kind == "continued":
+        start = draw(st.integers(0, 5))
+        return parted(Tokens.plain(batch, n_q, start)), parted(Tokens.plain(batch, start + n_q))
+    n_k = draw(st.integers(1, 7))
     packed = draw(st.booleans())
     q_seg, k_seg = (anything(n_q, 0, 2), anything(n_k, 0, 2)) if packed else (None, None)
-    return Tokens(anything(n_q, -1, 7), q_seg), Tokens(anything(n_k, -1, 7), k_seg)
+    return parted(Tokens(anything(n_q, -1, 7), q_seg)), parted(Tokens(anything(n_k, -1, 7), k_seg))

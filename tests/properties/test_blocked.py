@@ -23,7 +23,7 @@ from pellucid.nn.kernels.blocked import backward, forward
 from pellucid.nn.kernels.flex import block_mask
 from pellucid.nn.layout import FULL, NOBODY, Layout, classify, make_layout
 from pellucid.nn.masks import Visible, dense, see
-from pellucid.predicates import big_bird, longformer, sparse_transformer, sparse_transformer_fixed
+from pellucid.predicates import Place, big_bird, longformer, sparse_transformer, sparse_transformer_fixed
 from pellucid.spec import AttentionSpec, Causal, Full, Mask, Prefix, Window
 
 few = settings(max_examples=25)
@@ -259,7 +259,9 @@ def test_control_a_mask_as_a_tensor_is_seen() -> None:
 @pytest.mark.parametrize("name", SPARSE)
 def test_pairs_are_counted_one_by_one(name: str, time: int) -> None:
     mask = SPARSE[name]
-    assert visible_pairs(mask, time) == sum(bool(mask.allow(q, k, 0, 0)) for q in range(time) for k in range(time))
+    assert visible_pairs(mask, time) == sum(
+        bool(mask.allow(Place(q), Place(k))) for q in range(time) for k in range(time)
+    )
 
 
 def test_pairs_of_a_long_row_are_counted_without_looking_at_each() -> None:

@@ -46,6 +46,7 @@ from pellucid.nn.flops import (
     visible_pairs,
 )
 from pellucid.nn.models import Decoder, EncoderDecoder
+from pellucid.predicates import Place
 from pellucid.spec import (
     AttentionSpec,
     BlockSpec,
@@ -81,7 +82,7 @@ def test_parameters_are_those_of_the_model(spec: Any) -> None:
 @pytest.mark.parametrize("mask", [Causal(), Full(), Causal() & Window(5), Window(3) | Causal(), ~Causal()])
 @pytest.mark.parametrize("time", [1, 2, 7, 65, 130])
 def test_pairs_are_counted_one_by_one(mask: Mask, time: int) -> None:
-    counted = sum(bool(mask.allow(q, k, 0, 0)) for q in range(time) for k in range(time))
+    counted = sum(bool(mask.allow(Place(q), Place(k))) for q in range(time) for k in range(time))
     assert visible_pairs(mask, time) == counted
 
 

@@ -21,6 +21,7 @@ from pellucid.nn.kernels import Kernel, attend, blocked, choose, reference, sdpa
 from pellucid.nn.kernels import __all__ as exported
 from pellucid.nn.layout import make_layout
 from pellucid.nn.masks import Visible, dense, see
+from pellucid.predicates import Place
 from pellucid.spec import Causal, Full, Mask, Window
 
 KERNELS = {"reference": reference, "sdpa": sdpa, "blocked": blocked, "attend": attend}
@@ -72,14 +73,12 @@ def naive(call: Call, mask: Mask) -> Tensor:
     """Equation 1 of Vaswani et al. 2017 in plain numbers."""
     q, k, v = (x.double().tolist() for x in (call.q, call.k, call.v))
     n_heads, group = len(q[0]), len(q[0]) // len(k[0])
-    q_pos, k_pos = call.queries.pos.tolist(), call.keys.pos.tolist()
-    q_seg, k_seg = call.queries.segments.tolist(), call.keys.segments.tolist()
     packed = call.queries.seg is not None
 
     def sees(b: int, i: int, j: int) -> bool:
-        together = not packed or q_seg[b][i] == k_seg[b][j]
-        inside = q_pos[b][i] >= 0 and k_pos[b][j] >= 0
-        return inside and together and bool(mask.allow(q_pos[b][i], k_pos[b][j], q_seg[b][i], k_seg[b][j]))
+        at, other = (Place(*(int(x[b, t]) for x in side.place)) for side, t in ((call.queries, i), (call.keys, j)))
+        together = not packed or at.seg == other.seg
+        return at.pos >= 0 and other.pos >= 0 and together and bool(mask.allow(at, other))
 
     def score(b: int, h: int, i: int, j: int) -> float:
         s = sum(x * y for x, y in zip(q[b][h][i], k[b][h // group][j], strict=True)) * call.scale
@@ -136,7 +135,7 @@ def test_kernel_in_bfloat16_is_bounded(kernel: object, mask: Mask, call: Call) -
 def test_blind_queries_give_zeros_and_gradients_are_right(kernel: object, mask: Mask, call: Call) -> None:
     """Half of the keys are empty places, some queries see none: finite, zero, and the reference's gradient."""
     call = suits(kernel, call)
-    call.keys = Tokens(call.keys.pos.clone(), call.keys.seg)
+    call.keys = Tokens(call.keys.pos.clone(), call.keys.seg, part=call.keys.part)
     call.keys.pos[:, ::2] = -1
     inputs = [call.q, call.k, call.v] + ([] if call.bias is None else [call.bias])
     for x in inputs:

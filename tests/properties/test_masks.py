@@ -30,8 +30,12 @@ from pellucid.errors import SpecError
 from pellucid.nn.masks import Dense, dense, prove, see
 from pellucid.nn.models import Decoder, Encoder
 from pellucid.predicates import (
+    PREFIX,
+    Ahead,
     GlobalTokens,
     NearBlocks,
+    Place,
+    PrefixPart,
     RandomBlocks,
     Span,
     Strided,
@@ -62,15 +66,14 @@ small = st.integers(0, 7)
 def by_hand(mask: Mask, queries: Tokens, keys: Tokens) -> Tensor:
     """The predicate on plain numbers, one pair at a time."""
     packed = queries.seg is not None or keys.seg is not None
-    q_pos, k_pos = queries.pos.tolist(), keys.pos.tolist()
-    q_seg, k_seg = queries.segments.tolist(), keys.segments.tolist()
+    (batch, n_q), n_k = queries.pos.shape, keys.pos.shape[1]
 
     def sees(b: int, i: int, j: int) -> bool:
-        if q_pos[b][i] < 0 or k_pos[b][j] < 0 or (packed and q_seg[b][i] != k_seg[b][j]):
+        q, k = (Place(*(int(x[b, at]) for x in side.place)) for side, at in ((queries, i), (keys, j)))
+        if q.pos < 0 or k.pos < 0 or (packed and q.seg != k.seg):
             return False
-        return bool(mask.allow(q_pos[b][i], k_pos[b][j], q_seg[b][i], k_seg[b][j]))
+        return bool(mask.allow(q, k))
 
-    batch, n_q, n_k = len(q_pos), len(q_pos[0]), len(k_pos[0])
     return torch.tensor([[[[sees(b, i, j) for j in range(n_k)] for i in range(n_q)]] for b in range(batch)])
 
 
@@ -95,12 +98,31 @@ def test_algebra(a: Mask, b: Mask, c: Mask, at: Places) -> None:
     assert not dense(a & ~a, *at).any()
 
 
-@given(masks, small, small, st.integers(0, 1), st.integers(0, 1))
+anywhere = st.builds(Place, small, st.integers(0, 1), st.integers(0, 1))
+
+
+@given(masks, anywhere, anywhere)
 @few
-def test_reach_bounds_how_far_back_a_query_sees(mask: Mask, q: int, k: int, q_seg: int, k_seg: int) -> None:
+def test_reach_bounds_how_far_back_a_query_sees(mask: Mask, q: Place, k: Place) -> None:
     reach = mask.reach()
-    if reach is not None and mask.allow(q, k, q_seg, k_seg):
-        assert q - k < reach
+    if reach is not None and mask.allow(q, k):
+        assert q.pos - k.pos < reach
+
+
+@given(masks, anywhere, anywhere)
+@settings(max_examples=300)
+def test_ahead_names_every_later_key_that_a_query_may_see(mask: Mask, q: Place, k: Place) -> None:
+    ahead = mask.ahead()
+    if ahead is not None and mask.allow(q, k) and k.pos > q.pos:
+        assert k.pos < ahead.first or (ahead.marked and k.part == PREFIX)
+
+
+def test_ahead_of_prefix_language_models_is_their_prefix() -> None:
+    assert (Causal() | Prefix(3)).ahead() == Ahead(3, False)
+    assert (Causal() | PrefixPart()).ahead() == Ahead(0, True)
+    assert (Causal() | PrefixPart() | Prefix(2)).ahead() == Ahead(2, True)
+    assert ((Causal() | PrefixPart()) & (Causal() | Prefix(2))).ahead() == Ahead(2, False)
+    assert (Full() & Causal()).ahead() == Ahead() and (~Causal()).ahead() is None and Full().ahead() is None
 
 
 @given(masks, places(), st.booleans())
@@ -109,7 +131,7 @@ def test_bounds_prove_what_is_so(mask: Mask, at: Places, by_tensor: bool) -> Non
     """Of the tokens of one row as one block: on numbers, and on tensors."""
     for row_q, row_k in zip(*map(lines, at), strict=True):
         if row_q and row_k:
-            pairs = [mask.allow(q, k, q_seg, k_seg) for q, q_seg in row_q for k, k_seg in row_k]
+            pairs = [mask.allow(q, k) for q in row_q for k in row_k]
             some, every = mask.bounds(span(row_q, by_tensor), span(row_k, by_tensor))
             assert some or not any(pairs)
             assert not every or all(pairs)
@@ -140,13 +162,13 @@ def test_causal_is_found() -> None:
     assert not any(mask.causal() for mask in (Full(), ~Causal(), Causal() | Prefix(2), Window(3), RandomBlocks(2, 1)))
 
 
-def lines(tokens: Tokens) -> list[list[tuple[int, int]]]:
-    """The (position, segment) of each row's tokens."""
-    rows = zip(tokens.pos.tolist(), tokens.segments.tolist(), strict=True)
-    return [[(p, s) for p, s in zip(pos, seg, strict=True) if p >= 0] for pos, seg in rows]
+def lines(tokens: Tokens) -> list[list[Place]]:
+    """The places of each row's tokens."""
+    rows = zip(*(x.tolist() for x in tokens.place), strict=True)
+    return [[Place(*place) for place in zip(*row, strict=True) if place[0] >= 0] for row in rows]
 
 
-def span(row: list[tuple[int, int]], by_tensor: bool) -> Span:
+def span(row: list[Place], by_tensor: bool) -> Span:
     ends = [f(x) for x in zip(*row, strict=True) for f in (min, max)]
     return Span(*(torch.tensor([x]) for x in ends)) if by_tensor else Span(*ends)
 
@@ -157,16 +179,15 @@ def test_random_blocks_are_as_many_as_asked_for_and_of_the_past(block: int, coun
     """Of the first ``query`` + 1 blocks, or of ``among``: whole blocks, different ones, the same each time."""
     for among in (None, 8):
         mask, pool = RandomBlocks(block, count, seed, among), among or query + 1
-        seen = [k for k in range(50 * block) if mask.allow(query * block, k, 0, 0)]
-        assert seen == [k for k in range(50 * block) if mask.allow(query * block + block - 1, k, 0, 0)]
+        seen = [k for k in range(50 * block) if mask.allow(Place(query * block), Place(k))]
+        assert seen == [k for k in range(50 * block) if mask.allow(Place(query * block + block - 1), Place(k))]
         assert len(seen) == min(count, pool) * block
         assert {k // block for k in seen} <= set(range(pool))
 
 
 def test_random_blocks_are_spread_and_differ() -> None:
     def seen(mask: Mask) -> Tensor:
-        q, k, zero = torch.arange(512)[:, None], torch.arange(64)[None], torch.zeros(1, dtype=torch.long)
-        return mask.allow(q, k, zero, zero)
+        return mask.allow(Place(torch.arange(512)[:, None]), Place(torch.arange(64)[None]))
 
     drawn = seen(RandomBlocks(1, 2, 0, 64))
     assert drawn.sum(1).eq(2).all() and drawn.sum(0).min() >= 5 and drawn.sum(0).max() <= 40  # 16 on average

@@ -50,6 +50,7 @@ class Contiguous(Slots):
         super().__init__(batch, capacity, device)
         self.name, self.capacity, self.length = "contiguous", capacity, 0
         self.seg, self.packed = torch.zeros_like(self.pos), False
+        self.part, self.parted = torch.zeros_like(self.pos), False
 
     def take(self, tokens: Tokens) -> None:
         """The next columns, one for each column of ``tokens``. Raises DataError where there are not that many left."""
@@ -63,9 +64,13 @@ class Contiguous(Slots):
         if tokens.seg is not None:
             self.packed = True
             self.seg[:, self.length : end] = tokens.seg
+        if tokens.part is not None:
+            self.parted = True
+            self.part[:, self.length : end] = tokens.part
         gapless = tokens.start == self.length and self.keys.start == 0 and not self.packed
         seg = self.seg[:, :end] if self.packed else None
-        self.keys = Tokens(self.pos[:, :end], seg, 0 if gapless else None)
+        part = self.part[:, :end] if self.parted else None
+        self.keys = Tokens(self.pos[:, :end], seg, 0 if gapless else None, part)
 
     def write(self, store: Tensor, new: Tensor) -> Tensor:
         end = self.length + new.shape[2]
@@ -87,6 +92,7 @@ class Ring(Slots):
     def __init__(self, batch: int, capacity: int, device: torch.device | str | None = None):
         super().__init__(batch, capacity + 1, device)
         self.name, self.capacity = f"ring of {capacity}", capacity
+        self.part, self.parted = torch.zeros_like(self.pos), False
         self.place = self.pos[:, :0]
 
     def take(self, tokens: Tokens) -> None:
@@ -96,9 +102,13 @@ class Ring(Slots):
         newest = tokens.pos.amax(-1, keepdim=True)
         stays = (tokens.pos >= 0) & (tokens.pos > newest - self.capacity)  # later tokens of this call take its place
         self.place = torch.where(stays, tokens.pos % self.capacity, self.capacity)
-        alone = tokens.pos.shape[1] == 1
-        pos = self.pos.scatter(1, self.place, tokens.pos) if alone else torch.cat((self.pos, tokens.pos), 1)
-        self.keys = Tokens(pos)
+        self.parted = self.parted or tokens.part is not None
+        part = self._joined(self.part, tokens.place.part) if self.parted else None
+        self.keys = Tokens(self._joined(self.pos, tokens.pos), part=part)
+
+    def _joined(self, kept: Tensor, new: Tensor) -> Tensor:
+        """What ``write`` returns the keys of, here of their positions or parts."""
+        return kept.scatter(1, self.place, new) if new.shape[1] == 1 else torch.cat((kept, new), 1)
 
     def write(self, store: Tensor, new: Tensor) -> Tensor:
         everything = store if new.shape[2] == 1 else torch.cat((store, new), 2)
@@ -108,6 +118,8 @@ class Ring(Slots):
     def commit(self, tokens: Tokens) -> None:
         self.pos.scatter_(1, self.place, tokens.pos)
         self.pos[:, self.capacity] = -1
+        if self.parted:
+            self.part.scatter_(1, self.place, tokens.place.part)
 
 
 class LayerCache:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pellucid.predicates import Span
+from pellucid.predicates import Place, Span
 from pellucid.spec import (
     AlignmentSpec,
     AttentionSpec,
@@ -234,7 +234,7 @@ def visible_pairs(mask: Mask, time: int) -> int:
     place = np.arange(size)
     for at in range(0, len(q), 1024):
         down, across = q[at : at + 1024, None, None] + place[:, None], k[at : at + 1024, None, None] + place
-        pairs += int((mask.allow(down, across, 0, 0) & (down < time) & (across < time)).sum())
+        pairs += int((mask.allow(Place(down), Place(across)) & (down < time) & (across < time)).sum())
     return pairs
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.batch import Tokens
-from pellucid.predicates import Mask, SameSegment, Span
+from pellucid.predicates import Mask, Place, SameSegment, Span
 
 BLOCK = 64
 FULL, NOBODY = 0, 1  # the patterns that every layout has
@@ -86,14 +86,17 @@ def _cut(x: Int[Tensor, "rows time"], block: int, fill: int) -> Int[Tensor, "row
     return F.pad(x, (0, -x.shape[1] % block), value=fill).unflatten(1, (-1, block))
 
 
-def _spans(tokens: Tokens, block: int) -> tuple[Span, Tensor, Tensor]:
-    """Of each block: the span of its tokens, whether it has any, and whether every place has one."""
-    pos = _cut(tokens.pos, block, -1)
-    seg = pos.new_zeros(pos.shape) if tokens.seg is None else _cut(tokens.seg, block, 0)
-    token = pos >= 0
-    low, high = ((pos.where(token, _FAR), seg.where(token, _FAR)), (pos.where(token, -1), seg.where(token, -1)))
-    (lo, seg_lo), (hi, seg_hi) = (x.amin(-1) for x in low), (x.amax(-1) for x in high)
-    return Span(lo, hi, seg_lo, seg_hi), token.any(-1), token.all(-1)
+def _blocks(tokens: Tokens, block: int) -> Place:
+    """The places of each block's tokens, (rows, blocks, block) each; -1 fills up the last one."""
+    return Place(*(_cut(x, block, -1) for x in tokens.place))
+
+
+def _spans(tokens: Tokens, block: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Of each block: the ends of its span as ``Span`` lists them, whether it has any token, and whether all are."""
+    places = _blocks(tokens, block)
+    token = places.pos >= 0
+    ends = (end for x in places for end in (x.where(token, _FAR).amin(-1), x.where(token, -1).amax(-1)))
+    return tuple(ends), token.any(-1), token.all(-1)
 
 
 def classify(mask: Mask, queries: Tokens, keys: Tokens, block: int) -> tuple[Tensor, Tensor]:
@@ -101,27 +104,21 @@ def classify(mask: Mask, queries: Tokens, keys: Tokens, block: int) -> tuple[Ten
     if queries.seg is not None or keys.seg is not None:
         mask = mask & SameSegment()
     (q, q_any, q_all), (k, k_any, k_all) = _spans(queries, block), _spans(keys, block)
-    down = Span(*(x[:, :, None] for x in (q.lo, q.hi, q.seg_lo, q.seg_hi)))
-    across = Span(*(x[:, None, :] for x in (k.lo, k.hi, k.seg_lo, k.seg_hi)))
-    some, every = mask.bounds(down, across)
+    some, every = mask.bounds(Span(*(x[:, :, None] for x in q)), Span(*(x[:, None, :] for x in k)))
     some = some & q_any[:, :, None] & k_any[:, None, :]
     return some, some & every & q_all[:, :, None] & k_all[:, None, :]
 
 
-def _look(
+def _evaluate(
     mask: Mask, queries: Tokens, keys: Tokens, block: int, at: Int[Tensor, "3 blocks"]
 ) -> Bool[Tensor, "blocks block block"]:
     """The predicate itself, in the blocks at (row, query block, key block)."""
     packed = queries.seg is not None or keys.seg is not None
     row, down, across = at
-    q_pos, k_pos = _cut(queries.pos, block, -1)[row, down][:, :, None], _cut(keys.pos, block, -1)[row, across][:, None]
-    q_seg, k_seg = (
-        (_cut(queries.segments, block, 0)[row, down][:, :, None], _cut(keys.segments, block, 0)[row, across][:, None])
-        if packed
-        else (torch.zeros_like(q_pos), torch.zeros_like(k_pos))
-    )
-    allowed = mask.allow(q_pos, k_pos, q_seg, k_seg) & (q_pos >= 0) & (k_pos >= 0)
-    return allowed & (q_seg == k_seg) if packed else allowed
+    q = Place(*(x[row, down][:, :, None] for x in _blocks(queries, block)))
+    k = Place(*(x[row, across][:, None] for x in _blocks(keys, block)))
+    allowed = mask.allow(q, k) & (q.pos >= 0) & (k.pos >= 0)
+    return allowed & (q.seg == k.seg) if packed else allowed
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -165,7 +162,7 @@ def _patterns(mask: Mask, queries: Tokens, keys: Tokens, block: int, at: Tensor)
     numbers = {every.tobytes(): FULL, np.zeros_like(every).tobytes(): NOBODY}
     found: list[int] = []
     for piece in at.split(_PIECE, dim=1):
-        bits = np.packbits(_look(mask, queries, keys, block, piece).flatten(1).cpu().numpy(), axis=1)
+        bits = np.packbits(_evaluate(mask, queries, keys, block, piece).flatten(1).cpu().numpy(), axis=1)
         found += [numbers.setdefault(line.tobytes(), len(numbers)) for line in bits]
     bits = np.stack([np.frombuffer(key, np.uint8) for key in numbers])
     patterns = np.unpackbits(bits, axis=1, count=block * block).astype(bool)
@@ -228,7 +225,8 @@ def find_layout(mask: Mask, queries: Tokens, keys: Tokens) -> Layout | None:
     n_q, n_k = queries.pos.shape[1], keys.pos.shape[1]
     if n_q < _LEAST or n_k < _LEAST or queries.pos.is_meta:
         return None
-    if queries.start is not None and keys.start is not None:
+    if queries.alike and keys.alike:
+        assert queries.start is not None and keys.start is not None
         return _plain(mask, n_q, queries.start, n_k, keys.start, queries.pos.device)
     return _where_it_pays(mask, queries, keys)
 

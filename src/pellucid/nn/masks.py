@@ -16,7 +16,7 @@ from torch import Tensor
 from pellucid.batch import Tokens
 from pellucid.errors import SpecError
 from pellucid.nn.layout import Layout, find_layout
-from pellucid.predicates import And, Causal, Mask, Span
+from pellucid.predicates import ORDINARY, PREFIX, And, Causal, Mask, Place, Span
 
 Proof = Literal["causal", "full"]
 
@@ -55,26 +55,34 @@ class Visible:
 
 def dense(mask: Mask, queries: Tokens, keys: Tokens) -> Bool[Tensor, "batch 1 query key"]:
     """The predicate as a bool tensor. Positions -1 see nothing and are seen by nobody; documents stay apart."""
-    q_pos, k_pos = queries.pos[:, :, None], keys.pos[:, None, :]
-    q_seg, k_seg = queries.segments[:, :, None], keys.segments[:, None, :]
-    allowed = mask.allow(q_pos, k_pos, q_seg, k_seg) & (k_pos >= 0) & (q_pos >= 0)
+    q = Place(*(x[:, :, None] for x in queries.place))
+    k = Place(*(x[:, None, :] for x in keys.place))
+    allowed = mask.allow(q, k) & (k.pos >= 0) & (q.pos >= 0)
     if queries.seg is not None or keys.seg is not None:
-        allowed = allowed & (q_seg == k_seg)
+        allowed = allowed & (q.seg == k.seg)
     return allowed[:, None]
+
+
+def _span(tokens: Tokens) -> Span | None:
+    """The span of a call's tokens where it is certain without reading memory."""
+    if tokens.start is None:
+        return None
+    return Span(
+        tokens.start, tokens.start + tokens.pos.shape[1] - 1, part_hi=ORDINARY if tokens.part is None else PREFIX
+    )
 
 
 def prove(mask: Mask, queries: Tokens, keys: Tokens) -> Proof | None:
     """What is certain from the mask's form and the static ``start`` of both sides; None where it must be computed."""
-    if queries.start is None or keys.start is None:
+    q, k = _span(queries), _span(keys)
+    if q is None or k is None:
         return None
-    n_q, n_k = queries.pos.shape[1], keys.pos.shape[1]
-    q, k = Span(queries.start, queries.start + n_q - 1), Span(keys.start, keys.start + n_k - 1)
     if mask.bounds(q, k)[1]:
         return "full"
     if isinstance(mask, And):  # a window that reaches over all there is hides nothing
         parts = [part for part in (mask.a, mask.b) if not part.bounds(q, k)[1]]
         return prove(parts[0], queries, keys) if len(parts) == 1 else None
-    if isinstance(mask, Causal) and queries.start == keys.start and n_q == n_k:
+    if isinstance(mask, Causal) and (q.lo, q.hi) == (k.lo, k.hi):
         return "causal"  # equal lengths only: kernels align a rectangular causal mask to the wrong corner
     return None
 
@@ -97,7 +105,7 @@ def see(mask: Mask | Dense, queries: Tokens, keys: Tokens, *, sparse: bool = Tru
         layout = find_layout(mask, queries, keys) if sparse and not torch.compiler.is_compiling() else None
         if layout is not None:
             return Visible(None, None, layout.blind, layout, (mask, queries, keys))
-        if queries.start is not None and keys.start is not None:
+        if queries.alike and keys.alike:
             queries, keys = (replace(tokens, pos=tokens.pos[:1]) for tokens in (queries, keys))
         allowed = dense(mask, queries, keys)
     return Visible(None, allowed, ~allowed.any(-1, keepdim=True))

@@ -14,6 +14,7 @@ from pellucid.predicates import NearBlocks as NearBlocks
 from pellucid.predicates import Not as Not
 from pellucid.predicates import Or as Or
 from pellucid.predicates import Prefix as Prefix
+from pellucid.predicates import PrefixPart as PrefixPart
 from pellucid.predicates import RandomBlocks as RandomBlocks
 from pellucid.predicates import SameSegment as SameSegment
 from pellucid.predicates import Strided as Strided

@@ -131,10 +131,10 @@ class BlockSpec(Value):
 
     @property
     def sees_future(self) -> bool:
-        """Whether its mixer lets a token see later ones (those of a fixed prefix excepted)."""
+        """Whether its mixer lets a token see later ones (those of a prefix excepted)."""
         mixer = self.mixer
         if isinstance(mixer, AttentionSpec):
-            return not mixer.mask.causal(prefix=True)
+            return mixer.mask.ahead() is None
         if isinstance(mixer, LinearAttentionSpec):
             return not getattr(mixer.rule, "causal", True)
         return isinstance(mixer, RecurrentSpec) and mixer.both_directions

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from pellucid.nn.layout import FULL, NOBODY, Layout
 from pellucid.nn.masks import Visible, zero_blind
+from pellucid.predicates import Place
 
 _BLOCK = 128  # what its kernels are tiled by
 
@@ -61,18 +62,18 @@ def block_mask(visible: Visible) -> BlockMask:
     """The mask of ``visible`` as FlexAttention takes it, without a look at n² pairs."""
     assert visible.layout is not None and visible.source is not None
     mask, queries, keys = visible.source
-    q_pos, k_pos, q_seg, k_seg = (x.contiguous() for x in (queries.pos, keys.pos, queries.segments, keys.segments))
+    down, across = (Place(*(x.contiguous() for x in side.place)) for side in (queries, keys))
     packed = queries.seg is not None or keys.seg is not None
 
     def allowed(b: Any, h: Any, i: Any, j: Any) -> Any:
-        q, k, q_of, k_of = q_pos[b, i], k_pos[b, j], q_seg[b, i], k_seg[b, j]
-        seen = mask.allow(q, k, q_of, k_of) & (q >= 0) & (k >= 0)
-        return seen & (q_of == k_of) if packed else seen
+        q, k = Place(*(x[b, i] for x in down)), Place(*(x[b, j] for x in across))
+        seen = mask.allow(q, k) & (q.pos >= 0) & (k.pos >= 0)
+        return seen & (q.seg == k.seg) if packed else seen
 
     device = queries.pos.device
     lists = (x.to(device) for live in _coarse(visible.layout) for x in _listed(live))
     return BlockMask.from_kv_blocks(
-        *lists, BLOCK_SIZE=_BLOCK, mask_mod=allowed, seq_lengths=(q_pos.shape[1], k_pos.shape[1])
+        *lists, BLOCK_SIZE=_BLOCK, mask_mod=allowed, seq_lengths=(down.pos.shape[1], across.pos.shape[1])
     )
 
 
