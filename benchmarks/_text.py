@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from _equal import Size, register
@@ -29,8 +29,8 @@ class Watch(Reporter):
         now = time.perf_counter()
         self.trained, self._since = self.trained + now - self._since, now
 
-    def validated(self, step: int, bits_per_byte: float) -> None:
-        self.points.append((self.trained, bits_per_byte))
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.points.append((self.trained, metrics["bits_per_byte"]))
         self._since = time.perf_counter()
 
 
@@ -52,13 +52,16 @@ def learn_text(name: str, size: Size, optimizer: OptimizerName, asked: TrainOpti
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         result = train(
-            texts, folder, asked, reporter=watch, design=register(name), optimizer=optimizer, depth=size.n_layers,
-            d_model=size.d_model, head_dim=size.head_dim, vocab_size=size.vocab_size, context=size.context,
+            texts, folder, options=asked, reporter=watch, design=register(name), optimizer=optimizer,
+            depth=size.n_layers, d_model=size.d_model, head_dim=size.head_dim, vocab_size=size.vocab_size,
+            context=size.context,
         )  # fmt: skip
     assert watch.run is not None
     tokens = result.steps * watch.run.tokens_per_step
     parameters = result.model.n_parameters
-    return Text(optimizer, parameters, result.bits_per_byte, result.steps, tokens, watch.trained, tuple(watch.points))
+    return Text(
+        optimizer, parameters, result.metrics["bits_per_byte"], result.steps, tokens, watch.trained, tuple(watch.points)
+    )
 
 
 def best_of(runs: Sequence[Text]) -> Text:

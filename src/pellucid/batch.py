@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -94,7 +95,15 @@ class Batch:
 
     def with_segments(self) -> Batch:
         """The same with segments written out, so that rows with and without a boundary run the same code."""
-        return replace(self, tokens=replace(self.tokens, seg=self.tokens.segments, start=None))
+        source = self.source
+        if source is not None:
+            source = replace(source, tokens=replace(source.tokens, seg=source.tokens.segments, start=None))
+        tokens = replace(self.tokens, seg=self.tokens.segments, start=None)
+        return replace(self, tokens=tokens, source=source)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device; the batch itself where it is there already."""
+        return self if self.ids.device == device else _moved(self, device)
 
     def refuse_unshifted(self) -> None:
         """Raise DataError where labels are the inputs themselves: the silent failure that trains a copying machine."""
@@ -108,3 +117,12 @@ class Batch:
                     "labels equal the inputs at every scored position: they were not shifted",
                     "labels[:, t] must be the token after ids[:, t]",
                 )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A dataclass of tensors, or of such dataclasses, on another device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})

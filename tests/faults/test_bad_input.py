@@ -39,7 +39,7 @@ from pellucid.errors import CheckpointError, DataError, UsageError
 from pellucid.generate.decode import generate
 from pellucid.look.look import look
 from pellucid.nn.models import Model
-from pellucid.train import loop, precision, resolve
+from pellucid.train import loop, precision, resolve, trainer
 from pellucid.train.metrics import read_metrics
 from pellucid.train.objectives import NegativeLogLikelihood
 
@@ -56,10 +56,10 @@ OPTIONS = (*SIZES, "--steps", str(STEPS), "--checkpoint-every", "2")
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine whose speed is known without measuring it, and a wide terminal, so that no message is cut."""
-    monkeypatch.setattr(resolve, "_seconds_per_step", lambda *_: 0.1)
+    monkeypatch.setattr(trainer.Trainer, "measure", lambda *_: 0.1)
     for module in (resolve, loop):
-        monkeypatch.setattr(module, "measure_peak", lambda: precision.Peak(2e11, 1e11))
-    monkeypatch.setattr(loop, "VALIDATION_BATCHES", 2)
+        monkeypatch.setattr(module, "measure_peak", lambda *_: precision.Peak(2e11, 1e11))
+    monkeypatch.setattr(trainer, "VALIDATION_BATCHES", 2)
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.chdir(tmp_path)
 

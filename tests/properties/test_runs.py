@@ -18,7 +18,7 @@ import torch
 from pellucid.checkpoints.native import save_model
 from pellucid.errors import CheckpointError, DataError, PellucidError, RunError, SpecError, UsageError
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.train import checkpoint, loop, resolve
+from pellucid.train import checkpoint, loop, resolve, trainer
 from pellucid.train.config import Run, TrainOptions, changed
 from pellucid.train.loop import Interrupted, Result
 from pellucid.train.metrics import read_metrics
@@ -26,6 +26,7 @@ from pellucid.train.precision import Peak
 from pellucid.train.prepare import Prepared, prepare
 from pellucid.train.report import Progress, Reporter
 from pellucid.train.run import _finished, train
+from pellucid.train.trainer import Trainer
 
 TEXT = inspect.getsource(textwrap)
 TINY: dict[str, Any] = {
@@ -45,10 +46,10 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed is known without measuring it, and whose power does not fail."""
     monkeypatch.setattr(resolve, "compiler_here", lambda: True)
     monkeypatch.setattr("os.fsync", lambda _: None)
-    monkeypatch.setattr(loop, "VALIDATION_BATCHES", 2)
-    monkeypatch.setattr(resolve, "_seconds_per_step", lambda *_: 0.1)
+    monkeypatch.setattr(trainer, "VALIDATION_BATCHES", 2)
+    monkeypatch.setattr(Trainer, "measure", lambda *_: 0.1)
     for module in (resolve, loop):
-        monkeypatch.setattr(module, "measure_peak", lambda: Peak(2e11, 1e11))
+        monkeypatch.setattr(module, "measure_peak", lambda *_: Peak(2e11, 1e11))
 
 
 @pytest.fixture
@@ -124,17 +125,21 @@ def of_size(prepared: Prepared, n_tokens: int) -> Prepared:
 
 DERIVED = (  # everything that may be asked for and is not settled by its default; "minutes" only decides the others
     *("steps", "depth", "d_model", "head_dim", "vocab_size", "context", "batch_size", "learning_rate"),
-    *("matrix_learning_rate", "weight_decay", "warmup", "precision", "init"),
+    *("matrix_learning_rate", "weight_decay", "eps", "warmup", "precision", "init", "design", "objective"),
     *("validate_every", "sample_every", "checkpoint_every"),
 )
 
 
 def number(run: Run, name: str) -> Any:
-    spec = run.spec
-    of_spec = {"d_model": spec.d_model, "depth": spec.n_layers, "context": spec.context, "vocab_size": spec.vocab_size}
-    return {**of_spec, "head_dim": getattr(spec.stack.blocks[0].mixer, "head_dim", None)}.get(
-        name, getattr(run, name, None)
-    )
+    """The value in a run of the option that is asked for by this name."""
+    spec: Any = run.model
+    of_spec = {"d_model": spec.d_model, "depth": spec.n_layers, "vocab_size": spec.vocab_size, "design": "modern"}
+    if name == "head_dim":
+        return getattr(spec.stack.blocks[0].mixer, "head_dim", None)
+    parts = (run, run.feed, run.objective, run.start, run.optimiser, run.schedule, run.runtime, run.keeping)
+    field = TrainOptions.options[name].field
+    holders = [part for part in parts if isinstance(part, TrainOptions.options[name].part) or name == "seed"]
+    return of_spec[name] if name in of_spec else getattr(holders[0], field)
 
 
 def test_the_list_above_is_whole() -> None:
@@ -153,8 +158,8 @@ def test_every_derived_number_has_a_reason(prepared: Prepared, n_tokens: int, as
         plain = isinstance(value, str | bool)
         assert shown == (str(value) if plain else f"{value:,}" if isinstance(value, int) else f"{value:g}")
         assert reasons[name].why and (reasons[name].why == "asked for") == (name in asked or name == "vocab_size")
-    assert run.spec.context < n_tokens
-    assert 1 <= run.warmup <= run.steps and run.batch_size >= 1
+    assert run.feed.context == run.model.context < n_tokens
+    assert 1 <= run.schedule.warmup <= run.steps and run.feed.batch_size >= 1
     if not asked:
         assert run.steps == 5 * 60 / 0.1, "five minutes by default"
 
@@ -177,7 +182,7 @@ def test_options_asked_for_are_kept(prepared: Prepared, n_tokens: int, optimizer
 def test_more_time_or_text_makes_no_smaller_model(prepared: Prepared) -> None:
     def depths(minutes: list[float], n_tokens: list[int]) -> list[int]:
         found = zip(minutes, n_tokens, strict=True)
-        return [resolve.resolve((), TrainOptions(minutes=m), of_size(prepared, n)).spec.n_layers for m, n in found]
+        return [resolve.resolve((), TrainOptions(minutes=m), of_size(prepared, n)).model.n_layers for m, n in found]
 
     by_time, by_text = (
         depths([1.0, 10.0, 100.0, 1000.0], [10**9] * 4),
@@ -204,13 +209,17 @@ def test_compiling_without_a_compiler(prepared: Prepared, monkeypatch: pytest.Mo
 @pytest.fixture(scope="module")
 def run(prepared: Prepared) -> Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resolve, "_seconds_per_step", lambda *_: 0.1)
-        patch.setattr(resolve, "measure_peak", lambda: Peak(2e11, 1e11))
+        patch.setattr(Trainer, "measure", lambda *_: 0.1)
+        patch.setattr(resolve, "measure_peak", lambda *_: Peak(2e11, 1e11))
         return resolve.resolve(("text.txt",), TrainOptions(**TINY), prepared)
 
 
 def test_json_round_trip(run: Run, tmp_path: Path) -> None:
-    odd = replace(run, clip=None, learning_rate=0.1 + 0.2, texts=("a b", "é/*.txt"), reasons=())
+    optimiser, feed = (
+        replace(run.optimiser, clip=None, learning_rate=0.1 + 0.2),
+        replace(run.feed, texts=("a b", "é/*.txt")),
+    )
+    odd = replace(run, optimiser=optimiser, feed=feed, reasons=())
     for one in (run, odd, run.identity()):
         assert Run.from_json(json.loads(json.dumps(one.to_json()))) == one
         one.save(tmp_path / "run.json")
@@ -247,10 +256,18 @@ def test_identity_is_what_decides_the_weights(run: Run) -> None:
         "on_nonfinite": "skip",
         "sample_every": 99,
     }
-    assert replace(run, **operations, reasons=()).identity() == run.identity()
-    one_more: dict[str, Any] = {"steps": run.steps + 1, "seed": 9, "data": "x", "dropout": 0.5, "torch": "9"}
-    for name, value in one_more.items():
-        assert replace(run, **{name: value}).identity() != run.identity(), name
+    assert replace(run, keeping=replace(run.keeping, **operations), reasons=()).identity() == run.identity()
+    others = (
+        replace(run, seed=9),
+        replace(run, schedule=replace(run.schedule, steps=run.steps + 1)),
+        replace(run, feed=replace(run.feed, hash="x")),
+        replace(run, objective=replace(run.objective, dropout=0.5)),
+        replace(run, runtime=replace(run.runtime, torch="9")),
+        replace(run, start=replace(run.start, freeze=("embed.*",))),
+        replace(run, keeping=replace(run.keeping, validate_every=99)),
+    )
+    for other in others:
+        assert other.identity() != run.identity()
 
 
 def test_changed_options_are_found() -> None:
@@ -263,7 +280,7 @@ def test_changed_options_are_found() -> None:
 
 def test_operations_of_now(run: Run) -> None:
     now = run.with_operations(TrainOptions(depth=2, keep_checkpoints=7, tensorboard=True, on_nonfinite="skip"))
-    assert (now.keep_checkpoints, now.on_nonfinite, now.options.tensorboard) == (7, "skip", True)
+    assert (now.keeping.keep_checkpoints, now.keeping.on_nonfinite, now.keeping.tensorboard) == (7, "skip", True)
     assert now.identity() == run.identity()
     assert run.with_operations(TrainOptions()) == run
 
@@ -290,7 +307,7 @@ def test_stopped_and_resumed_is_never_stopped(
     resumed = train(text, tmp_path / "broken", reporter=listener, **options)
     assert listener.steps == [6, 7, 8, 9, 10]
     whole = _finished(straight(**variant), Run.load(straight(**variant) / "run.json"))
-    assert resumed.bits_per_byte == whole.bits_per_byte
+    assert resumed.metrics == whole.metrics and resumed.metrics["bits_per_byte"] > 0
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert digests(tmp_path / "broken") == digests(straight(**variant))
@@ -343,8 +360,14 @@ def test_stopped_while_finishing(straight: Callable[..., Path], text: Path, tmp_
 
 def test_asked_to_stop_while_finishing(straight: Callable[..., Path], text: Path, tmp_path: Path) -> None:
     real = loop.Trainer.validate_all
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "validate_all", lambda self, _: real(self, lambda: True))
+
+        def asked_meanwhile(self: Trainer, before_each: Callable[[], None]) -> Any:
+            patch.setattr(loop._Life, "asked_to_stop", lambda _: True)
+            return real(self, before_each)
+
+        patch.setattr(loop.Trainer, "validate_all", asked_meanwhile)
         with pytest.raises(Interrupted, match="saved"):
             train(text, tmp_path / "broken", **TINY)
     train(text, tmp_path / "broken", **TINY)
@@ -358,7 +381,7 @@ def test_a_finished_folder_is_left_alone(text: Path, tmp_path: Path) -> None:
     again = train(text, tmp_path / "out", reporter=listener, **TINY)
     assert listener.messages == [f"{tmp_path / 'out'} is finished: nothing to do"] and listener.steps == []
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
-    assert isinstance(again, Result) and again.bits_per_byte == first.bits_per_byte and not again.model.training
+    assert isinstance(again, Result) and again.metrics == first.metrics and not again.model.training
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
     assert again.model.tokenizer.hash == first.model.tokenizer.hash
 
@@ -380,7 +403,7 @@ def test_a_run_file_and_something_else_are_refused(straight: Callable[..., Path]
     with pytest.raises(UsageError, match=r"repeated exactly, but with learning_rate = 0\.5"):
         train(text, tmp_path / "second", run=run, learning_rate=0.5)
     with pytest.raises(RunError, match="holds another run than the one to be repeated"):
-        train(run.texts, straight(), run=replace(run, steps=11))
+        train(run.texts, straight(), run=replace(run, schedule=replace(run.schedule, steps=11)))
     (tmp_path / "other.txt").write_text(TEXT[:8000], encoding="utf-8")
     with pytest.raises(RunError, match=r"other\.txt is not what it was"):
         train(tmp_path / "other.txt", tmp_path / "second", run=run)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.checkpoints.tensors import load_tensors, save_tensors
+from pellucid.data.feed import PackedText
 from pellucid.data.packing import evaluation
 from pellucid.data.sources import Document
 from pellucid.data.store import build_store
@@ -43,7 +44,7 @@ from pellucid.spec import (
     ResidualSpec,
 )
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.train.config import OptimizerName
+from pellucid.train.config import ObjectiveSpec, OptimizerName
 from pellucid.train.objectives import NegativeLogLikelihood, Objective, Routed, nll, objective_for
 from pellucid.train.optim import (
     MATRICES_TO_TABLES,
@@ -55,7 +56,7 @@ from pellucid.train.optim import (
 )
 from pellucid.train.schedule import factor
 from pellucid.train.step import accumulate, step
-from pellucid.train.validate import bits_per_byte
+from pellucid.train.validate import held_out_sums
 
 few = settings(max_examples=15)
 EXPERTS, NORM = MoESpec(FFNSpec(12), 3, 2), EXAMPLE.stack.blocks[0].norm
@@ -246,7 +247,10 @@ def test_every_parameter_is_in_one_group(model: Decoder, name: OptimizerName) ->
 @few
 def test_a_step_goes_down(model: Decoder, batch: Batch, name: OptimizerName) -> None:
     """Every kind of layer takes part: one small step, and the loss is less; every weight has its gradient."""
-    model, objective = model.double(), objective_for(model, 0.0, 0.0)
+    model, objective = (
+        model.double(),
+        objective_for(model, ObjectiveSpec(name="causal", load_balance=0.0, router_z=0.0)),
+    )
     first = step(model, [torch.optim.SGD(model.parameters(), lr=0.0)], objective, [batch], clip=None)
     if first.grad_norm < 1e-6:  # nothing scored, or nothing to learn
         return
@@ -309,7 +313,7 @@ def test_routed_is_the_loss_and_what_keeps_routers_in_order(
     torch.testing.assert_close(loss, by_hand(model, batch, balance, z))
     torch.testing.assert_close(Routed(0.0, 0.0)(model, batch), nll(model, batch))
     routers = [m for m in model.modules() if isinstance(m, MixtureOfExperts)]
-    assert isinstance(objective_for(model, balance, z), Routed) == bool(routers)
+    assert isinstance(objective_for(model, ObjectiveSpec(name="causal")), Routed) == bool(routers)
     if routers and z > 0.1 and nll.count(batch):
         weights = [m.router.weight for m in routers]
         assert all(g.any() for g in torch.autograd.grad(loss, weights))
@@ -403,9 +407,11 @@ def test_bits_per_byte_is_the_naive_one(tmp_path: Path, context: int, stride: in
                 ids = torch.tensor([store.tokens[begin : at + 1].astype("int64").tolist()])
                 nats -= float(model(ids)[0, -1].log_softmax(-1)[int(store.tokens[at + 1])])
     assert len(scored) == last
-    got = bits_per_byte(model, evaluation(store, context, 3, stride))
-    assert got == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
-    assert math.isnan(bits_per_byte(model, []))
+    feed = PackedText(store, store, context=context, batch_size=3, seed=0)
+    sums = held_out_sums(model, feed.evaluation(stride))
+    assert feed.score(sums)["bits_per_byte"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
+    assert sums["count"] == last and sums["bytes"] == n_bytes
+    assert feed.score(held_out_sums(model, [])) == {}
 
 
 def test_measuring_leaves_the_mode_as_it_was(tmp_path: Path) -> None:
@@ -413,5 +419,5 @@ def test_measuring_leaves_the_mode_as_it_was(tmp_path: Path) -> None:
     store = build_store([Document("a", "some text")], tokenizer, tmp_path / "store")
     for training in (True, False):
         model = initialise(Decoder(modern(tokenizer.vocab_size, 16, 2, 8, 4))).train(training)
-        bits_per_byte(model, evaluation(store, 16, 1))
+        held_out_sums(model, evaluation(store, 16, 1))
         assert model.training is training and all(p.grad is None for p in model.parameters())

@@ -48,10 +48,10 @@ def demo(out: Path = Path("runs/demo"), minutes: float = 3.0, seed: int = 0) -> 
 
     recipe = standard_library(TrainOptions(minutes=minutes, seed=seed))
     with display() as shown:
-        result = train(recipe.texts, out, recipe.options, reporter=shown, sampler=write_sample)
+        result = train(recipe.texts, out, options=recipe.options, reporter=shown, sampler=write_sample)
     console = shown.console
     console.rule("how well are the held-out modules predicted?")
-    console.print(comparison(result.bits_per_byte, compressed_bits_per_byte(recipe.held_out)))
+    console.print(comparison(result.metrics["bits_per_byte"], compressed_bits_per_byte(recipe.held_out)))
     console.rule("what does it write?")
     written = generate(result.model, SHOWN, max_new_tokens=LONGEST, seed=seed, stop="\n\n\n")[0]
     console.print(SHOWN + written.text, highlight=False, markup=False)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import AnyModel, Decoder
 from pellucid.train.config import Run
 from pellucid.train.loop import Result
 from pellucid.train.report import Progress as State
@@ -25,8 +24,10 @@ SAMPLE_TOKENS = 60
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
-def write_sample(model: Decoder) -> str:
-    """A few tokens of the model's own, from nothing."""
+def write_sample(model: AnyModel) -> str:
+    """A few tokens of the model's own, from nothing; "" of a model that does not write by itself."""
+    if not isinstance(model, Decoder):
+        return ""
     from pellucid.generate.decode import generate
     from pellucid.generate.sample import Sampling
 
@@ -62,7 +63,7 @@ class Lines(Reporter):
     def __init__(self, console: Console):
         self.console = console
         self.last = 0.0
-        self.bits_per_byte: float | None = None
+        self.measures: Mapping[str, float] = {}
 
     def message(self, text: str) -> None:
         self.console.print(text, style="dim", highlight=False, markup=False)
@@ -83,17 +84,18 @@ class Lines(Reporter):
     def start(self, run: Run, done: int) -> None:
         if not done:
             self.console.print(reasons_table(run))
+        precision = run.runtime.precision
         what = "training" if not done else f"going on after step {done:,}"
-        self.console.print(f"[bold]{what}[/]: {run.steps:,} steps of {run.tokens_per_step:,} tokens, {run.precision}")
+        self.console.print(f"[bold]{what}[/]: {run.steps:,} steps of {run.tokens_per_step:,} tokens, {precision}")
 
     def progress(self, state: State) -> None:
         now = time.perf_counter()
         if now - self.last > self.every or state.step == state.steps:
             self.last = now
-            self.console.print(status(state, self.bits_per_byte), highlight=False, soft_wrap=True)
+            self.console.print(status(state, self.measures), highlight=False, soft_wrap=True)
 
-    def validated(self, step: int, bits_per_byte: float) -> None:
-        self.bits_per_byte = bits_per_byte
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.measures = metrics
 
     def sample(self, step: int, text: str) -> None:
         self.console.print(
@@ -102,8 +104,8 @@ class Lines(Reporter):
 
     def finished(self, result: Result, folder: Path) -> None:
         """The last lines of a run: what came out, and what to do with it."""
-        if not math.isnan(result.bits_per_byte):
-            self.console.print(f"held-out text: [bold]{result.bits_per_byte:.4f} bits per byte[/]")
+        if result.metrics:
+            self.console.print(f"held out: [bold]{said(result.metrics, 4)}[/]", highlight=False)
         self.console.print(result.model)
         self.console.print(f"saved in [bold]{folder}[/]; next:", highlight=False)
         self.console.print(
@@ -139,7 +141,7 @@ class Panels(Lines):
             self.live.stop()
             self.live = None
         if self.state is not None:
-            self.console.print(status(self.state, self.bits_per_byte), highlight=False, soft_wrap=True)
+            self.console.print(status(self.state, self.measures), highlight=False, soft_wrap=True)
         if self.written is not None:
             super().sample(*self.written)
 
@@ -154,8 +156,7 @@ class Panels(Lines):
         grid.add_row("", f"{state.step:,} of {state.steps:,} · {clock(state.seconds_left)} left")
         grid.add_row("loss", Text(sparkline(self.losses, width), "cyan"))
         grid.add_row("", Text(f"{state.loss:.3f} nats a token"))
-        bits = "not yet" if self.bits_per_byte is None else f"{self.bits_per_byte:.3f} bits per byte"
-        grid.add_row("held out", Text(bits, "bold"))
+        grid.add_row("held out", Text(said(self.measures) or "not yet", "bold"))
         used = f"{state.utilisation:.0%} of this machine's measured peak"
         grid.add_row("speed", f"{state.tokens_per_second:,.0f} tokens/s · {used}")
         parts: list[Table | Panel] = [grid]
@@ -166,9 +167,14 @@ class Panels(Lines):
         return Panel(Group(*parts), title="pellucid train", title_align="left", border_style="cyan")
 
 
-def status(state: State, bits_per_byte: float | None) -> str:
+def said(measures: Mapping[str, float], digits: int = 3) -> str:
+    """Named measures in words: "1.234 bits per byte, 2.345 perplexity"."""
+    return ", ".join(f"{value:.{digits}f} {name.replace('_', ' ')}" for name, value in measures.items())
+
+
+def status(state: State, measures: Mapping[str, float]) -> str:
     """One line about where a run stands."""
-    bits = "" if bits_per_byte is None else f" · held out {bits_per_byte:.3f} bits/byte"
+    bits = f" · held out {said(measures)}" if measures else ""
     return (
         f"step {state.step:,}/{state.steps:,} · loss {state.loss:.3f}{bits} · {state.tokens_per_second:,.0f} tokens/s "
         f"({state.utilisation:.0%} of peak) · {clock(state.seconds_left)} left"

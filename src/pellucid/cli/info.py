@@ -139,7 +139,7 @@ def _saved(path: Path) -> ModelSpec:
     if (path / "run.json").exists():
         from pellucid.train.config import Run
 
-        return Run.load(path / "run.json").spec
+        return Run.load(path / "run.json").model
     if (path / CONFIG).is_file():
         return spec_of(read_object(path / CONFIG))[0]
     raise SpecError(f"{path} holds no spec.json", "give a folder that `pellucid train` wrote, or a published model's")

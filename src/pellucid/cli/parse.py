@@ -26,9 +26,12 @@ def parse(command: Callable[..., None], arguments: Sequence[str], examples: str)
         description=f"{_summary(command)}\n\nexamples\n{shown}",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    options = {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
-    # made here rather than in tyro, so that what they refuse is said as all else is
-    command(**{**vars(given), **{name: made(**vars(getattr(given, name))) for name, made in options.items()}})
+    values = dict(vars(given))
+    for name, hint in hints.items():
+        if _is_options(hint):  # made here rather than in tyro, so that what they refuse is said as all else is
+            asked = [vars(values.pop(f"{name}_{title}")) for title, _, _ in _groups(hint)]
+            values[name] = hint(**{field: value for part in asked for field, value in part.items()})
+    command(**values)
 
 
 def text_of(argument: str) -> str:
@@ -65,16 +68,36 @@ def _form(of: Callable[..., Any], fields: dict[str, tuple[Any, Any]]) -> type:
     """
     asked: list[tuple[str, Any, Any]] = []
     for name, (hint, default) in fields.items():
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            inner = get_type_hints(hint)
-            form = _form(hint, {f.name: (inner[f.name], f.default) for f in dataclasses.fields(hint)})
-            title = tyro.conf.arg(name=hint.__name__.removesuffix("Options").lower())
-            asked.append((name, Annotated[form, title], dataclasses.field(default=form())))
+        if _is_options(hint):
+            for title, part, options in _groups(hint):
+                form = _form(part, options)
+                heading = tyro.conf.arg(name=title)
+                asked.append((f"{name}_{title}", Annotated[form, heading], dataclasses.field(default=form())))
         else:
             given = {} if default is inspect.Parameter.empty else {"default": default}
             asked.append((name, _hint(name, hint, default), dataclasses.field(**given)))
     said = {"__doc__": of.__doc__, "__module__": of.__module__}
     return dataclasses.make_dataclass(of.__name__, asked, frozen=True, kw_only=True, namespace=said)
+
+
+def _is_options(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _groups(options: type) -> list[tuple[str, type, dict[str, tuple[Any, Any]]]]:
+    """The fields of a dataclass as help shows them: heading, the class that explains it, name -> (type, default).
+
+    A field may say in its metadata which ``part`` it belongs to, and its ``help``; by itself all are one group.
+    """
+    groups: dict[type, dict[str, tuple[Any, Any]]] = {}
+    hints = get_type_hints(options)
+    for field in dataclasses.fields(options):
+        hint, said = hints[field.name], field.metadata.get("help")
+        hint = Annotated[hint, tyro.conf.arg(help=said)] if said else hint
+        groups.setdefault(field.metadata.get("part", options), {})[field.name] = (hint, field.default)
+    return [
+        (part.__name__.removesuffix("Options").removesuffix("Spec").lower(), part, of) for part, of in groups.items()
+    ]
 
 
 def _hint(name: str, hint: Any, default: Any) -> Any:

@@ -43,7 +43,7 @@ def train(
     folder = out or default_folder(texts[0])
     resolved = None if run is None else Run.load(run)
     with display() as shown:
-        result = train_texts(texts, folder, options, run=resolved, reporter=shown, sampler=write_sample)
+        result = train_texts(texts, folder, resolved, options=options, reporter=shown, sampler=write_sample)
         shown.finished(result, folder)
 
 

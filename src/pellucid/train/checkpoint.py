@@ -15,11 +15,11 @@ from pellucid.checkpoints.native import SPEC, WEIGHTS, fill, save_model, value_h
 from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.errors import CheckpointError
 from pellucid.files import explain_os_errors, read_json, sha256, write_folder, write_json
-from pellucid.nn.models import Decoder
+from pellucid.nn.models import AnyModel
 from pellucid.train.config import Run
 from pellucid.train.optim import load_state_tensors, state_tensors
 
-FOLDER, OPTIMIZER, STATE = "checkpoints", "optimizer.safetensors", "checkpoint.json"
+RUN, FOLDER, OPTIMIZER, STATE = "run.json", "checkpoints", "optimizer.safetensors", "checkpoint.json"
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -27,7 +27,12 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / FOLDER / f"step-{step:08d}"
 
 
-def save(folder: Path, run: Run, step: int, model: Decoder, optimizers: Sequence[torch.optim.Optimizer]) -> Path:
+def step_of(path: Path) -> int:
+    """How many updates came before the checkpoint, by its folder's name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def save(folder: Path, run: Run, step: int, model: AnyModel, optimizers: Sequence[torch.optim.Optimizer]) -> Path:
     """Write the checkpoint after ``step`` updates and remove all but the newest ``keep_checkpoints``.
 
     Removed are also those of later steps: the run, which goes on from the newest valid one, has passed them over.
@@ -36,14 +41,14 @@ def save(folder: Path, run: Run, step: int, model: Decoder, optimizers: Sequence
     def write(aside: Path) -> None:
         save_model(model, aside)
         save_tensors(aside / OPTIMIZER, state_tensors(model, optimizers))
-        run.save(aside / "run.json")
+        run.save(aside / RUN)
         files = {file.name: sha256(file) for file in sorted(aside.iterdir())}
         write_json(aside / STATE, {"step": step, "run": value_hash(run.identity()), "files": files})
 
     path = path_of(folder, step)
     write_folder(path, write)
     found = sorted(path.parent.glob("step-*"))
-    kept = [one for one in found if one <= path][-run.keep_checkpoints :]
+    kept = [one for one in found if one <= path][-run.keeping.keep_checkpoints :]
     with explain_os_errors(path):
         for other in found:
             if other not in kept:
@@ -51,14 +56,14 @@ def save(folder: Path, run: Run, step: int, model: Decoder, optimizers: Sequence
     return path
 
 
-def check(path: Path, run: Run) -> int:
-    """The step of a checkpoint of this very run, every byte verified. Raises CheckpointError saying what is wrong."""
+def check(path: Path, run: Run) -> None:
+    """Verify every byte of a checkpoint of this very run. Raises CheckpointError saying what is wrong."""
     state = read_json(path / STATE, CheckpointError)
     try:
         step, owner, files = int(state["step"]), str(state["run"]), dict(state["files"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / STATE} is damaged: {error!r}") from error
-    if path.name != f"step-{step:08d}":
+    if path != path_of(path.parent.parent, step):
         raise CheckpointError(f"{path / STATE} is damaged: it says step {step}")
     if owner != value_hash(run.identity()):
         raise CheckpointError(f"{path} belongs to another run")
@@ -72,18 +77,18 @@ def check(path: Path, run: Run) -> int:
             raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
         if not intact:
             raise CheckpointError(f"{file} is damaged: its contents do not match {STATE}")
-    return step
 
 
-def newest(folder: Path, run: Run, warn: Callable[[str], None]) -> tuple[Path, int] | None:
-    """The newest valid checkpoint of this run and its step; None when none was ever written.
+def newest(folder: Path, run: Run, warn: Callable[[str], None]) -> Path | None:
+    """The newest valid checkpoint of this run; None when none was ever written.
 
     ``warn`` hears of each damaged one that is passed over. Raises CheckpointError when none of several is valid.
     """
     problems: list[str] = []
     for path in sorted((folder / FOLDER).glob("step-*"), reverse=True):
         try:
-            return path, check(path, run)
+            check(path, run)
+            return path
         except CheckpointError as error:
             problems.append(error.problem)
             warn(f"checkpoint passed over: {error.problem}")
@@ -95,7 +100,7 @@ def newest(folder: Path, run: Run, warn: Callable[[str], None]) -> tuple[Path, i
     return None
 
 
-def load(path: Path, model: Decoder, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+def load(path: Path, model: AnyModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Put weights and optimiser state back. The checkpoint has been checked."""
     weights, _ = load_tensors(path / WEIGHTS)
     fill(model, weights, path / WEIGHTS)
@@ -103,4 +108,4 @@ def load(path: Path, model: Decoder, optimizers: Sequence[torch.optim.Optimizer]
     load_state_tensors(model, optimizers, state)
 
 
-__all__ = ["FOLDER", "SPEC", "check", "load", "newest", "path_of", "save"]
+__all__ = ["FOLDER", "RUN", "SPEC", "check", "load", "newest", "path_of", "save"]

@@ -1,124 +1,216 @@
-"""What a person asks of a run, and what a run is: two frozen values. ``resolve`` turns the first into the second."""
+"""What a person asks of a run, and what a run is: two frozen values. ``resolve`` turns the first into the second.
+
+Each option is declared once, as a field of the part of a run that it decides (``options.option``).
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pellucid.designs import DESIGNS
-from pellucid.errors import UsageError, suggest
-from pellucid.spec import DecoderSpec, InitRule
+from pellucid.errors import SpecError, UsageError, suggest
+from pellucid.files import read_json
+from pellucid.spec import InitRule, ModelSpec
+from pellucid.train.options import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Declared,
+    Part,
+    asking,
+    at_least,
+    declared,
+    option,
+    refuse_illegal,
+    up_to,
+)
+from pellucid.train.schedule import ScheduleName, factor
 from pellucid.values import Value
 
+ObjectiveName = Literal["causal", "mlm", "seq2seq", "labels"]
 OptimizerName = Literal["muon", "adamw"]
 PrecisionName = Literal["fp32", "bf16"]
-ScheduleName = Literal["wsd", "cosine"]
 
-# what each number may be, and how that is said (nan is none of these)
-_Legal = tuple[Callable[[float], bool], str]
-_COUNT: _Legal = (lambda x: x >= 1, "at least 1")
-_POSITIVE: _Legal = (lambda x: 0 < x < math.inf, "greater than 0, and finite")
-_NOT_NEGATIVE: _Legal = (lambda x: 0 <= x < math.inf, "0 or more, and finite")
-_SHARE: _Legal = (lambda x: 0 <= x < 1, "from 0 up to, not including, 1")
-_LEGAL: dict[str, _Legal] = {
-    **dict.fromkeys(("steps", "depth", "d_model", "head_dim", "vocab_size", "batch_size", "micro_batches"), _COUNT),
-    **dict.fromkeys(("validate_every", "checkpoint_every", "keep_checkpoints", "threads"), _COUNT),
-    **dict.fromkeys(("minutes", "learning_rate", "matrix_learning_rate", "clip"), _POSITIVE),
-    **dict.fromkeys(("weight_decay", "warmup", "sample_every", "load_balance", "router_z"), _NOT_NEGATIVE),
-    **dict.fromkeys(("validation", "dropout"), _SHARE),
-    "context": (lambda x: x >= 8, "at least 8 tokens"),
-    "seed": (lambda x: 0 <= x < 2**32, "from 0 to 4294967295"),
-}
+# --- asked for, and answered by the model's spec and the number of steps ----------------------------------------------
 
 
-def _refuse_illegal(asked: TrainOptions | Run) -> None:
-    """Raise UsageError naming the field, value and legal values of a number that no run can have."""
-    for name, (is_legal, words) in _LEGAL.items():
-        value = getattr(asked, name, None)
-        if value is not None and not is_legal(value):
-            raise UsageError(f"{name} = {value} cannot be used", f"--{name.replace('_', '-')} must be {words}")
+@dataclass(frozen=True, kw_only=True)
+class Sizing(Part):
+    """What is asked of the model's size and of the time; a run holds the answers."""
+
+    minutes: float = option(
+        "Time to train, on this machine; the number of steps follows from a measured one. Default: 5.", POSITIVE
+    )
+    design: str = option(
+        "modern, classic, window, moe, delta, hybrid, lstm, ...: `pellucid info` lists them all. Default: modern; "
+        "encoder or encoder_decoder where the objective needs one."
+    )
+    depth: int = option("Layers; the width follows (64 for each above two).", COUNT)
+    d_model: int = option("Width of the residual stream.", COUNT)
+    head_dim: int = option("Width of one attention head.", COUNT)
+    vocab_size: int = option("Entries of the tokenizer that is trained on the text.", COUNT)
 
 
-@dataclass(frozen=True)
+# --- the parts of a run ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedSpec(Part):
+    """What is learned from. hash: of the training data; tokens_per_step: of one update, on all processes together.
+
+    This class itself stands for a feed that the caller made.
+    """
+
+    hash: str
+    tokens_per_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec(FeedSpec):
+    """A feed read from ``texts`` (for the objective seq2seq: files of pairs). tokenizer: hash of the tokenizer."""
+
+    texts: tuple[str, ...]
+    tokenizer: str
+    context: int = option("Longest sequence, in tokens.", at_least(8, "at least 8 tokens"))
+    batch_size: int = option("Rows of `context` tokens in one update.", COUNT)
+    validation: float = option(
+        "Share of the documents held out (of the text's end, when there is only one document).", SHARE, default=0.05
+    )
+    held_out: tuple[str, ...] = option("Names of documents to hold out, instead of a share.", default=())
+    masked: float = option("Share of the tokens that are predicted (objective mlm only).", SHARE, default=0.15)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec(Part):
+    """What is minimised."""
+
+    name: ObjectiveName = option(
+        "causal (the next token), mlm (masked tokens, by an encoder) or seq2seq (the second column of a .tsv file from "
+        "the first, by an encoder-decoder). Default: the one that fits the model.",
+        flag="objective",
+    )
+    smoothing: float = option("Share of each label that goes to all tokens alike.", SHARE, default=0.0)
+    dropout: float = option("On each sublayer's output, and on the embeddings.", SHARE, default=0.0)
+    load_balance: float = option(
+        "Weight of the loss that keeps all experts in use (designs with experts only).", NOT_NEGATIVE, default=0.01
+    )
+    router_z: float = option(
+        "Weight of the loss that keeps the router's logits small (designs with experts only).",
+        NOT_NEGATIVE,
+        default=0.001,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Part):
+    """The weights before the first step. weights: hash of those that ``init_from`` held."""
+
+    init: InitRule = option("normal, fan_in or xavier.")
+    init_from: str | None = option("A model to go on from: ours or a published one, with its tokenizer.", default=None)
+    weights: str | None = None
+    freeze: tuple[str, ...] = option(
+        "Parameters that stay as they are, by name or pattern, e.g. 'embed.*' 'blocks.0.*'.", default=()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser(Part):
+    """How a gradient changes the weights."""
+
+    name: OptimizerName = option(
+        "muon (matrices by Muon, the rest by AdamW) or adamw.", default="muon", flag="optimizer"
+    )
+    learning_rate: float = option("Peak rate of AdamW.", POSITIVE)
+    matrix_learning_rate: float = option("Peak rate of Muon.", POSITIVE)
+    weight_decay: float = option(
+        "Decoupled decay: of the blocks' matrices with muon, of all matrices with adamw.", NOT_NEGATIVE
+    )
+    beta1: float = option("AdamW's decay of the mean of gradients.", SHARE, default=0.9)
+    beta2: float = option("AdamW's decay of the mean of squared gradients.", SHARE, default=0.95)
+    eps: float = option("AdamW's term in the denominator.", POSITIVE)
+    clip: float | None = option("Largest gradient norm; None: any.", POSITIVE, default=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Part):
+    """How many steps there are, and the learning rate of each as a share of its peak."""
+
+    name: ScheduleName = option(
+        "wsd (warm-up, stable, decay), cosine, or inverse_sqrt (Vaswani et al. 2017).", default="wsd", flag="schedule"
+    )
+    steps: int = option("Number of updates, instead of --minutes.", COUNT)
+    warmup: int = option("Steps of linear warm-up.", NOT_NEGATIVE)
+
+    def factor(self, step: int) -> float:
+        """What the peak learning rates are multiplied by at ``step``, from 0."""
+        return factor(self.name, step, self.steps, self.warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime(Part):
+    """How the same numbers are computed."""
+
+    micro_batches: int = option(
+        "Split each update's rows into this many parts, to save memory; the gradient stays the same.", COUNT, default=1
+    )
+    precision: PrecisionName = option("fp32 or bf16 (float32 master weights); default: the faster here.")
+    compile: bool = option(
+        "torch.compile the blocks: slower to start, then faster; needs a C++ compiler.", default=False
+    )
+    threads: int
+    torch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping(Part):
+    """What is measured, shown and kept on the way."""
+
+    validate_every: int = option("Steps between validations.", COUNT)
+    sample_every: int = option("Steps between samples of the model's writing; 0: none.", NOT_NEGATIVE, neutral=0)
+    checkpoint_every: int = option("Steps between checkpoints; default: about every 30 seconds.", COUNT, neutral=1)
+    keep_checkpoints: int = option("How many to keep.", COUNT, default=2, neutral=1)
+    on_nonfinite: Literal["stop", "skip"] = option(
+        "What to do when loss or gradient is not finite.", default="stop", neutral="stop"
+    )
+    tensorboard: bool = option("Also write TensorBoard files.", default=False, neutral=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed(Part):
+    """Where everything random begins."""
+
+    seed: int = option(
+        "Decides initial weights, data order and the validation split.",
+        up_to(0, 2**32, "from 0 to 4294967295"),
+        default=0,
+    )
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+@asking(Sizing, Schedule, Seed, TextSpec, ObjectiveSpec, Start, Optimiser, Runtime, Keeping)
 class TrainOptions(Value):
-    """Everything that can be asked of a run. What is not (None) follows from the text's size and the time there is."""
+    """What is asked of a run. What is not (None) follows from the text's size and the time there is."""
 
-    minutes: float | None = None
-    """Time to train, on this machine; the number of steps follows from a measured one. Default: 5."""
-    steps: int | None = None
-    """Number of updates, instead of --minutes."""
-    depth: int | None = None
-    """Layers; the width follows (64 for each above two)."""
-    seed: int = 0
-    """Decides initial weights, data order and the validation split."""
-    design: str = "modern"
-    """modern, classic, window, moe, delta, hybrid, lstm, ...: `pellucid info` lists them all."""
+    options: ClassVar[dict[str, Declared]]
 
-    d_model: int | None = None
-    """Width of the residual stream."""
-    head_dim: int | None = None
-    """Width of one attention head."""
-    vocab_size: int | None = None
-    """Entries of the tokenizer that is trained on the text."""
-    context: int | None = None
-    """Longest sequence, in tokens."""
+    if TYPE_CHECKING:  # the fields are the options of the parts above
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    batch_size: int | None = None
-    """Rows of `context` tokens in one update."""
-    micro_batches: int = 1
-    """Split each update's rows into this many parts, to save memory; the gradient stays the same."""
-    optimizer: OptimizerName = "muon"
-    """muon (matrices by Muon, the rest by AdamW) or adamw."""
-    learning_rate: float | None = None
-    """Peak rate of AdamW."""
-    matrix_learning_rate: float | None = None
-    """Peak rate of Muon."""
-    weight_decay: float | None = None
-    """Decoupled decay: of the blocks' matrices with muon, of all matrices with adamw."""
-    schedule: ScheduleName = "wsd"
-    """wsd (warm-up, stable, decay) or cosine."""
-    warmup: int | None = None
-    """Steps of linear warm-up."""
-    clip: float | None = 1.0
-    """Largest gradient norm; None: any."""
-    dropout: float = 0.0
-    """On each sublayer's output, and on the embeddings."""
-    load_balance: float = 0.01
-    """Weight of the loss that keeps all experts in use (designs with experts only)."""
-    router_z: float = 0.001
-    """Weight of the loss that keeps the router's logits small (designs with experts only)."""
-    precision: PrecisionName | None = None
-    """fp32 or bf16 (float32 master weights); default: the faster here."""
-    compile: bool = False
-    """torch.compile the blocks: slower to start, then faster; needs a C++ compiler."""
-    init: InitRule | None = None
-    """normal, fan_in or xavier."""
+        def __init__(self, **asked: Any) -> None: ...
 
-    validation: float = 0.05
-    """Share of the documents held out (of the text's end, when there is only one document)."""
-    held_out: tuple[str, ...] = ()
-    """Names of documents to hold out, instead of a share."""
-    validate_every: int | None = None
-    """Steps between validations."""
-    sample_every: int | None = None
-    """Steps between samples of the model's writing; 0: none."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints; default: about every 30 seconds."""
-    keep_checkpoints: int = 2
-    """How many to keep."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do when loss or gradient is not finite."""
-    tensorboard: bool = False
-    """Also write TensorBoard files."""
+        def __getattr__(self, name: str) -> Any: ...
 
     def __post_init__(self) -> None:
-        if self.design not in DESIGNS:
+        if self.design is not None and self.design not in DESIGNS:
             raise UsageError(f"there is no design {self.design!r}", suggest(self.design, DESIGNS))
         if self.minutes is not None and self.steps is not None:
             raise UsageError("both minutes and steps are given", "give the one that should decide")
-        _refuse_illegal(self)
+        refuse_illegal(self, self.options.values(), by_flag=True)
 
 
 @dataclass(frozen=True)
@@ -130,71 +222,71 @@ class Reason(Value):
     why: str
 
 
-@dataclass(frozen=True)
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Value):
-    """A run with every number fixed: with the same text, seed, machine and thread count it gives the same weights.
+    """A run with every number fixed: with the same data, seed, machine and thread count it gives the same weights.
 
     Saved as ``run.json`` beside every checkpoint, and accepted back by ``pellucid train --run run.json``.
     """
 
-    texts: tuple[str, ...]
-    options: TrainOptions
-    spec: DecoderSpec
-    tokenizer: str
-    """Hash of the tokenizer."""
-    data: str
-    """Hash of the training tokens."""
-    steps: int
-    batch_size: int
-    micro_batches: int
+    model: ModelSpec
+    feed: FeedSpec
+    objective: ObjectiveSpec
+    start: Start
+    optimiser: Optimiser
+    schedule: Schedule
+    runtime: Runtime
+    keeping: Keeping
     seed: int
-    optimizer: OptimizerName
-    learning_rate: float
-    matrix_learning_rate: float
-    weight_decay: float
-    schedule: ScheduleName
-    warmup: int
-    clip: float | None
-    dropout: float
-    precision: PrecisionName
-    compile: bool
-    init: InitRule
-    validate_every: int
-    sample_every: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    on_nonfinite: Literal["stop", "skip"]
-    threads: int
-    torch: str
+    options: TrainOptions
     reasons: tuple[Reason, ...] = ()
-    load_balance: float = 0.01
-    router_z: float = 0.001
 
-    def __post_init__(self) -> None:
-        _refuse_illegal(self)
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps
 
     @property
     def tokens_per_step(self) -> int:
-        return self.batch_size * self.spec.context
+        return self.feed.tokens_per_step
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the feed is read from; () for a feed that the caller made."""
+        return self.feed.texts if isinstance(self.feed, TextSpec) else ()
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Read what ``save`` wrote. Raises SpecError naming file and field, or the version that wrote another form."""
+        said = read_json(path, SpecError)
+        if isinstance(said, dict) and said.get("type") == "Run" and "spec" in said:
+            raise SpecError(
+                f"{path} was written before pellucid 0.1.0, in a form that can no longer be trained on",
+                "finish it with the version that began it, or start anew with another folder with --out; a finished "
+                "model of that folder opens as before",
+            )
+        return super().load(path)
 
     def identity(self) -> Run:
         """The run without what may change while it is the same run, and without how its numbers were found."""
-        plain = {"checkpoint_every": 1, "keep_checkpoints": 1, "on_nonfinite": "stop", "sample_every": 0}
-        return replace(self, **plain, options=TrainOptions(), reasons=())
+        neutral = {each.field: each.option.neutral for each in OPERATIONAL.values()}
+        return replace(self, keeping=replace(self.keeping, **neutral), options=TrainOptions(), reasons=())
 
     def with_operations(self, options: TrainOptions) -> Run:
         """The same run with the operational options that are asked for now."""
         default = TrainOptions()
         asked = {
-            name: getattr(options, name)
-            for name in OPERATIONAL
-            if name != "tensorboard" and getattr(options, name) != getattr(default, name)
+            each.field: getattr(options, flag)
+            for flag, each in OPERATIONAL.items()
+            if getattr(options, flag) != getattr(default, flag)
         }
-        return replace(self, **asked, options=replace(self.options, tensorboard=options.tensorboard))
+        return replace(self, keeping=replace(self.keeping, **asked))
 
 
 # what may change when a run goes on: it decides what is kept and shown, never what is computed
-OPERATIONAL = ("checkpoint_every", "keep_checkpoints", "on_nonfinite", "tensorboard", "sample_every")
+OPERATIONAL = {each.flag: each for each in declared(Keeping) if each.option.neutral is not MISSING}
 
 
 def changed(before: TrainOptions, now: TrainOptions) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,15 @@ from pellucid.errors import UsageError
 from pellucid.files import explain_os_errors, write_text
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
-FINAL = "final_bits_per_byte"  # of the last line: it is measured again by a run that is resumed after its last step
+FINAL = "final_"  # before each name of the last line: it is measured again by a run resumed after its last step
+
+
+def finals(lines: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The measures of all that was held out, by name: those of the last line that has any; {} where none has."""
+    found: dict[str, float] = {}
+    for line in lines:
+        found = {name.removeprefix(FINAL): line[name] for name in line if name.startswith(FINAL)} or found
+    return found
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -35,14 +44,32 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return out
 
 
-class Recorder:
+class Silence:
+    """The record of a process that is not the first of its world: nobody reads it."""
+
+    def write(self, name: str, step: int, **values: float | int | bool) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing."""
+
+
+class Recorder(Silence):
     """Appends a line a call; ``sync`` puts everything on the disk, before a checkpoint that counts on it."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False):
         self._folder = folder
         self._streams: dict[str, IO[str]] = {}
         for name in (METRICS, TIMINGS):
-            kept = [line for line in read_metrics(folder / name) if line["step"] <= step and FINAL not in line]
+            kept = [line for line in read_metrics(folder / name) if line["step"] <= step and not finals([line])]
             write_text(folder / name, "".join(json.dumps(line) + "\n" for line in kept))
             with explain_os_errors(folder / name):
                 self._streams[name] = (folder / name).open("a", encoding="utf-8")

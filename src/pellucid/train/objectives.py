@@ -13,15 +13,19 @@ from pellucid.batch import IGNORE, Batch
 from pellucid.errors import DataError, UsageError
 from pellucid.nn.models import EncoderDecoder, Model
 from pellucid.nn.moe import MixtureOfExperts, load_balance, router_z
+from pellucid.train.config import ObjectiveSpec
 
 
 @runtime_checkable  # the shape checks of the tests look
 class Objective(Protocol):
-    """(model, batch) -> summed loss in nats; ``count``: how many terms a batch has, known before any forward."""
+    """(model, batch) -> summed loss in nats; ``count``: how many terms, or which sum of their weights, a batch has.
+
+    The count is known before any forward.
+    """
 
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]: ...
 
-    def count(self, batch: Batch) -> int: ...
+    def count(self, batch: Batch) -> float: ...
 
 
 class NegativeLogLikelihood:
@@ -92,12 +96,14 @@ class Routed:
             loss = loss + self.count(batch) * extra
         return loss
 
-    def count(self, batch: Batch) -> int:
+    def count(self, batch: Batch) -> float:
         """As many terms as the other objective."""
         return self.base.count(batch)
 
 
-def objective_for(model: Model, balance: float, z: float) -> Objective:
-    """What ``model`` is trained on: its own predictions, and with experts their balance too."""
+def objective_for(model: Model, said: ObjectiveSpec) -> Objective:
+    """What ``model`` is trained on: its own predictions, their labels smoothed if asked, and with experts their balance
+    too."""
+    base = Smoothed(said.smoothing) if said.smoothing else nll
     routed = any(isinstance(module, MixtureOfExperts) for module in model.modules())
-    return Routed(balance, z) if routed else nll
+    return Routed(said.load_balance, said.router_z, base) if routed else base

@@ -12,17 +12,24 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pellucid.errors import CheckpointError
+from pellucid.errors import CheckpointError, UsageError
 from pellucid.train.config import OptimizerName
 
 MATRICES_TO_TABLES = 2 / 15  # AdamW's rate for matrices, over its rate for tables beside Muon: resolve's 0.004 and 0.03
 
 
+def default_eps(name: OptimizerName) -> float:
+    """AdamW's term in the denominator: smaller beside Muon, where only tables and vectors are left to it."""
+    return 1e-10 if name == "muon" else 1e-8
+
+
 def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Parameters by role: ``matrices`` and ``experts`` (of blocks), ``tables`` (embedding, positions, head),
-    ``vectors``."""
+    """Trainable parameters by role: ``matrices`` and ``experts`` (of blocks), ``tables`` (embedding, positions, head),
+    ``vectors``. Frozen ones have no role, and so no optimiser and no state."""
     groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "experts": {}, "tables": {}, "vectors": {}}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         in_block = ".blocks." in f".{name}"
         matrices = "matrices" if parameter.ndim == 2 else "experts"
         vector = parameter.ndim < 2 or name.endswith(".bias")  # experts' biases stand one above the other
@@ -39,8 +46,13 @@ def build_optimizers(
     matrix_learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.95),
+    eps: float | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest. Groups remember their ``peak`` rate."""
+    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest. Groups remember their ``peak`` rate.
+
+    betas, eps: of AdamW; eps None: ``default_eps``. Frozen parameters are left out, and an optimiser without any
+    parameter too. Raises UsageError where every parameter is frozen.
+    """
     groups = parameter_groups(model)
     tables, vectors = list(groups["tables"].values()), list(groups["vectors"].values())
     matrices = list(groups["matrices"].values())
@@ -52,11 +64,14 @@ def build_optimizers(
         plain.insert(0, {"params": tables, "weight_decay": 0.0})
         plain.append({"params": experts, "weight_decay": weight_decay, "lr": learning_rate * MATRICES_TO_TABLES})
     plain = [group for group in plain if group["params"]]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(plain, lr=learning_rate, betas=betas, eps=1e-10 if name == "muon" else 1e-8, fused=True)
-    ]
-    if name == "muon":
-        optimizers.insert(0, torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=weight_decay))
+    optimizers: list[torch.optim.Optimizer] = []
+    if name == "muon" and matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=weight_decay))
+    if plain:
+        eps = default_eps(name) if eps is None else eps
+        optimizers.append(torch.optim.AdamW(plain, lr=learning_rate, betas=betas, eps=eps, fused=True))
+    if not optimizers:
+        raise UsageError("every parameter is frozen: there is nothing to train", "freeze fewer of them")
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -40,8 +40,8 @@ class Reporter:
     def progress(self, state: Progress) -> None:
         """After each update."""
 
-    def validated(self, step: int, bits_per_byte: float) -> None:
-        """After each validation."""
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After each validation; ``metrics`` by name, the one that the run is judged by first."""
 
     def sample(self, step: int, text: str) -> None:
         """What the model writes now."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,34 @@ import torch
 from pellucid.checkpoints.native import SPEC, TOKENIZER, WEIGHTS, load_model
 from pellucid.errors import CheckpointError, RunError, SpecError, UsageError, suggest
 from pellucid.files import locked, sweep
-from pellucid.nn.models import Decoder
-from pellucid.train.checkpoint import FOLDER
-from pellucid.train.config import Run, TrainOptions, changed
+from pellucid.train.checkpoint import FOLDER, RUN
+from pellucid.train.config import Run, TextSpec, TrainOptions, changed
+from pellucid.train.feeds import open_feed
 from pellucid.train.loop import Result, Sampler, fit
 from pellucid.train.memory import keep_freed_memory
-from pellucid.train.metrics import FINAL, METRICS, read_metrics
+from pellucid.train.metrics import METRICS, finals, read_metrics
 from pellucid.train.prepare import Prepared, prepare
 from pellucid.train.report import Reporter
 from pellucid.train.resolve import resolve
-
-RUN = "run.json"
+from pellucid.train.world import ALONE, World
 
 
 def train(
     texts: str | Path | Sequence[str | Path],
     out: str | Path,
-    options: TrainOptions | None = None,
-    *,
     run: Run | None = None,
+    *,
+    options: TrainOptions | None = None,
     reporter: Reporter | None = None,
     sampler: Sampler | None = None,
-    **fields: Any,
+    world: World = ALONE,
+    **asked: Any,
 ) -> Result:
-    """Train a model from scratch on ``texts`` into the folder ``out``; every number that is not given is derived.
+    """Train a model on ``texts`` into the folder ``out``; every number that is not given is derived.
 
-    texts: files, folders, globs, .jsonl, "-" or hf://org/name. options, or its fields as keywords (minutes=5, depth=4).
+    texts: files, folders, globs, .jsonl, "-" or hf://org/name.
     run: a resolved run to repeat exactly (``Run.load("run.json")``); options then only say what is kept and shown.
+    options, or its fields as keywords (minutes=5, depth=4). world: the processes that train together.
     The folder ends with model.safetensors, spec.json, tokenizer.json and run.json. When it holds an unfinished run of
     the same options, that run goes on, bit for bit as if it had never stopped.
 
@@ -47,43 +48,57 @@ def train(
     writable or holds another run, and Interrupted after Ctrl-C (saved).
     """
     names = tuple(str(t) for t in ([texts] if isinstance(texts, str | Path) else texts))
-    known = TrainOptions.__dataclass_fields__
-    for name in fields:
-        if name not in known:
-            raise UsageError(f"there is no option {name!r}", suggest(name, known))
-    options = replace(options or TrainOptions(), **fields)
+    for name in asked:
+        if name not in TrainOptions.options:
+            raise UsageError(f"there is no option {name!r}", suggest(name, TrainOptions.options))
+    options = replace(options or TrainOptions(), **asked)
     reporter = reporter or Reporter()
     folder = Path(out)
     keep_freed_memory()
-    with locked(folder):
-        for place in (folder, folder / FOLDER, folder / "tokens"):
-            sweep(place)
+    with _held(folder, world):
         saved = _saved(folder, names, options)
         if run is not None:
-            run = replace(run, texts=names)
+            run = replace(run, feed=replace(run.feed, texts=names))
             _refuse_other_run(run, options, saved, folder)
         if saved is not None and (folder / SPEC).exists():
             reporter.message(f"{folder} is finished: nothing to do")
             return _finished(folder, saved)
         wanted = saved or run
-        asked = wanted.options if wanted else options
-        prepared = prepare(names, asked, folder, reporter, resumed=saved is not None)
+        prepared = prepare(names, wanted.options if wanted else options, folder, reporter, resumed=saved is not None)
         if wanted is not None:
             _refuse_other_data(wanted, prepared, folder)
             wanted = wanted.with_operations(options)
         else:
-            wanted = resolve(names, options, prepared)
+            wanted = resolve(names, options, prepared, world)
         wanted.save(folder / RUN)
-        torch.set_num_threads(wanted.threads)
+        torch.set_num_threads(wanted.runtime.threads)
+        assert isinstance(wanted.feed, TextSpec)
+        feed = open_feed(
+            prepared,
+            wanted.objective.name,
+            context=wanted.feed.context,
+            batch_size=wanted.feed.batch_size,
+            micro_batches=wanted.runtime.micro_batches,
+            seed=wanted.seed,
+        )
         return fit(
             wanted,
             folder,
-            prepared.training,
-            prepared.validation,
+            feed,
             reporter=reporter,
             sampler=sampler,
             tokenizer=prepared.tokenizer,
+            world=world,
         )
+
+
+@contextmanager
+def _held(folder: Path, world: World) -> Iterator[None]:
+    """The folder, for this run alone; what a killed process left in it half written is gone."""
+    with locked(folder):
+        for place in (folder, folder / FOLDER, folder / "tokens"):
+            sweep(place)
+        yield
 
 
 def _saved(folder: Path, texts: tuple[str, ...], options: TrainOptions) -> Run | None:
@@ -119,9 +134,9 @@ def _refuse_other_run(run: Run, options: TrainOptions, saved: Run | None, folder
 
 
 def _refuse_other_data(run: Run, prepared: Prepared, folder: Path) -> None:
-    if run.data == prepared.training.hash:  # which the tokenizer's hash is part of
+    if run.feed.hash == prepared.training.hash:  # which the tokenizer's hash is part of
         return
-    if run.tokenizer != prepared.tokenizer.hash and (folder / RUN).exists():
+    if isinstance(run.feed, TextSpec) and run.feed.tokenizer != prepared.tokenizer.hash and (folder / RUN).exists():
         raise RunError(
             f"the tokenizer in {folder} is not the one of this run",
             f"restore {TOKENIZER} from a checkpoint in {folder / FOLDER}, or choose another folder with --out",
@@ -140,7 +155,6 @@ def _finished(folder: Path, run: Run) -> Result:
     except CheckpointError as error:
         remedy = f"remove {folder / SPEC} and run the same command again: it is written anew from the newest checkpoint"
         raise CheckpointError(error.problem, remedy) from error
-    assert isinstance(model, Decoder)  # as every run's
-    model.tokenizer = Tokenizer.load(folder / TOKENIZER)
-    finals = [line[FINAL] for line in read_metrics(folder / METRICS) if FINAL in line]
-    return Result(model, finals[-1] if finals else nan, run.steps, 0.0)
+    if (folder / TOKENIZER).exists():
+        model.tokenizer = Tokenizer.load(folder / TOKENIZER)
+    return Result(model, finals(read_metrics(folder / METRICS)), run.steps, 0.0)

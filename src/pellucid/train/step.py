@@ -12,6 +12,7 @@ from torch import Tensor
 from pellucid.batch import Batch
 from pellucid.nn.models import Model
 from pellucid.train.objectives import Objective
+from pellucid.train.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class StepResult:
 
     loss: float
     grad_norm: float
-    count: int
+    count: float
     finite: bool
 
 
@@ -29,19 +30,21 @@ def accumulate(
     objective: Objective,
     batches: Sequence[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> tuple[Tensor, int]:
-    """Gradients of the mean loss over all batches together, added to ``.grad``; returns that loss and the count.
+    world: World = ALONE,
+) -> tuple[Tensor, float]:
+    """Gradients of the mean loss over all batches of all processes, this one's part, added to ``.grad``.
 
-    Dividing by the global count first makes any split into micro-batches give the same gradient. Averaging their means
-    would weigh a short batch like a long one (measured on uneven batches: cosine 0.865 to the true gradient).
+    Returns this process's part of that loss, and how many terms all have. Dividing by the global count first makes any
+    split into micro-batches and processes give the same gradient. Averaging their means would weigh a short batch like
+    a long one (measured on uneven batches: cosine 0.865 to the true gradient).
     """
-    count = sum(objective.count(batch) for batch in batches)
-    total = torch.zeros(())
+    count = world.total(sum(objective.count(batch) for batch in batches))
+    total = torch.zeros((), device=world.device)
     for batch in batches:
         with autocast():
-            loss = objective(model, batch) / max(count, 1)
+            loss = objective(model, batch) / (count or 1)
         loss.backward()
-        total = total + loss.detach().cpu()
+        total = total + loss.detach()
     return total, count
 
 
@@ -53,6 +56,13 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
 
 
+def _sum_gradients(model: Model, world: World) -> None:
+    """Each gradient becomes its sum over all processes; one that a process does not have counts as zeros there."""
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = world.sum(torch.zeros_like(p) if p.grad is None else p.grad)
+
+
 def step(
     model: Model,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -61,16 +71,20 @@ def step(
     *,
     clip: float | None = 1.0,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    world: World = ALONE,
 ) -> StepResult:
-    """One update from the micro-batches of one global batch. ``clip``: largest gradient norm; None leaves it be.
+    """One update from this process's micro-batches of one global batch.
 
+    clip: largest gradient norm; None leaves it be. The result is the same on every process.
     A loss or gradient that is not finite updates nothing: the caller decides whether to stop or to go on.
     """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    total, count = accumulate(model, objective, batches, autocast)
+    total, count = accumulate(model, objective, batches, autocast, world)
+    if world.size > 1:
+        _sum_gradients(model, world)
     norm = gradient_norm(model.parameters())
-    loss, size = float(total), float(norm)
+    loss, size = world.total(float(total)), float(norm)
     finite = torch.isfinite(torch.tensor((loss, size))).all().item() is True
     if finite:
         if clip is not None and size > clip:

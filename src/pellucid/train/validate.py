@@ -1,30 +1,33 @@
-"""Bits per byte: how well a text is predicted, in a unit that no tokenizer can flatter."""
+"""What a model makes of held-out batches: sums over all of them, from which a feed makes its named measures."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from pellucid.batch import Batch
+from pellucid.batch import IGNORE, Batch
 from pellucid.engine.modes import evaluating
 from pellucid.nn.models import Model
+from pellucid.train.world import ALONE, World
 
 
-def bits_per_byte(
+def held_out_sums(
     model: Model,
     batches: Iterable[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> float:
-    """Sum of -log2 p over all scored tokens, divided by the bytes of text they stand for (nan when there are none).
+    world: World = ALONE,
+) -> dict[str, float]:
+    """nats: the sum of -ln p over scored places; count: how many those are; bytes: of the text that they stand for.
 
-    The tokens that end documents are paid for too, but stand for no byte, so this is never better than the truth.
+    All processes are given the same batches, and share them out: each reads every ``size``-th.
     """
-    nats, n_bytes = 0.0, 0
+    nats, count, n_bytes = 0.0, 0, 0
     with evaluating(model), torch.no_grad(), autocast():
-        for batch in batches:
-            nats += float(model.nll_sum(batch))
-            n_bytes += batch.n_bytes
-    return nats / math.log(2) / n_bytes if n_bytes else math.nan
+        for number, batch in enumerate(batches):
+            if number % world.size == world.rank:
+                nats += float(model.nll_sum(batch.to(world.device)))
+                count += int((batch.labels != IGNORE).sum())
+                n_bytes += batch.n_bytes
+    return {"nats": world.total(nats), "count": world.total(count), "bytes": world.total(n_bytes)}

@@ -1,0 +1,102 @@
+"""Feeds: what a model learns from, and by which measures. Every batch is a pure function of (seed, step).
+
+A feed has no state: a run that is resumed asks for step s and gets the batches that it would have got, whatever the
+number of processes that share them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
+
+from pellucid.batch import Batch
+from pellucid.data.packing import Packed, evaluation
+from pellucid.data.store import TokenStore
+
+
+@runtime_checkable  # the shape checks of the tests look
+class Share(Protocol):
+    """Which part of a step's rows a process reads: number ``rank`` of ``size``. A ``train.world.World`` is one."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """What a trainer asks of its data.
+
+    hash: equal exactly for feeds that give the same batches. tokens_per_step: places of one step, on all processes.
+    """
+
+    @property
+    def hash(self) -> str: ...
+
+    @property
+    def tokens_per_step(self) -> int: ...
+
+    def batches(self, step: int, micro_batches: int, world: Share) -> list[Batch]:
+        """The micro-batches of ``step`` that this process reads; all processes together read the same rows always."""
+        ...
+
+    def evaluation(self, stride: int | None = None) -> Iterator[Batch]:
+        """Held-out batches, always the same; none where nothing is held out.
+
+        stride: how far a window moves on over a text that is longer than one; None: by its length.
+        """
+        ...
+
+    def score(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Named measures of what was held out, from sums over ``evaluation``: nats, count (of scored places), bytes.
+
+        The first is the one that a run is judged by. Empty where nothing was scored.
+        """
+        ...
+
+
+class PackedText:
+    """The next token of a text: rows cut from its stream (``packing``). Measured in bits per byte.
+
+    batch_size: rows of ``context`` tokens in a step, on all processes together; micro: of them, at once in evaluation.
+    """
+
+    def __init__(
+        self,
+        training: TokenStore,
+        validation: TokenStore | None,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        rows_at_once: int | None = None,
+    ):
+        """Raises DataError when the text is too short for a single row."""
+        self.rows, self.validation = Packed(training, context, seed), validation
+        self.batch_size, self._at_once = batch_size, rows_at_once or batch_size
+
+    @property
+    def hash(self) -> str:
+        return self.rows.store.hash
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.rows.context
+
+    def batches(self, step: int, micro_batches: int, world: Share) -> list[Batch]:
+        return self.rows.batches(step, self.batch_size, micro_batches, world.rank, world.size)
+
+    def evaluation(self, stride: int | None = None) -> Iterator[Batch]:
+        """Batches in which every token of the held-out stream but the first is scored exactly once."""
+        if self.validation is not None:
+            yield from evaluation(self.validation, self.rows.context, self._at_once, stride)
+
+    def score(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Bits per byte: a unit that no tokenizer can flatter.
+
+        The tokens that end documents are paid for too, but stand for no byte, so this is never better than the truth.
+        """
+        return {"bits_per_byte": sums["nats"] / math.log(2) / sums["bytes"]} if sums["bytes"] else {}

@@ -1,0 +1,127 @@
+"""How an option of a run is declared: type, default, legal values and help stand in one place.
+
+A part of a run (``config``) is a frozen dataclass, and each of its fields that can be asked for is made by ``option``.
+``asking`` collects them into the flat form that the command line and ``pellucid.train(...)`` take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+from pellucid.errors import UsageError
+from pellucid.values import Value
+
+
+class Legal(NamedTuple):
+    """Which numbers an option may be, and how that is said in an error. A nan is never legal."""
+
+    holds: Callable[[float], bool]
+    words: str
+
+
+def at_least(least: float, words: str) -> Legal:
+    """Numbers from ``least`` on."""
+    return Legal(lambda x: x >= least, words)
+
+
+def up_to(first: float, end: float, words: str) -> Legal:
+    """Numbers from ``first`` up to, not including, ``end``."""
+    return Legal(lambda x: first <= x < end, words)
+
+
+COUNT = at_least(1, "at least 1")
+POSITIVE = up_to(math.nextafter(0, 1), math.inf, "greater than 0, and finite")
+NOT_NEGATIVE = up_to(0, math.inf, "0 or more, and finite")
+SHARE = up_to(0, 1, "from 0 up to, not including, 1")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is said of a field when it is declared.
+
+    flag: its name when it is asked for, if that is not the field's. neutral: the value that stands for all others in
+    the identity of a run, for an option that may change while a run stays the same; MISSING for one that may not.
+    """
+
+    help: str
+    legal: Legal | None
+    flag: str | None
+    neutral: Any
+
+
+def option(
+    help: str,
+    legal: Legal | None = None,
+    *,
+    default: Any = MISSING,
+    flag: str | None = None,
+    neutral: Any = MISSING,
+) -> Any:
+    """A field that can be asked for. Without ``default`` it is derived (``resolve``) where nobody asks."""
+    return dataclasses.field(default=default, metadata={"option": Option(help, legal, flag, neutral)})
+
+
+class Declared(NamedTuple):
+    """One option: the part of a run that holds it, the field there, the name it is asked by, and its type."""
+
+    part: type[Value]
+    field: str
+    flag: str
+    hint: Any
+    default: Any
+    option: Option
+
+    @property
+    def is_derived(self) -> bool:
+        return self.default is MISSING
+
+
+def declared(part: type[Value]) -> list[Declared]:
+    """The options that a part declares, in order."""
+    hints, found = get_type_hints(part), list[Declared]()
+    for field in dataclasses.fields(part):  # pyright: ignore[reportArgumentType]
+        if (said := field.metadata.get("option")) is not None:
+            found.append(Declared(part, field.name, said.flag or field.name, hints[field.name], field.default, said))
+    return found
+
+
+def refuse_illegal(value: Any, options: Iterable[Declared], *, by_flag: bool = False) -> None:
+    """Raise UsageError naming the option, its value and the legal ones, where a field of ``value`` is illegal."""
+    for each in options:
+        given, legal = getattr(value, each.flag if by_flag else each.field), each.option.legal
+        if given is not None and legal is not None and not legal.holds(given):
+            flag = f"--{each.flag.replace('_', '-')}"
+            raise UsageError(f"{each.flag} = {given} cannot be used", f"{flag} must be {legal.words}")
+
+
+class Part(Value):
+    """A part of a run. Raises UsageError, when it is made, for a value that no run can have."""
+
+    def __post_init__(self) -> None:
+        refuse_illegal(self, declared(type(self)))
+
+
+C = TypeVar("C", bound=type)
+
+
+def asking(*parts: type[Value]) -> Callable[[C], C]:
+    """Make a class the flat form of these parts' options: a frozen dataclass with a field for each, by its flag.
+
+    A derived option is None there unless it is asked for. A field's metadata hold its help and its part.
+    """
+
+    def fill(cls: C) -> C:
+        options = [each for part in parts for each in declared(part)]
+        for each in options:
+            hint, default = (each.hint | None, None) if each.is_derived else (each.hint, each.default)
+            cls.__annotations__[each.flag] = hint
+            metadata = {"help": each.option.help, "part": each.part}
+            setattr(cls, each.flag, dataclasses.field(default=default, metadata=metadata))
+        cls.options = {each.flag: each for each in options}
+        return dataclass(frozen=True)(cls)
+
+    return fill

@@ -1,0 +1,133 @@
+"""Everything that a step of a run needs, and the step itself: what is measured is what trains."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from pellucid.batch import Batch
+from pellucid.checkpoints.tensors import save_tensors
+from pellucid.data.feed import Feed
+from pellucid.engine.compiling import eagerly
+from pellucid.train import checkpoint
+from pellucid.train.config import Run
+from pellucid.train.objectives import objective_for
+from pellucid.train.optim import build_optimizers, set_rate
+from pellucid.train.precision import autocast
+from pellucid.train.start import Base, starting_model
+from pellucid.train.step import StepResult, step
+from pellucid.train.validate import held_out_sums
+from pellucid.train.world import ALONE, World
+
+VALIDATION_BATCHES = 16  # during training; the end measures all of them
+
+
+class Trainer:
+    """The model, the optimisers and the feed of a run, after ``done`` steps of it.
+
+    It knows no folder but those it is given: whoever holds one (``loop``) says when to save.
+    """
+
+    def __init__(
+        self, run: Run, feed: Feed, world: World = ALONE, *, base: Base | None = None, resume: Path | None = None
+    ):
+        """As before the first step, or as the checkpoint ``resume`` left everything.
+
+        base: the model that ``run.start.init_from`` names, where the run has not gone on from it yet.
+        """
+        self.run, self.feed, self.world = run, feed, world
+        self.model = starting_model(run, base, blank=resume is not None).to(world.device)
+        asked = run.optimiser
+        self.optimizers = build_optimizers(
+            self.model,
+            asked.name,
+            learning_rate=asked.learning_rate,
+            matrix_learning_rate=asked.matrix_learning_rate,
+            weight_decay=asked.weight_decay,
+            betas=(asked.beta1, asked.beta2),
+            eps=asked.eps,
+        )
+        self.objective = objective_for(self.model, run.objective)
+        self.autocast = autocast(run.runtime.precision, world.device.type)
+        self.done = 0
+        if resume is not None:
+            checkpoint.load(resume, self.model, self.optimizers)
+            self.done = checkpoint.step_of(resume)
+
+    def batches(self, index: int) -> list[Batch]:
+        """What this process reads in step ``index``."""
+        batches = self.feed.batches(index, self.run.runtime.micro_batches, self.world)
+        if self.run.runtime.compile:
+            batches = [batch.with_segments() for batch in batches]
+        return [batch.to(self.world.device) for batch in batches]
+
+    def update(self) -> tuple[StepResult, float]:
+        """The next step; its result, and AdamW's learning rate. Everything random in it depends on (seed, step) only,
+        and on the process: dropout differs between them."""
+        run, index = self.run, self.done
+        torch.manual_seed(run.seed * 1_000_003 + index + (self.world.rank << 53))
+        rate = run.schedule.factor(index)
+        set_rate(self.optimizers, rate)
+        batches = self.batches(index)
+        if index == 0:
+            batches[0].refuse_unshifted()
+        result = step(
+            self.model,
+            self.optimizers,
+            self.objective,
+            batches,
+            clip=run.optimiser.clip,
+            autocast=self.autocast,
+            world=self.world,
+        )
+        self.done += 1
+        return result, rate * run.optimiser.learning_rate
+
+    def measure(self, repeats: int = 4) -> float:
+        """Median seconds of the next ``repeats`` updates, after one that is not counted.
+
+        These are updates like all others, and change the model: measure with a trainer that is then thrown away.
+        """
+        times: list[float] = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            self.update()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+    def save_for_replay(self, index: int, path: Path) -> None:
+        """Write the batches of step ``index`` and the weights before it, which a loss that is not finite left alone."""
+        tensors = {}
+        for i, batch in enumerate(self.batches(index)):
+            parts = {"ids": batch.ids, "labels": batch.labels, "pos": batch.tokens.pos, "seg": batch.tokens.segments}
+            if batch.source is not None:
+                parts |= {"source.ids": batch.source.ids, "source.pos": batch.source.tokens.pos}
+            tensors |= {f"{i}.{name}": tensor for name, tensor in parts.items()}
+        tensors |= {f"weights.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        save_tensors(path, tensors)
+
+    def validate(self) -> dict[str, float]:
+        """The feed's measures of the first held-out batches; empty where nothing is held out."""
+        return self._measures(itertools.islice(self.feed.evaluation(), VALIDATION_BATCHES))
+
+    def validate_all(self, before_each: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """The feed's measures of all that is held out, at least half a context before each token of a long text.
+
+        before_each: called before each batch, the same number of times on every process; it may raise.
+        """
+
+        def batches() -> Iterator[Batch]:
+            for batch in self.feed.evaluation(stride=max(1, self.run.model.context // 2)):
+                before_each()
+                yield batch
+
+        return self._measures(batches())
+
+    def _measures(self, batches: Iterable[Batch]) -> dict[str, float]:
+        with eagerly():
+            return self.feed.score(held_out_sums(self.model, batches, self.autocast, self.world))
