@@ -1,0 +1,113 @@
+"""A model by any name for it: our folder, a published one, a ``.gguf`` file, or ORG/NAME on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid.checkpoints.hub import fetch, is_name
+from pellucid.checkpoints.load import load_checkpoint, open_checkpoint
+from pellucid.checkpoints.native import SPEC, TOKENIZER, load_model
+from pellucid.checkpoints.safetensors_files import CONFIG, WEIGHTS
+from pellucid.errors import CheckpointError
+from pellucid.families.source import Checkpoint
+from pellucid.files import nearest
+from pellucid.nn.models import AnyModel
+from pellucid.text.tokenizer import Tokenizer
+
+# where one of these is, there is a tokenizer, whether it can be read or not
+TOKENIZER_FILES = """tokenizer.json tokenizer.model spiece.model sentencepiece.model sentencepiece.bpe.model spm.model
+    source.spm vocab.txt vocab.json""".split()
+
+
+def locate(name: str | Path) -> Path:
+    """The folder or file that a name means: a path that exists, or else a model on the hub, fetched where needed.
+
+    Raises CheckpointError where there is neither.
+    """
+    path = Path(name)
+    try:
+        if path.exists():
+            if path.is_dir():
+                next(path.iterdir(), None)  # so that a folder that may not be read is one, not an empty one
+            return path
+    except OSError as error:
+        raise CheckpointError(
+            f"{name} cannot be read: {error.strerror}", "check the path and who may read it"
+        ) from error
+    if is_name(str(name)):
+        return fetch(str(name))
+    near = nearest(path)
+    raise CheckpointError(
+        f"{name} does not exist",
+        ("" if near is None else f"did you mean {str(near)!r}? Else ")
+        + "give the folder that `pellucid train --out` wrote, a published model's folder or .gguf file, or ORG/NAME on"
+        " the Hugging Face hub",
+    )
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder is in our own format; one that is in none is to be called a broken one of ours."""
+    return path.is_dir() and ((path / SPEC).is_file() or not (path / CONFIG).is_file())
+
+
+def load(
+    name: str | Path, dtype: torch.dtype = torch.float32, *, architecture: str | None = None, tokenizer: bool = True
+) -> AnyModel:
+    """A model with its tokenizer, in eval mode: ours, a published folder, a ``.gguf`` file, or ORG/NAME on the hub.
+
+    name: a path that exists wins over a name on the hub; ORG/NAME:FILE.gguf is one file of many. architecture: the
+    class of a published model's head, where it is not the one that its config names. tokenizer: False leaves it out.
+    Raises CheckpointError when something is missing, damaged, or does not belong together. ::
+
+        model = pellucid.load("runs/book")
+        model = pellucid.load("HuggingFaceTB/SmolLM2-135M-Instruct", torch.bfloat16)
+        logits = model(torch.tensor([model.tokenizer.encode("Once upon a time", bos=True)]))  # (batch, time, vocab)
+    """
+    path = locate(name)
+    if path.name == WEIGHTS and is_ours(path.parent):
+        path = path.parent
+    if is_ours(path):
+        model = load_model(path, dtype)
+        if tokenizer and (path / TOKENIZER).exists():
+            model.tokenizer = Tokenizer.load(path / TOKENIZER)
+    else:
+        checkpoint = open_checkpoint(path)
+        model = load_checkpoint(checkpoint, dtype, architecture)
+        if tokenizer:
+            model.tokenizer = _tokenizer_of(path, checkpoint)
+    if model.tokenizer is not None:
+        _refuse_foreign(model.tokenizer, model.spec.vocab_size, path)
+    return model
+
+
+def _tokenizer_of(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer of a published model; None where it has none, as one that reads images."""
+    metadata: Mapping[str, Any] | None = getattr(checkpoint.source, "metadata", None)
+    if metadata is not None:
+        from pellucid.text.tokenizer_gguf import from_metadata
+
+        if metadata.get("tokenizer.ggml.model") in ("no_vocab", "none"):  # llama.cpp's words for a model of ids alone
+            return None
+        return from_metadata(metadata, str(path))
+    from pellucid.text.tokenizer_files import load_tokenizer
+
+    folder = path if path.is_dir() else path.parent
+    return load_tokenizer(folder) if any((folder / file).is_file() for file in TOKENIZER_FILES) else None
+
+
+def _refuse_foreign(tokenizer: Tokenizer, vocab_size: int, where: Path) -> None:
+    """Raise CheckpointError where text may become ids that the model does not have.
+
+    Special tokens beyond the model's vocabulary are let through: some published tokenizers have been given a token for
+    padding that the model was never given, and text does not become it.
+    """
+    beyond = sum(number >= vocab_size for number in tokenizer.special.values())
+    if tokenizer.vocab_size - beyond > vocab_size:
+        raise CheckpointError(
+            f"{where}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}",
+            "restore the tokenizer that belongs to this model",
+        )
