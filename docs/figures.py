@@ -23,7 +23,6 @@ from pellucid.batch import Batch, Tokens
 from pellucid.cli.diagram import draw
 from pellucid.designs import DESIGNS
 from pellucid.nn.biases import ALiBi, BucketedBias
-from pellucid.nn.cache import Contiguous, Ring
 from pellucid.nn.ffn import ACTIVATIONS
 from pellucid.nn.flops import cache_bytes, count_parameters, forward_flops, visible_pairs
 from pellucid.nn.kernels import attend, reference
@@ -31,6 +30,7 @@ from pellucid.nn.layout import make_layout
 from pellucid.nn.masks import Visible, dense
 from pellucid.nn.rope import frequencies
 from pellucid.nn.running_sum import by_steps
+from pellucid.nn.slots import Contiguous, Ring
 from pellucid.predicates import big_bird, longformer, sparse_transformer
 from pellucid.spec import (
     NO_NORM,

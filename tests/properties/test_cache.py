@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
-from pellucid.nn.cache import Cache, Contiguous, LayerCache, Ring
+from pellucid.nn.cache import Cache, LayerCache
 from pellucid.nn.models import Decoder
+from pellucid.nn.slots import Contiguous, Ring
 from pellucid.spec import Causal, Window
 
 few = settings(max_examples=20)

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from pellucid.batch import Tokens
 from pellucid.nn import kernels, stack
-from pellucid.nn.cache import Cache, Contiguous, LayerCache, Memory
+from pellucid.nn.cache import Cache, LayerCache, Memory
 from pellucid.nn.heads import PoolerHead
 from pellucid.nn.kernels.reference import expand_heads, hidden
 from pellucid.nn.models import Decoder, EncoderDecoder
+from pellucid.nn.slots import Contiguous
 from pellucid.spec import PoolerHeadSpec
 
 Patch = pytest.MonkeyPatch

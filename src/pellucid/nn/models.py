@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.errors import DataError
-from pellucid.nn.cache import Cache, Contiguous, LayerCache, Memory, Ring, Slots, StateCache
+from pellucid.nn.cache import Cache, LayerCache, Memory, StateCache
 from pellucid.nn.embed import Embedding, Reading
 from pellucid.nn.heads import ClassifierHead, LMHead, MaskedLMHead, PoolerHead, TaggerHead
 from pellucid.nn.runs import Progress
+from pellucid.nn.slots import Contiguous, Ring, Slots
 from pellucid.nn.stack import Stack
 from pellucid.spec import (
     AttentionSpec,
@@ -148,15 +149,28 @@ class Decoder(Stack, Model):
         return F.cross_entropy(logits.mT, batch.labels, ignore_index=IGNORE, reduction="none")
 
     def new_cache(
-        self, batch: int, capacity: int | None = None, *, ring: bool = True, memory: Memory | None = None
+        self,
+        batch: int,
+        capacity: int | None = None,
+        *,
+        ring: bool = True,
+        memory: Memory | None = None,
+        dtype: torch.dtype | None = None,
+        fixed: bool = False,
+        grows: bool = False,
+        slack: int = 0,
     ) -> Cache:
         """An empty cache for ``batch`` rows of up to ``capacity`` tokens (default: the model's context).
 
-        With ``ring``, layers whose mask is a window keep only as many tokens as it reaches. Layers with a running state
-        keep that alone. memory: what the encoder has read.
+        ring: layers whose mask is a window keep only as many tokens as it reaches, and ``slack`` more, which may be
+        taken back (``Cache.truncate``). Layers with a running state keep that alone. memory: what the encoder has read.
+        dtype: of keys and values (default: of the token vectors). fixed: every layer attends to all slots, empty ones
+        included, so that compiled blocks meet one shape however long the rows are. grows: memory is taken as rows get
+        longer, not for the whole capacity at once.
         """
         capacity = self.spec.context if capacity is None else capacity
         weight = self.embed.tokens.weight
+        dtype = weight.dtype if dtype is None else dtype
         layouts: dict[int, Slots] = {}
         progress = Progress(batch, weight.device)
         layers: list[LayerCache | StateCache] = []
@@ -166,13 +180,16 @@ class Decoder(Stack, Model):
                 layers.append(StateCache(progress, block.mixer.empty_state(batch, weight)))  # type: ignore[operator]
                 continue
             reach = mixer.mask.reach() if ring else None
-            size = capacity if reach is None or reach >= capacity else reach
+            size = capacity if reach is None or reach + slack >= capacity else reach
             if size not in layouts:
-                kind = Contiguous if size == capacity else Ring
-                layouts[size] = kind(batch, size, weight.device)
+                layouts[size] = (
+                    Contiguous(batch, size, weight.device, fixed=fixed, grows=grows)
+                    if size == capacity
+                    else Ring(batch, size, weight.device, slack=slack)
+                )
             slots = layouts[size]
             shape = (batch, mixer.n_kv_heads, slots.pos.shape[1], mixer.head_dim)
-            k, v = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+            k, v = (torch.zeros(shape, dtype=dtype, device=weight.device) for _ in range(2))
             layers.append(LayerCache(slots, k, v))
         return Cache(layers, batch, capacity, weight.device, memory)
 

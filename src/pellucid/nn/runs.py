@@ -70,3 +70,11 @@ class Progress:
         """Remember the document of each row's newest token."""
         if tokens.pos.shape[1]:
             self.seg = _segments(tokens, self.seg)[:, -1]
+
+    def select(self, rows: Int[Tensor, " new"]) -> None:
+        """The rows become those with these numbers, which may repeat."""
+        self.seg = self.seg[rows]
+
+    def append(self, other: Progress) -> None:
+        """The rows of ``other`` stand behind these."""
+        self.seg, self.packed = torch.cat((self.seg, other.seg)), self.packed or other.packed
