@@ -7,7 +7,8 @@ own a wanted point, for the thread that opens it, so a model may serve several t
 Compiled blocks: equal blocks that are asked alike share one compilation. An edit that is an ``nn.Module`` is compiled
 into the block, its buffers are inputs of the graph, and another module of its class runs the same graph. An edit that
 is a plain function would be compiled once for each function, and ``keep="all"`` once for each forward. A block that is
-asked for either runs its plain code instead while somebody listens.
+asked for either runs its plain code instead while somebody listens. Listeners of compiled blocks are a thread's own as
+well, but threads have to call these in turn: torch itself (2.13) loses track where two compiled calls overlap.
 """
 
 from __future__ import annotations
