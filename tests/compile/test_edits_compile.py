@@ -146,7 +146,7 @@ def test_gradients_equal_eager(frozen: bool, rows: Any) -> None:
 
 
 def test_two_threads_that_take_turns_hear_their_own_calls_of_compiled_blocks() -> None:
-    """In turns: torch 2.13 itself loses compiled frames when two threads call one compiled module at the same moment."""
+    """In turns: torch 2.13 itself loses compiled frames where two calls of one compiled module overlap."""
     eager, compiled = models()
     with torch.no_grad():
         compiled(IDS)
