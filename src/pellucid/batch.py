@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pellucid.errors import DataError
@@ -83,7 +83,8 @@ class Batch:
     labels[b, t] is the token that position t should predict, already shifted (this is the only place where the shift
     lives: neither model nor objective shifts again); IGNORE where nothing is scored. A classifier's are (batch, 1).
     n_bytes: how many bytes of text the scored labels stand for, the denominator of bits per byte.
-    types: the kind of each token, for models that know several. source: what an encoder reads beside.
+    types: the kind of each token, for models that know several. source: what an encoder reads beside. weights: a factor
+    for the loss of each label; None when all count alike.
     """
 
     ids: Int[Tensor, "batch time"]
@@ -92,6 +93,7 @@ class Batch:
     n_bytes: int = 0
     types: Int[Tensor, "batch time"] | None = None
     source: Source | None = None
+    weights: Float[Tensor, "batch labels"] | None = None
 
     def with_segments(self) -> Batch:
         """The same with segments written out, so that rows with and without a boundary run the same code."""

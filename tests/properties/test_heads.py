@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.errors import DataError
-from pellucid.nn import heads
+from pellucid.nn import loss as loss_module
 from pellucid.nn.heads import PoolerHead
 from pellucid.nn.init import initialise
 from pellucid.nn.models import Encoder
@@ -180,7 +180,7 @@ def labelled(draw: st.DrawFn, model: Encoder) -> Batch:
 def test_the_loss_is_cross_entropy_and_so_is_its_gradient(model: Encoder, data: st.DataObject) -> None:
     batch = data.draw(labelled(model))
     with pytest.MonkeyPatch.context() as patch:  # logits of hidden tokens come in chunks: here of few rows
-        patch.setattr(heads, "CHUNK_BYTES", data.draw(st.integers(1, 9)) * 4 * VOCAB)
+        patch.setattr(loss_module, "CHUNK_BYTES", data.draw(st.integers(1, 9)) * 4 * VOCAB)
         loss = nll(model, batch)
     out = model(batch.ids, batch.tokens)
     expected = F.cross_entropy(out.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE, reduction="sum")
@@ -190,9 +190,11 @@ def test_the_loss_is_cross_entropy_and_so_is_its_gradient(model: Encoder, data: 
     got, reference = (torch.autograd.grad(x, weights, materialize_grads=True) for x in (loss, expected))
     for mine, theirs in zip(got, reference, strict=True):
         torch.testing.assert_close(mine, theirs)
-    with model.taps(read="logits") as acts:  # the other way, which holds all logits
-        torch.testing.assert_close(nll(model, batch), expected, check_dtype=False)
-    assert torch.equal(acts["logits"], out)
+    each = F.cross_entropy(out.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE, reduction="none")
+    logprobs, (again, likeliest) = model.logprobs(batch), model.scores(batch)
+    torch.testing.assert_close(logprobs, -each.view(batch.labels.shape), check_dtype=False)
+    assert torch.equal(logprobs, again)
+    assert torch.equal(likeliest, (out.argmax(-1) == batch.labels) | (batch.labels == IGNORE))
 
 
 @given(masked_heads, st.integers(0, 9))

@@ -18,8 +18,7 @@ from pellucid.batch import Tokens
 from pellucid.errors import DataError, UsageError
 from pellucid.nn.cache import Cache, Memory, Snapshot
 from pellucid.nn.models import Decoder, EncoderDecoder, Model
-from pellucid.predicates import ORDINARY, PREFIX, Ahead
-from pellucid.spec import AttentionSpec
+from pellucid.predicates import ORDINARY, PREFIX
 
 T = TypeVar("T")
 _WITHOUT_LOGITS = 16  # more unread tokens than these, whose logits nobody wants, are read in a forward of their own
@@ -66,22 +65,13 @@ def writer_of(model: Model) -> Decoder:
     return model
 
 
-def ahead_of(writer: Decoder) -> Ahead:
-    """Which later tokens some layer may see: a prefix, which therefore is read in one piece."""
-    ahead = Ahead()
-    for block in writer.spec.stack.blocks:
-        if isinstance(block.mixer, AttentionSpec):
-            ahead |= block.mixer.mask.ahead() or Ahead()  # a decoder's masks have one
-    return ahead
-
-
 class Reader:
     """The cache of a session, and the forwards over it."""
 
     def __init__(self, model: Model, capacity: int, slack: int, fixed: bool):
         self.model, self.writer = model, writer_of(model)
         self.capacity, self.slack, self.fixed = capacity, slack, fixed
-        self.ahead = ahead_of(self.writer)
+        self.ahead = self.writer.ahead
         self.cache: Cache | None = None
         self.lengths: list[int] = []  # how many tokens each row of the cache holds
         self.before: tuple[Snapshot, list[int]] | None = None  # where running states were before the last forward
@@ -115,7 +105,7 @@ class Reader:
         kept = [each for each in unread if each.row.slot is not None]
         if not whole and k:
             return self._go_on(kept, k)
-        logits = torch.zeros(len(unread), k, vocab, dtype=self.writer.embed.tokens.weight.dtype, device=device)
+        logits = torch.zeros(len(unread), k, vocab, dtype=self.writer.dtype, device=device)
         if kept and k:
             logits[[place for place, each in enumerate(unread) if each.row.slot is not None]] = self._go_on(kept, k)
         for place, each in enumerate(unread):

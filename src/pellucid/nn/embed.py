@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
+from pellucid.nn.loss import Product, logits_of
 from pellucid.nn.norms import build_norm
 from pellucid.nn.positions import build_positions
 from pellucid.spec import EmbedSpec, PatchSpec
@@ -72,6 +73,17 @@ class Embedding(nn.Module):
         """Where each token stands when nobody says it: one document a row, or the patches of one image."""
         time = ids.shape[1] if self.n_places is None else self.n_places
         return Tokens.plain(ids.shape[0], time, device=ids.device)
+
+    @property
+    def head_table(self) -> Product:
+        """What makes logits in a tied head: the matrix of ``tokens``, or the ``as_head`` (…, width) -> (…, vocab) of a
+        module that stands in its place because it is adapted, quantised or sharded."""
+        own: Product | None = getattr(self.tokens, "as_head", None)
+        return self.tokens.weight if own is None else own
+
+    def as_head(self, x: Float[Tensor, "*axes d_embed"]) -> Float[Tensor, "*axes vocab"]:
+        """x · Eᵀ, the product of a tied head (Press and Wolf 2017)."""
+        return logits_of(x, self.head_table)
 
     def vectors(self, ids: Reading) -> Float[Tensor, "batch time d_embed"]:
         """Of tokens or patches alone. Raises DataError for what this model does not read."""

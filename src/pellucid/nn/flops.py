@@ -366,7 +366,7 @@ def activation_bytes(spec: ModelSpec, batch: int, time: int, bytes_per_value: in
     """Bytes that one eager forward keeps for its backward, blocks only, with kernels that hold no scores; an estimate.
 
     Per token and sublayer: the streams that norms and projections read, and the inner activations; logits come and go
-    in chunks (``heads.CHUNK_BYTES``).
+    in chunks (``loss.CHUNK_BYTES``).
     """
     if isinstance(spec, EncoderDecoderSpec):
         return sum(activation_bytes(side, batch, time, bytes_per_value) for side in (spec.encoder, spec.decoder))

@@ -1,30 +1,27 @@
-"""From the residual stream to what a model is for: logits (and their loss without ever holding them all), one vector
-or class a row, one class a token."""
+"""From the residual stream to what a model is for: a distribution over tokens or classes, or one vector a row."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pellucid.batch import IGNORE, Tokens
+from pellucid.batch import Tokens
 from pellucid.errors import DataError
 from pellucid.nn.ffn import ACTIVATIONS
+from pellucid.nn.loss import Predictions, Product
 from pellucid.nn.norms import build_norm
 from pellucid.spec import ClassifierHeadSpec, LMHeadSpec, MaskedLMHeadSpec, PoolerHeadSpec, TaggerHeadSpec
 from pellucid.taps import Tapped
-
-CHUNK_BYTES = 128 << 20  # of logits at a time: enough for full matrix speed
 
 
 class LMHead(nn.Module):
     """logits = scale · x · weightᵀ (+ bias), then cap · tanh(logits / cap) with a soft cap.
 
-    A tied head has no weight of its own: it is given the embedding's, so there is no second name to keep in step.
+    A tied head has no weight of its own: it is given the embedding's ``head_table``, so there is no second name to keep
+    in step. Something else than a plain matrix in the place of ``weight`` (adapted, quantised, sharded) overrides
+    ``table``.
     """
 
     def __init__(self, spec: LMHeadSpec, vocab_size: int, d_model: int):
@@ -33,32 +30,20 @@ class LMHead(nn.Module):
         self.weight = None if spec.tied else nn.Parameter(nn.init.constant_(torch.empty(vocab_size, d_model), 0.0))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if spec.bias else None
 
-    def table(self, embedding: Float[Tensor, "vocab d_embed"]) -> Float[Tensor, "vocab d_head"]:
-        """The matrix that makes logits: its own, or the embedding's when tied."""
+    def table(self, embedding: Product) -> Product:
+        """What makes logits of states: its own matrix, or the embedding's when tied."""
         return embedding if self.weight is None else self.weight
 
     def transform(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
         """What is multiplied by the table."""
         return x if self.scale == 1.0 else x * self.scale
 
-    def forward(
-        self, x: Float[Tensor, "batch time d_model"], embedding: Float[Tensor, "vocab d_embed"]
-    ) -> Float[Tensor, "batch time vocab"]:
-        logits = F.linear(self.transform(x), self.table(embedding), self.bias)
-        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+    def predictions(self, x: Float[Tensor, "batch time d_model"], embedding: Product) -> Predictions:
+        """The distribution of each place's token, its logits not yet made."""
+        return Predictions(x, self.table(embedding), self.bias, self.soft_cap, self.transform)
 
-    def nll_sum(
-        self,
-        x: Float[Tensor, "batch time d_model"],
-        labels: Int[Tensor, "batch time"],
-        embedding: Float[Tensor, "vocab d_embed"],
-    ) -> Float[Tensor, ""]:
-        """Sum over scored positions of -ln p(label), in nats; those labelled IGNORE cost nothing."""
-        flat, targets = x.flatten(0, 1), labels.flatten()
-        scored = targets != IGNORE
-        if not bool(scored.all()):
-            flat, targets = flat[scored], targets[scored]
-        return _NLLSum.apply(self.transform(flat), self.table(embedding), self.bias, targets, self.soft_cap)
+    def forward(self, x: Float[Tensor, "batch time d_model"], embedding: Product) -> Float[Tensor, "batch time vocab"]:
+        return self.predictions(x, embedding).logits()
 
 
 class MaskedLMHead(LMHead):
@@ -75,7 +60,7 @@ class MaskedLMHead(LMHead):
 
 
 class PoolerHead(Tapped):
-    """One vector a row; padding has no part in it, and a row without a token gives what no token gives: zeros pooled.
+    """One vector a row. Padding has no part in it, and a row without tokens is pooled as a zero vector.
 
     Point: ``pooled`` (batch, d_model).
     """
@@ -121,8 +106,12 @@ class ClassifierHead(nn.Module):
         self.pooler = PoolerHead(spec.pooler, d_model)
         self.out = nn.Linear(d_model, spec.n_classes)
 
+    def predictions(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Predictions:
+        """The distribution of each row's class, its logits not yet made."""
+        return Predictions(self.pooler(x, tokens)[:, None], self.out)
+
     def forward(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch 1 classes"]:
-        return self.out(self.pooler(x, tokens))[:, None]
+        return self.predictions(x, tokens).logits()
 
 
 class TaggerHead(nn.Module):
@@ -132,56 +121,9 @@ class TaggerHead(nn.Module):
         super().__init__()
         self.out = nn.Linear(d_model, spec.n_classes)
 
+    def predictions(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Predictions:
+        """The distribution of each token's class, its logits not yet made."""
+        return Predictions(x, self.out)
+
     def forward(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch time classes"]:
-        return self.out(x)
-
-
-class _NLLSum(torch.autograd.Function):
-    """The gradient of a sum of cross-entropies is known in the forward (softmax minus one-hot): each chunk of logits is
-    made, used for loss and gradients, and dropped: memory for one chunk, and no second product in the backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, soft_cap: float | None
-    ) -> Tensor:
-        compute = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        need_x, need_w, need_b = ctx.needs_input_grad[:3]
-        grad_x = torch.empty_like(x) if need_x else None
-        grad_w = torch.zeros_like(weight) if need_w else None
-        grad_b = torch.zeros_like(bias) if bias is not None and need_b else None
-        wide = torch.promote_types(compute, torch.float32)
-        rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-        total = x.new_zeros((), dtype=wide)
-        with torch.autocast(x.device.type, enabled=False):
-            w = weight.to(compute)
-            for start in range(0, len(labels), rows):
-                chunk = slice(start, start + rows)
-                part, target = x[chunk].to(compute), labels[chunk]
-                logits = F.linear(part, w, None if bias is None else bias.to(compute)).to(wide)
-                if soft_cap is not None:
-                    logits = soft_cap * torch.tanh(logits / soft_cap)
-                log_p = logits.log_softmax(-1)
-                total -= log_p.gather(-1, target[:, None]).sum()
-                if not (need_x or need_w or need_b):
-                    continue
-                slope = log_p.exp_()
-                slope[torch.arange(len(target), device=target.device), target] -= 1.0
-                if soft_cap is not None:
-                    slope *= 1.0 - (logits / soft_cap).square()
-                if grad_b is not None:
-                    grad_b += slope.sum(0)
-                slope = slope.to(compute)
-                if grad_x is not None:
-                    grad_x[chunk] = slope @ w
-                if grad_w is not None:
-                    if compute == grad_w.dtype:
-                        grad_w.addmm_(slope.mT, part)
-                    else:
-                        grad_w += slope.mT @ part
-        ctx.save_for_backward(grad_x, grad_w, grad_b)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return *(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None, None
+        return self.predictions(x, tokens).logits()

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.errors import DataError
 from pellucid.nn.cache import Cache, LayerCache, Memory, StateCache
 from pellucid.nn.embed import Embedding, Reading
 from pellucid.nn.heads import ClassifierHead, LMHead, MaskedLMHead, PoolerHead, TaggerHead
+from pellucid.nn.loss import Predictions
 from pellucid.nn.runs import Progress
 from pellucid.nn.slots import Contiguous, Ring, Slots
 from pellucid.nn.stack import Stack
+from pellucid.predicates import Ahead
 from pellucid.spec import (
     AttentionSpec,
     ClassifierHeadSpec,
@@ -40,6 +43,7 @@ class Model(Tapped):
     """
 
     spec: Any  # a ModelSpec; each kind of model says which
+    entries: ClassVar[tuple[str, ...]] = ("nll_sum", "logprobs", "scores", "hidden", "unembed")  # called beside forward
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,9 +51,40 @@ class Model(Tapped):
         self.generation: Mapping[str, Any] = {}
         self.class_names: tuple[str, ...] = ()
 
-    def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
-        """Sum of -ln p(label) over the scored places of a batch, in nats. Raises DataError for a model without any."""
+    def predictions(self, batch: Batch) -> Predictions:
+        """The distribution of each label of a batch, its logits not yet made.
+
+        Raises DataError for a model that predicts nothing, and for a batch that lacks what this one reads.
+        """
         raise DataError(f"this {type(self).__name__} predicts nothing", "give its spec a head that does")
+
+    def nll_sum(self, batch: Batch, smoothing: float = 0.0) -> Float[Tensor, ""]:
+        """Sum of -ln p(label) over the scored places of a batch, in nats, each times its weight if there are any.
+
+        smoothing: the share of each label that all entries are given alike (``nn.loss``). Never holds all logits, so a
+        tap on the point ``logits`` hears nothing of it. Raises as ``predictions`` does.
+        """
+        return self.predictions(batch).nll(batch.labels, smoothing=smoothing, weights=batch.weights)
+
+    def logprobs(self, batch: Batch) -> Float[Tensor, "batch labels"]:
+        """ln p(label) of each label, in nats; 0 where it is IGNORE. Raises as ``predictions`` does."""
+        return -self.predictions(batch).nll(batch.labels, reduction="tokens")
+
+    def scores(self, batch: Batch) -> tuple[Float[Tensor, "batch labels"], Bool[Tensor, "batch labels"]]:
+        """(``logprobs``, whether the label is the likeliest of all; True where it is IGNORE), from one forward."""
+        predictions = self.predictions(batch)
+        right = (predictions.likeliest() == batch.labels) | (batch.labels == IGNORE)
+        return -predictions.nll(batch.labels, reduction="tokens"), right
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, those that are not floating-point numbers left aside."""
+        kinds = (p.dtype for p in self.parameters() if p.is_floating_point())
+        return next(kinds, torch.get_default_dtype())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def taps(
         self,
@@ -83,8 +118,9 @@ class Model(Tapped):
 class Decoder(Stack, Model):
     """A language model that reads from left to right: logits for the next token at every position.
 
-    Points: ``embed`` (what enters the first block), the blocks' own, ``final_norm`` and ``logits``. shared: the table
-    of an encoder's embedding, to be used instead of an own one.
+    Points: ``embed`` (what enters the first block), the blocks' own, ``final_norm`` and ``logits``, which ``forward``
+    alone passes: losses never hold them all. shared: the table of an encoder's embedding, to be used instead of an own
+    one.
     """
 
     spec: DecoderSpec
@@ -111,7 +147,7 @@ class Decoder(Stack, Model):
         memory: what an encoder has read, for a decoder that attends to it (default: the cache's). Raises DataError for
         ids outside the vocabulary, positions beyond learned ones, a full cache, and missing memory.
         """
-        return self.tap("logits", self.head(self.hidden(ids, tokens, cache, memory), self.embed.tokens.weight))
+        return self.tap("logits", self.head(self.hidden(ids, tokens, cache, memory), self.embed.head_table))
 
     def hidden(
         self,
@@ -134,19 +170,17 @@ class Decoder(Stack, Model):
 
     def unembed(self, resid: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time vocab"]:
         """Logits of any residual stream: final norm and head (the logit lens, nostalgebraist 2020)."""
-        return self.head(self.final_norm(resid), self.embed.tokens.weight)
+        return self.head(self.final_norm(resid), self.embed.head_table)
 
-    def nll_sum(self, batch: Batch, memory: Memory | None = None) -> Float[Tensor, ""]:
-        """Sum of -ln p(label) over the scored positions, in nats, without holding all logits."""
-        hidden = self.hidden(batch.ids, batch.tokens, memory=memory)
-        if self.wants("logits"):
-            return _cross_entropy(self.tap("logits", self.head(hidden, self.embed.tokens.weight)), batch.labels)
-        return self.head.nll_sum(hidden, batch.labels, self.embed.tokens.weight)
+    def predictions(self, batch: Batch, memory: Memory | None = None) -> Predictions:
+        """Of the token after each one, given what an encoder has read."""
+        return self.head.predictions(self.hidden(batch.ids, batch.tokens, memory=memory), self.embed.head_table)
 
-    def nll(self, batch: Batch) -> Float[Tensor, "batch time"]:
-        """-ln p(label) at each position, in nats; 0 where the label is IGNORE."""
-        logits = self(batch.ids, batch.tokens).float()
-        return F.cross_entropy(logits.mT, batch.labels, ignore_index=IGNORE, reduction="none")
+    @property
+    def ahead(self) -> Ahead:
+        """Which tokens of a text must be read in one piece, because some layer lets them see later ones."""
+        known = (block.ahead for block in self.spec.stack.blocks)  # a decoder's blocks all have one
+        return functools.reduce(operator.or_, (ahead for ahead in known if ahead is not None), Ahead())
 
     def new_cache(
         self,
@@ -164,40 +198,33 @@ class Decoder(Stack, Model):
 
         ring: layers whose mask is a window keep only as many tokens as it reaches, and ``slack`` more, which may be
         taken back (``Cache.truncate``). Layers with a running state keep that alone. memory: what the encoder has read.
-        dtype: of keys and values (default: of the token vectors). fixed: every layer attends to all slots, empty ones
+        dtype: of what is kept (default: that of the weights). fixed: every layer attends to all slots, empty ones
         included, so that compiled blocks meet one shape however long the rows are. grows: memory is taken as rows get
         longer, not for the whole capacity at once.
         """
         capacity = self.spec.context if capacity is None else capacity
-        weight = self.embed.tokens.weight
-        dtype = weight.dtype if dtype is None else dtype
+        like = torch.empty((), dtype=self.dtype if dtype is None else dtype, device=self.device)
         layouts: dict[int, Slots] = {}
-        progress = Progress(batch, weight.device)
+        progress = Progress(batch, like.device)
         layers: list[LayerCache | StateCache] = []
         for spec, block in zip(self.spec.stack.blocks, self.blocks, strict=True):
             mixer = spec.mixer
             if not isinstance(mixer, AttentionSpec):
-                layers.append(StateCache(progress, block.mixer.empty_state(batch, weight)))  # type: ignore[operator]
+                layers.append(StateCache(progress, block.mixer.empty_state(batch, like)))  # type: ignore[operator]
                 continue
             reach = mixer.mask.reach() if ring else None
             size = capacity if reach is None or reach + slack >= capacity else reach
             if size not in layouts:
                 layouts[size] = (
-                    Contiguous(batch, size, weight.device, fixed=fixed, grows=grows)
+                    Contiguous(batch, size, like.device, fixed=fixed, grows=grows)
                     if size == capacity
-                    else Ring(batch, size, weight.device, slack=slack)
+                    else Ring(batch, size, like.device, slack=slack)
                 )
             slots = layouts[size]
             shape = (batch, mixer.n_kv_heads, slots.pos.shape[1], mixer.head_dim)
-            k, v = (torch.zeros(shape, dtype=dtype, device=weight.device) for _ in range(2))
+            k, v = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
             layers.append(LayerCache(slots, k, v))
-        return Cache(layers, batch, capacity, weight.device, memory)
-
-
-def _cross_entropy(logits: Float[Tensor, "batch time vocab"], labels: Int[Tensor, "batch time"]) -> Float[Tensor, ""]:
-    flat = logits.flatten(0, 1)
-    wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    return F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        return Cache(layers, batch, capacity, like.device, memory)
 
 
 def build_head(spec: EncoderSpec) -> nn.Module | None:
@@ -229,7 +256,7 @@ class Encoder(Stack, Model):
         name_points(self)
 
     def points(self) -> dict[str, str]:
-        states = dict.fromkeys(("embed", "final_norm"), "batch time d_model")
+        states: dict[str, str] = dict.fromkeys(("embed", "final_norm"), "batch time d_model")
         predicts = self.head is not None and not isinstance(self.head, PoolerHead)
         return {**states, "logits": "batch places classes"} if predicts else states
 
@@ -249,11 +276,13 @@ class Encoder(Stack, Model):
             return x
         if isinstance(self.head, PoolerHead):
             return self.head(x, tokens)
-        return self.tap("logits", self._logits(x, tokens))
+        return self.tap("logits", self._predictions(x, tokens).logits())
 
-    def _logits(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Float[Tensor, "batch places classes"]:
-        assert self.head is not None
-        return self.head(x, self.embed.tokens.weight if isinstance(self.head, MaskedLMHead) else tokens)
+    def _predictions(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Predictions:
+        if isinstance(self.head, MaskedLMHead):
+            return self.head.predictions(x, self.embed.head_table)
+        assert isinstance(self.head, ClassifierHead | TaggerHead)
+        return self.head.predictions(x, tokens)
 
     def hidden(
         self, ids: Reading, tokens: Tokens | None = None, types: Int[Tensor, "batch places"] | None = None
@@ -267,17 +296,15 @@ class Encoder(Stack, Model):
         """Logits of any residual stream, by a masked-LM head. Raises DataError for a model with another head."""
         if not isinstance(self.head, MaskedLMHead):
             raise DataError("this encoder has no head that predicts tokens", "give its spec a MaskedLMHeadSpec")
-        return self.head(self.final_norm(resid), self.embed.tokens.weight)
+        return self.head(self.final_norm(resid), self.embed.head_table)
 
-    def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
-        """Sum of -ln p(label) over scored places, in nats: tokens, or a classifier's rows."""
-        scores = isinstance(self.head, ClassifierHead) and self.head.out.out_features == 1  # of what, no class says
-        if self.head is None or isinstance(self.head, PoolerHead) or scores:
-            return super().nll_sum(batch)
-        x = self.hidden(batch.ids, batch.tokens, batch.types)
-        if isinstance(self.head, MaskedLMHead) and not self.wants("logits"):
-            return self.head.nll_sum(x, batch.labels, self.embed.tokens.weight)
-        return _cross_entropy(self.tap("logits", self._logits(x, batch.tokens)), batch.labels)
+    def predictions(self, batch: Batch) -> Predictions:
+        """Of each token, or of a classifier's rows."""
+        head = self.spec.head
+        is_score = isinstance(head, ClassifierHeadSpec) and head.n_classes == 1  # one output names no class
+        if head is None or isinstance(head, PoolerHeadSpec) or is_score:
+            return super().predictions(batch)
+        return self._predictions(self.hidden(batch.ids, batch.tokens, batch.types), batch.tokens)
 
 
 class EncoderDecoder(Model):
@@ -320,11 +347,11 @@ class EncoderDecoder(Model):
         memory = self.encode(source, source_tokens)
         return self.decoder.new_cache(source.shape[0], capacity, memory=memory)
 
-    def nll_sum(self, batch: Batch) -> Float[Tensor, ""]:
-        """Sum of -ln p(label) over the scored positions of the side that writes, in nats."""
+    def predictions(self, batch: Batch) -> Predictions:
+        """Of the side that writes: the token after each one, given the source."""
         if batch.source is None:
             raise DataError("an encoder–decoder needs something to read", "give the batch a source")
-        return self.decoder.nll_sum(batch, self.encode(batch.source.ids, batch.source.tokens))
+        return self.decoder.predictions(batch, self.encode(batch.source.ids, batch.source.tokens))
 
 
 AnyModel: TypeAlias = Decoder | Encoder | EncoderDecoder

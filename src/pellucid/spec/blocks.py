@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from pellucid.predicates import Full
+from pellucid.predicates import Ahead, Full
 from pellucid.spec.mixers import (
     AlignmentSpec,
     AttentionSpec,
@@ -130,14 +130,19 @@ class BlockSpec(Value):
         return self.cross is not None or isinstance(self.mixer, AttentiveRecurrentSpec)
 
     @property
-    def sees_future(self) -> bool:
-        """Whether its mixer lets a token see later ones (those of a prefix excepted)."""
+    def ahead(self) -> Ahead | None:
+        """Which later tokens its mixer lets a token see at most; None where there is no such bound."""
         mixer = self.mixer
         if isinstance(mixer, AttentionSpec):
-            return mixer.mask.ahead() is None
+            return mixer.mask.ahead()
         if isinstance(mixer, LinearAttentionSpec):
-            return not getattr(mixer.rule, "causal", True)
-        return isinstance(mixer, RecurrentSpec) and mixer.both_directions
+            return Ahead() if getattr(mixer.rule, "causal", True) else None
+        return None if isinstance(mixer, RecurrentSpec) and mixer.both_directions else Ahead()
+
+    @property
+    def sees_future(self) -> bool:
+        """Whether its mixer lets a token see later ones (those of a prefix excepted)."""
+        return self.ahead is None
 
 
 @dataclass(frozen=True)

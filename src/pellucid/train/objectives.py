@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pellucid.batch import IGNORE, Batch
 from pellucid.errors import DataError, UsageError
-from pellucid.nn.models import EncoderDecoder, Model
+from pellucid.nn.models import Model
 from pellucid.nn.moe import MixtureOfExperts, load_balance, router_z
 from pellucid.train.config import ObjectiveSpec
 
@@ -47,7 +46,7 @@ nll = NegativeLogLikelihood()
 class Smoothed:
     """Label smoothing (Szegedy et al. 2015; Vaswani et al. 2017, section 5.4): a share of each label goes to all alike.
 
-    The sum of (1 - smoothing) · -ln p(label) + smoothing · mean over the vocabulary of -ln p. Holds all logits at once.
+    The sum of (1 - smoothing) · -ln p(label) + smoothing · mean over the vocabulary of -ln p.
     """
 
     smoothing: float = 0.1
@@ -57,12 +56,7 @@ class Smoothed:
             raise UsageError(f"smoothing = {self.smoothing}: a label keeps a share of itself", "0 <= smoothing < 1")
 
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]:
-        name = "decoder.logits" if isinstance(model, EncoderDecoder) else "logits"
-        with model.taps(read=name) as acts:
-            loss = nll(model, batch)
-        logits = acts[name][batch.labels != IGNORE]  # (scored, vocab)
-        log_p = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        return (1 - self.smoothing) * loss - self.smoothing * log_p.mean(-1).sum()
+        return model.nll_sum(batch, smoothing=self.smoothing)
 
     def count(self, batch: Batch) -> int:
         """Scored places."""
