@@ -23,9 +23,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pellucid.api import build, convert, load, save
+    from pellucid.generate.beam import Beams
     from pellucid.generate.chat import chat
     from pellucid.generate.decode import Completion, generate, stream
     from pellucid.generate.sample import Sampling
+    from pellucid.generate.speculate import Speculation
     from pellucid.look.look import Look, look
     from pellucid.nn.models import Decoder
     from pellucid.spec import DecoderSpec
@@ -41,7 +43,9 @@ _HOMES = {
     "chat": "generate.chat",
     "Completion": "generate.decode",
     "stream": "generate.decode",
+    "Beams": "generate.beam",
     "Sampling": "generate.sample",
+    "Speculation": "generate.speculate",
     "Look": "look.look",
     "Decoder": "nn.models",
     "DecoderSpec": "spec",
@@ -50,11 +54,13 @@ _HOMES = {
 _VERBS = ("generate", "look", "train", "verify")  # rooms that can be called: see pellucid.rooms
 
 __all__ = [
+    "Beams",
     "Completion",
     "Decoder",
     "DecoderSpec",
     "Look",
     "Sampling",
+    "Speculation",
     "TrainOptions",
     "build",
     "chat",

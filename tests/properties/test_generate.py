@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -126,14 +128,14 @@ def test_greedy_over_a_cache_is_greedy_by_whole_forwards(
     model: Decoder, prompt: list[int], ring: bool, penalty: float
 ) -> None:
     room = CONTEXT - len(prompt) + 1
-    (got,) = generate(
-        model,
-        [prompt],
-        max_new_tokens=room,
-        sampling=Sampling(temperature=0.0, repetition_penalty=penalty),
-        ignore_eos=True,
-        new_cache=lambda batch, capacity: model.new_cache(batch, capacity, ring=ring),
-    )
+    with patch.object(model, "new_cache", partial(model.new_cache, ring=ring)):
+        (got,) = generate(
+            model,
+            [prompt],
+            max_new_tokens=room,
+            sampling=Sampling(temperature=0.0, repetition_penalty=penalty),
+            ignore_eos=True,
+        )
     expected, logprobs = greedy_by_whole_forwards(model, prompt, room, penalty)
     assert got.ids == expected
     torch.testing.assert_close(torch.tensor(got.logprobs), torch.tensor(logprobs), atol=1e-4, rtol=1e-4)

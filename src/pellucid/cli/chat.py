@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from pellucid.cli.parse import lines_of, parse
+from pellucid.cli.policy import SpeculationOptions, sampled
 from pellucid.cli.say import say
 from pellucid.errors import PellucidError, UsageError, suggest
 
@@ -22,6 +23,7 @@ EXAMPLES = """
 chat ./SmolLM2-135M-Instruct.Q4_1.gguf
 chat HuggingFaceTB/SmolLM2-135M-Instruct --system "You answer in one sentence."
 chat runs/assistant --temperature 0 < questions.txt
+chat ./SmolLM2-1.7B-Instruct.gguf --draft ./SmolLM2-135M-Instruct.Q4_1.gguf
 """
 COMMANDS = {
     "/help": "this list",
@@ -44,6 +46,7 @@ def chat(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
+    speculation: SpeculationOptions = SpeculationOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Talk with a model that was taught to answer. Ctrl-C stops an answer, Ctrl-D ends; /help lists what else there is.
 
@@ -67,11 +70,12 @@ def chat(
     from pellucid.text.chat import ChatTemplate, special_names
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    policy = sampled(sampling, speculation)
     source = None if template is None else _read(template)
     loaded = open_model(model)
     names = {} if loaded.tokenizer is None else special_names(loaded.tokenizer)
     own = None if source is None else ChatTemplate(source, names)
-    talk = Chat(loaded, system, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, template=own)
+    talk = Chat(loaded, system, max_new_tokens=max_new_tokens, policy=policy, seed=seed, template=own)
     if sys.stdin.isatty():
         _converse(talk, Path(model).name)
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from pellucid.cli.parse import parse, text_of
+from pellucid.cli.policy import BeamOptions, SpeculationOptions, searched
 from pellucid.cli.say import say
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ generate runs/book "Once upon a time"
 generate runs/book "def main(" --temperature 0 --stop "\\n\\n"
 generate SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is" --temperature 0
 generate HuggingFaceTB/SmolLM2-135M "The capital of France is"
-generate runs/book "To be" --seed 7 --top-p 0.9 --max-new-tokens 500
+generate runs/book "To be" --seed 7 --top-p 0.9 --max-new-tokens 500 --n 3
+generate runs/translator "Guten Tag" --beams 4 --length-penalty 0.6 --n-best 3
+generate HuggingFaceTB/SmolLM2-1.7B "The capital of France is" --draft HuggingFaceTB/SmolLM2-135M
+generate runs/book - --lookup --temperature 0 < draft.txt
 """
 ENDS = {
     "eos": "the model ended the text",
@@ -41,6 +45,9 @@ def generate(
     repetition_penalty: float = 1.0,
     stop: tuple[str, ...] = (),
     seed: int = 0,
+    n: Annotated[int, tyro.conf.arg(aliases=["--n-best"])] = 1,
+    search: BeamOptions = BeamOptions(),  # noqa: B008 - frozen
+    speculation: SpeculationOptions = SpeculationOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Continue a prompt, a token at a time, and show it as it is written.
 
@@ -55,36 +62,59 @@ def generate(
         repetition_penalty: Above 1, tokens that were seen become less likely; 1 changes nothing.
         stop: End before any of these strings (\\n is a line end).
         seed: The same seed writes the same text.
+        n: Write so many texts: samples, or with --beams the best ones with their scores.
     """
     from pellucid.cli.opening import open_model
-    from pellucid.generate.decode import stream
+    from pellucid.generate.decode import generate, stream
     from pellucid.generate.sample import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    policy = searched(sampling, Sampling(), search, speculation)
     text = text_of(prompt)
     stops = [s.replace("\\n", "\n") for s in stop]
-    pieces = stream(open_model(model), text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stops, seed=seed)
+    opened = open_model(model)
     started = time.perf_counter()
+    if n == 1 and policy.streams:
+        pieces = stream(opened, text, max_new_tokens=max_new_tokens, policy=policy, stop=stops, seed=seed)
+        completions = [_show_as_written(text, pieces)]
+    else:
+        completions = generate(opened, text, max_new_tokens=max_new_tokens, policy=policy, n=n, stop=stops, seed=seed)
+        _show_whole(text, completions, numbered=n > 1)
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        _say_how_it_ended(completions, time.perf_counter() - started)
+
+
+def _show_as_written(text: str, pieces: Generator[str, None, Completion]) -> Completion:
+    """The prompt, then what follows it, piece by piece."""
     sys.stdout.write(text)
     try:
         while True:
             say(next(pieces))
     except StopIteration as end:
-        completion = end.value
+        return end.value
     finally:  # also where it is interrupted
         say("\n")
-    if sys.stdout.isatty() and sys.stderr.isatty():
-        _say_how_it_ended(completion, time.perf_counter() - started)
 
 
-def _say_how_it_ended(completion: Completion, seconds: float) -> None:
+def _show_whole(text: str, completions: Sequence[Completion], numbered: bool) -> None:
+    """Each text behind its prompt; several with their number, and the score of those that a search has ranked."""
+    for number, completion in enumerate(completions, 1):
+        if numbered:
+            score = "" if completion.score is None else f"  score {completion.score}"
+            say(f"[{number}]{score}\n")
+        say(f"{text}{completion.text}\n")
+
+
+def _say_how_it_ended(completions: Sequence[Completion], seconds: float) -> None:
     from rich.console import Console
 
-    why = ENDS[completion.finish_reason]
-    speed = completion.n_generated / max(seconds, 1e-9)
-    Console(stderr=True).print(
-        f"{completion.n_generated:,} tokens, {speed:.1f} a second; {why}", style="dim", highlight=False
-    )
+    n_tokens = sum(completion.n_generated for completion in completions)
+    told = f"{n_tokens:,} tokens, {n_tokens / max(seconds, 1e-9):.1f} a second"
+    if len(completions) == 1:
+        (completion,) = completions
+        told += f"; {ENDS[completion.finish_reason]}"
+        told += "" if completion.score is None else f"; score {completion.score}"
+    Console(stderr=True).print(told, style="dim", highlight=False)
 
 
 def main(arguments: Sequence[str]) -> None:

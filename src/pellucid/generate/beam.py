@@ -55,7 +55,6 @@ class Beams:
     penalise: Literal["logits", "logprobs"] = "logits"
 
     streams: ClassVar[bool] = False
-    lookahead: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         _check("width", self.width, is_whole(self.width) and self.width >= 1, "a whole number of at least 1")
@@ -65,6 +64,11 @@ class Beams:
         positive = is_finite(self.repetition_penalty) and self.repetition_penalty > 0
         _check("repetition_penalty", self.repetition_penalty, positive, "more than 0 and finite (1 changes nothing)")
         _check("penalise", self.penalise, self.penalise in ("logits", "logprobs"), '"logits" or "logprobs"')
+
+    @property
+    def lookahead(self) -> int:
+        """Nothing is guessed."""
+        return 0
 
     def starts(self, n: int) -> int:
         """One line a prompt: the first step forks it. Raises UsageError for more texts than beams."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+from pellucid.engine.session import Session
 from pellucid.errors import UsageError
 from pellucid.generate.decode import Completion, generate, stream
+from pellucid.generate.policy import Policy
 from pellucid.generate.sample import Sampling
-from pellucid.nn.cache import Cache
 from pellucid.nn.models import Decoder, EncoderDecoder, Model
 from pellucid.spec import EncoderDecoderSpec
 from pellucid.text.chat import ChatTemplate, Message, encode_chat
@@ -20,7 +21,8 @@ def chat(
     messages: str | Sequence[Message],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    sampling: Sampling | None = None,
+    policy: Policy | None = None,
     seed: int = 0,
     template: ChatTemplate | None = None,
 ) -> Completion:
@@ -34,7 +36,7 @@ def chat(
     """
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     ids = conversation_ids(model, given, template)
-    return generate(model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0]
+    return generate(model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, policy=policy, seed=seed)[0]
 
 
 def conversation_ids(model: Model, messages: Sequence[Message], template: ChatTemplate | None = None) -> list[int]:
@@ -66,18 +68,17 @@ class Chat:
         system: str | None = None,
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
-        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        sampling: Sampling | None = None,
+        policy: Policy | None = None,
         seed: int = 0,
         template: ChatTemplate | None = None,
     ):
         """Raises as ``chat`` does, without waiting for the first message."""
         self.model, self.template = model, template
-        self.max_new_tokens, self.sampling, self.seed = max_new_tokens, sampling, seed
+        self.max_new_tokens, self.sampling, self.policy, self.seed = max_new_tokens, sampling, policy, seed
         self.messages: list[Message] = []
         self.system = system
-        self._read: list[int] = []  # what the kept cache has read
-        self._cache: Cache | None = None
-        self._using: Cache | None = None
+        self._session: Session | None = None
         conversation_ids(model, [*self.messages, {"role": "user", "content": "Hello"}], template)
 
     @property
@@ -111,8 +112,8 @@ class Chat:
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         ids = conversation_ids(self.model, asked, self.template)
         steps = stream(
-            self.model, ids, max_new_tokens=self.max_new_tokens, sampling=self.sampling, seed=self.seed,
-            new_cache=lambda batch, capacity: self._continue(ids, batch, capacity),
+            self.model, ids, max_new_tokens=self.max_new_tokens, sampling=self.sampling, policy=self.policy,
+            seed=self.seed, session=self._session_for(len(ids)),
         )  # fmt: skip
         written = ""
         try:
@@ -122,24 +123,16 @@ class Chat:
                 yield piece
         except StopIteration as end:
             completion: Completion = end.value
-            self._keep(ids + completion.ids[:-1])  # the last token has not been read
             return completion
         finally:
             self.messages = [*asked, {"role": "assistant", "content": written}]
 
-    def _continue(self, ids: list[int], batch: int, capacity: int) -> Cache:
-        """The kept cache, where it has read the beginning of ``ids`` and has room; kept again once all went well."""
-        cache, read = self._cache, self._read
-        self._cache = None
-        if cache is None or ids[: len(read)] != read or len(read) >= len(ids) or capacity > cache.capacity:
-            model = self.model
-            assert isinstance(model, Decoder | EncoderDecoder)
-            writer = model if isinstance(model, Decoder) else model.decoder
-            # room for the next messages, too
-            cache = writer.new_cache(batch, max(capacity, min(2 * capacity, model.spec.context)))
-        self._using = cache
-        return cache
-
-    def _keep(self, read: list[int]) -> None:
-        if isinstance(self.model, Decoder) and self._using is not None and self._using.length == len(read):
-            self._cache, self._read = self._using, read
+    def _session_for(self, n_read: int) -> Session:
+        """The session of earlier replies, where it has room for another one behind ``n_read`` tokens; or a new one."""
+        context = self.model.spec.context
+        needed = min(n_read + self.max_new_tokens - 1, context)
+        if self._session is None or self._session.capacity < needed:
+            lookahead = 0 if self.policy is None else self.policy.lookahead
+            capacity = min(2 * needed, context)  # room for the next messages, too
+            self._session = Session(self.model, capacity=capacity, slack=lookahead)
+        return self._session

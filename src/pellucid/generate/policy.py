@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -71,6 +71,11 @@ class Line:
     def length(self) -> int:
         """How many tokens the writing side's text has, the prompt's and the newest one included."""
         return len(self.prompt_ids) + len(self.ids)
+
+    @property
+    def tokens(self) -> list[int]:
+        """All tokens of the writing side's text, the prompt's and the newest one included."""
+        return self.prompt_ids + self.ids
 
     @property
     def newest(self) -> int:
@@ -158,10 +163,7 @@ class Steps(Protocol):
 class Policy(Protocol):
     """How texts are written. A frozen value: what belongs to one call is kept in the ``Steps`` that it begins."""
 
-    @property
-    def streams(self) -> bool:
-        """Whether what a line has written is final, so that it may be shown at once."""
-        ...
+    streams: ClassVar[bool]  # whether what a line has written is final, so that it may be shown at once
 
     @property
     def lookahead(self) -> int:

@@ -199,7 +199,11 @@ class Sampling:
                 _check(field, value)
 
     streams: ClassVar[bool] = True
-    lookahead: ClassVar[int] = 0
+
+    @property
+    def lookahead(self) -> int:
+        """Nothing is guessed."""
+        return 0
 
     def starts(self, n: int) -> int:
         """Each text is a line of its own from the first token on."""
