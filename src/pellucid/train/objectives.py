@@ -24,7 +24,7 @@ class Objective(Protocol):
 
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]: ...
 
-    def count(self, batch: Batch) -> float: ...
+    def count(self, batch: Batch) -> float | int: ...
 
 
 class NegativeLogLikelihood:
@@ -34,9 +34,10 @@ class NegativeLogLikelihood:
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]:
         return model.nll_sum(batch)
 
-    def count(self, batch: Batch) -> int:
-        """Scored places."""
-        return int((batch.labels != IGNORE).sum())
+    def count(self, batch: Batch) -> float | int:
+        """Scored places, or the sum of their weights where the batch has weights."""
+        scored = batch.labels != IGNORE
+        return int(scored.sum()) if batch.weights is None else float(batch.weights[scored].sum())
 
 
 nll = NegativeLogLikelihood()
@@ -58,8 +59,8 @@ class Smoothed:
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]:
         return model.nll_sum(batch, smoothing=self.smoothing)
 
-    def count(self, batch: Batch) -> int:
-        """Scored places."""
+    def count(self, batch: Batch) -> float | int:
+        """As many as without smoothing."""
         return nll.count(batch)
 
 
