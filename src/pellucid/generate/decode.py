@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pellucid.engine.session import Session, writer_of
+from pellucid.engine.session import Row, Session, writer_of
 from pellucid.errors import UsageError
 from pellucid.generate.policy import Decision, FinishReason, Line, Policy, Score
 from pellucid.generate.sample import Sampling, generator_for

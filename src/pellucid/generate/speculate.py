@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -113,6 +113,7 @@ class Guess(NamedTuple):
     q: Float[Tensor, "guesses vocab"] | None = None
 
 
+@runtime_checkable
 class Guesser(Protocol):
     """Whoever guesses."""
 
