@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from pellucid.data.corpus import Document
 from pellucid.data.packing import Packed
-from pellucid.data.sources import Document, Skipped, documents
+from pellucid.data.sources import Skipped, documents
 from pellucid.data.store import build_store
 from pellucid.errors import DataError, RunError
 from pellucid.text.tokenizer import END_OF_TEXT, Tokenizer

@@ -23,13 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.batch import IGNORE, Batch
+from pellucid.data.corpus import Document
 from pellucid.data.packing import Packed, evaluation
-from pellucid.data.sources import Document, Skipped, documents
+from pellucid.data.sources import Skipped, documents
 from pellucid.data.split import split
 from pellucid.data.store import TokenStore, build_store, open_store
 from pellucid.errors import CheckpointError, DataError, UsageError
-from pellucid.text import tokenizer as tokenizer_module
-from pellucid.text.tokenizer import END_OF_TEXT, Tokenizer, pieces, sample
+from pellucid.text import pieces as pieces_module
+from pellucid.text.pieces import pieces, pieces_of, sample
+from pellucid.text.tokenizer import END_OF_TEXT, Tokenizer
 
 quick = settings(deadline=None, max_examples=60)
 few = settings(deadline=None, max_examples=25)  # where every example builds a store
@@ -89,12 +91,21 @@ def test_every_single_byte_and_code_point_block_round_trips() -> None:
 @given(texts)
 def test_pieces_are_bounded_and_join_to_the_text(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "_PIECE", 4)
+        patch.setattr(pieces_module, "_PIECE", 4)
         cut = list(pieces(text))
         assert "".join(cut) == text
         assert all(len(piece) <= 8 for piece in cut)
         assert [again for piece in cut for again in pieces(piece)] == cut
         assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@quick
+@given(texts, st.integers(1, 9))
+def test_pieces_of_blocks_are_those_of_the_whole_text(text: str, size: int) -> None:
+    blocks = [text[at : at + size] for at in range(0, len(text), size)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces_module, "_PIECE", 4)
+        assert list(pieces_of(blocks)) == list(pieces(text))
 
 
 spaced = st.lists(
@@ -105,7 +116,7 @@ spaced = st.lists(
 @quick
 @given(spaced.map("".join))
 def test_a_cut_between_words_changes_no_token(text: str) -> None:
-    places = [match.start() for match in tokenizer_module._BETWEEN_WORDS.finditer(text)]
+    places = [match.start() for match in pieces_module._BETWEEN_WORDS.finditer(text)]
     parts = [text[start:stop] for start, stop in itertools.pairwise([0, *places, len(text)])]
     assert list(itertools.chain(*TOKENIZER.encode_batch(parts))) == TOKENIZER.encode(text)
 
@@ -114,7 +125,7 @@ def test_long_text_is_encoded_as_a_whole() -> None:
     text = SOURCE[:60_000]
     whole = TOKENIZER.inner.encode(text, add_special_tokens=False).ids
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "_PIECE", 512)
+        patch.setattr(pieces_module, "_PIECE", 512)
         assert len(list(pieces(text))) > 80
         assert TOKENIZER.encode(text) == whole
 
@@ -134,13 +145,14 @@ def test_training_is_deterministic_and_honest_about_its_size() -> None:
 
 def test_sample_is_spread_evenly_and_about_as_long_as_asked() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "_PIECE", 100)
-        taken = list(sample([SOURCE, SOURCE[::-1]], 20_000))
+        patch.setattr(pieces_module, "_PIECE", 100)
+        parts = itertools.chain(pieces(SOURCE), pieces(SOURCE[::-1]))
+        taken = list(sample(parts, 2 * len(SOURCE), 20_000))
         assert abs(sum(map(len, taken)) - 20_000) <= 200
         places = [SOURCE.find(piece) for piece in taken if piece in SOURCE]
         assert min(places) < len(SOURCE) / 10
         assert max(places) > len(SOURCE) * 0.9
-        assert "".join(sample([SOURCE], len(SOURCE))) == SOURCE
+        assert "".join(sample(pieces(SOURCE), len(SOURCE), len(SOURCE))) == SOURCE
 
 
 def test_saved_tokenizer_is_the_same_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
@@ -316,7 +328,7 @@ def test_stream_is_every_document_between_ends_of_text(lengths: list[int]) -> No
 def test_long_documents_span_batches_of_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = stream_of([300, 0, 20, 500])
     plain = build_store(whole, TOKENIZER, tmp_path / "plain")
-    monkeypatch.setattr(tokenizer_module, "_PIECE", 64)
+    monkeypatch.setattr(pieces_module, "_PIECE", 64)
     monkeypatch.setattr("pellucid.data.store._BATCH", 256)
     done: list[int] = []
     cut = build_store(whole, TOKENIZER, tmp_path / "cut", progress=done.append)

@@ -363,7 +363,7 @@ def test_a_symbol_inside_a_text_neither_ends_one_nor_begins_one(name: str) -> No
 
 
 def test_long_texts_are_encoded_as_a_whole() -> None:
-    from pellucid.text import tokenizer as module
+    from pellucid.text import pieces as module
 
     text = "\n".join(TEXT)[:30_000]
     for ours in (sentence("llama")[0], sentence("unigram")[0], published("word_piece")[0], published("byte_bpe")[0]):

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.checkpoints.tensors import load_tensors, save_tensors
+from pellucid.data.corpus import Document
 from pellucid.data.feed import PackedText
 from pellucid.data.packing import evaluation
-from pellucid.data.sources import Document
 from pellucid.data.store import build_store
 from pellucid.designs import modern
 from pellucid.errors import CheckpointError

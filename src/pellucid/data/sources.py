@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import glob
 import gzip
 import itertools
@@ -20,26 +21,17 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from pellucid.data.corpus import BLOCK, Corpus
 from pellucid.errors import DataError, suggest
 from pellucid.files import nearest
 
 SEPARATOR = "<|endoftext|>"  # alone on a line of a text file, it ends one document and begins the next
 _SEPARATOR_LINE = re.compile(r"^" + re.escape(SEPARATOR) + r"[ \t\r]*(?:\n|\Z)", re.MULTILINE)
+_MAYBE_SEPARATOR = re.compile(
+    "|".join(re.escape(SEPARATOR[:n]) for n in range(len(SEPARATOR))) + "|" + re.escape(SEPARATOR) + r"[ \t\r]*"
+)  # what the end of a block may be of such a line
 _OPENERS: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_HEAD = 1 << 16  # bytes looked at before a file is read whole, so that a huge binary is refused at once
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text that begins and ends by itself: nothing in it may see, or be seen by, another document."""
-
-    name: str
-    text: str
-
-    @property
-    def n_bytes(self) -> int:
-        """Length in UTF-8 bytes, the unit in which models of different vocabularies are compared."""
-        return len(self.text) if self.text.isascii() else len(self.text.encode())
+_HEAD = 1 << 16  # bytes looked at first, so that a huge binary is refused at once
 
 
 @dataclass(frozen=True)
@@ -56,9 +48,14 @@ def warn_skipped(skipped: Skipped) -> None:
 
 
 def documents(
-    inputs: str | Path | Sequence[str | Path], field: str = "text", on_skip: Callable[[Skipped], None] = warn_skipped
-) -> Iterator[Document]:
-    """Every document of ``inputs``, always in the same order.
+    inputs: str | Path | Sequence[str | Path],
+    field: str = "text",
+    on_skip: Callable[[Skipped], None] = warn_skipped,
+    *,
+    folder: Path | None = None,
+    keep: bool = True,
+) -> Corpus:
+    """Every document of ``inputs``, always in the same order, copied to the disk in ``folder`` (see ``Corpus``).
 
     An input is a text file (also .gz, .xz, .bz2), a folder (all files below it but hidden ones, sorted), a glob, a
     .jsonl file (the text is in ``field``), ``-`` for standard input, or
@@ -66,6 +63,7 @@ def documents(
     A line ``<|endoftext|>`` in a text file separates documents; that text anywhere else is ordinary text.
     What is named must be good text: DataError when it is missing, empty, unreadable, binary, damaged or not UTF-8.
     What is merely met in a folder or glob is then handed to ``on_skip`` instead; DataError when nothing is left.
+    RunError when the disk cannot take the copy. With ``keep=False`` there is none: the documents are only described.
     """
     items = [str(item) for item in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
     if not items:
@@ -77,7 +75,10 @@ def documents(
             found.append((item, *_find(item, on_skip)))
         except OSError as error:  # a name too long, a folder that may not be looked into
             raise DataError(f"{item[:200]} cannot be read: {error.strerror}", "check the path") from error
-    return itertools.chain.from_iterable(_read_input(*one, field, on_skip) for one in found)
+    corpus = Corpus(folder, keep=keep)
+    for one in found:
+        _read_input(corpus, *one, field, on_skip)
+    return corpus
 
 
 def _find(item: str, on_skip: Callable[[Skipped], None]) -> tuple[list[str], bool]:
@@ -118,55 +119,59 @@ def _walk(folder: Path, on_skip: Callable[[Skipped], None]) -> Iterator[str]:
 
 
 def _read_input(
-    item: str, names: list[str], named: bool, field: str, on_skip: Callable[[Skipped], None]
-) -> Iterator[Document]:
+    corpus: Corpus, item: str, names: list[str], named: bool, field: str, on_skip: Callable[[Skipped], None]
+) -> None:
     skipped: list[Skipped] = []
 
     def skip(what: Skipped) -> None:
         skipped.append(what)
         on_skip(what)
 
-    read = 0
+    before = len(corpus)
     for name in names:
-        for document in _read_one(name, field, skip) if named else _read_met(name, field, skip):
-            read += 1
-            yield document
-    if read == 0:
+        if named:
+            _read_one(corpus, name, field, skip)
+        else:
+            _read_met(corpus, name, field, skip)
+    if len(corpus) == before:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:3])
         more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         what = f"no text ({reasons}{more})" if skipped else "no files"
         raise DataError(f"{item} holds {what}", "name a file, folder or glob that holds plain text")
 
 
-def _read_met(name: str, field: str, skip: Callable[[Skipped], None]) -> list[Document]:
+def _read_met(corpus: Corpus, name: str, field: str, skip: Callable[[Skipped], None]) -> None:
     """All documents of a file that nobody named, or none of them and a reason."""
+    mark = corpus.mark()
     try:
         if not Path(name).is_file():  # a pipe would be waited for, for ever
             raise DataError(f"{name} is not a regular file")
-        return list(_read_one(name, field, skip))
+        _read_one(corpus, name, field, skip)
     except DataError as error:
+        corpus.rollback(mark)
         skip(Skipped(name, error.problem.removeprefix(name).lstrip(": ")))
-        return []
 
 
-def _read_one(name: str, field: str, skip: Callable[[Skipped], None]) -> Iterator[Document]:
-    if name.startswith("hf://"):
-        return _nonempty(name, _dataset_rows(name, field), skip)
+def _read_one(corpus: Corpus, name: str, field: str, skip: Callable[[Skipped], None]) -> None:
     path = Path(name)
     inner = Path(path.stem) if path.suffix in _OPENERS else path
-    if inner.suffix in (".jsonl", ".ndjson"):
-        return _nonempty(name, _jsonl_rows(name, field), skip)
-    return _text_documents(name)
+    if name.startswith("hf://"):
+        _read_rows(corpus, name, _dataset_rows(name, field), skip)
+    elif inner.suffix in (".jsonl", ".ndjson"):
+        _read_rows(corpus, name, _jsonl_rows(name, field), skip)
+    else:
+        _read_text(corpus, name)
 
 
-def _nonempty(name: str, rows: Iterator[Document], skip: Callable[[Skipped], None]) -> Iterator[Document]:
-    """Rows without text are common in datasets: left out, counted, and told once."""
+def _read_rows(
+    corpus: Corpus, name: str, rows: Iterator[tuple[str, int, str]], skip: Callable[[Skipped], None]
+) -> None:
+    """Rows (source, number, text), one document each. Rows without text are common: left out, counted, told once."""
     empty = 0
-    for document in rows:
-        if document.text.strip():
-            yield document
-        else:
-            empty += 1
+    for source, number, text in rows:
+        corpus.begin(source, number)
+        corpus.write(text)
+        empty += not corpus.end()
     if empty:
         skip(Skipped(name, f"{empty} rows without text"))
 
@@ -194,46 +199,80 @@ def _damaged(name: str, error: Exception) -> DataError:
     return DataError(f"{name} is damaged, or is no {kind} file: {error}", "fetch or compress it again")
 
 
-def _text_documents(name: str) -> Iterator[Document]:
+def _read_text(corpus: Corpus, name: str) -> None:
+    """The documents of a text file, numbered from 1 where there are several. No more than a block is held in memory."""
     with _opened(name) as stream:
         name = "standard input" if name == "-" else name
-        data = stream.read(_HEAD)
-        _refuse_binary(name, data)
-        data += stream.read()
-    _refuse_binary(name, data)
-    text = _decode(name, data)
-    del data
-    shown = Path(name).as_posix()
-    if not text.strip():
-        raise DataError(f"{name} is empty", "name a file that holds text")
-    parts = [part for part in _SEPARATOR_LINE.split(text) if part.strip()]
-    if not parts:
-        raise DataError(f"{name} holds nothing but separators", "name a file that holds text")
-    if len(parts) == 1:
-        return iter([Document(shown, parts[0])])
-    return (Document(f"{shown}#{number}", part) for number, part in enumerate(parts, 1))
+        shown = Path(name).as_posix()
+        number, separated = 1, False
+        corpus.begin(shown, number)
+        for part in _parts(_decoded(name, stream.read)):
+            if part is None:
+                number += corpus.end()
+                corpus.begin(shown, number)
+                separated = True
+            else:
+                corpus.write(part)
+        number += corpus.end()
+    if number == 1:
+        what = "holds nothing but separators" if separated else "is empty"
+        raise DataError(f"{name} {what}", "name a file that holds text")
+    if number == 2:
+        corpus.unnumber()
 
 
-def _refuse_binary(name: str, data: bytes) -> None:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{name} is UTF-16 text", f"convert it: iconv -f UTF-16 -t UTF-8 '{name}' > text.txt")
-    if (at := data.find(b"\0")) >= 0:
-        remedy = "name plain text (also .gz, .xz, .bz2, .jsonl); other formats have to be converted to text first"
-        raise DataError(f"{name} is binary, not text: byte {at} is NUL", remedy)
+def _parts(blocks: Iterator[str]) -> Iterator[str | None]:
+    """The text of ``blocks`` without lines that only separate; None stands for each of those."""
+    held, inside = "", False  # the beginning of what may become such a line; whether a line was cut that will not
+    for block in itertools.chain(blocks, [None]):
+        text = held + (block or "")
+        held = ""
+        if inside:  # up to the next line
+            stop = text.find("\n") + 1 or len(text)
+            yield text[:stop]
+            inside = not text[:stop].endswith("\n")
+            text = text[stop:]
+        if block is not None:
+            last = text.rfind("\n") + 1
+            if _MAYBE_SEPARATOR.fullmatch(text, last):
+                text, held = text[:last], text[last:]
+            else:
+                inside = True
+        first, *rest = _SEPARATOR_LINE.split(text)
+        yield first
+        for part in rest:
+            yield None
+            yield part
 
 
-def _decode(name: str, data: bytes) -> str:
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{name} is not UTF-8: byte {error.start} (line {line}) is 0x{data[error.start]:02x}",
-            f"convert it from the encoding it is in, e.g. iconv -f ISO-8859-1 -t UTF-8 '{name}' > text.txt",
-        ) from error
+def _decoded(name: str, read: Callable[[int], bytes]) -> Iterator[str]:
+    """The text of a file, block by block. Raises DataError for what is binary or not UTF-8, and says where."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    size, done, lines = _HEAD, 0, 0
+    while True:
+        data = read(size)
+        if done == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(f"{name} is UTF-16 text", f"convert it: iconv -f UTF-16 -t UTF-8 '{name}' > text.txt")
+        if (at := data.find(b"\0")) >= 0:
+            remedy = "name plain text (also .gz, .xz, .bz2, .jsonl); other formats have to be converted to text first"
+            raise DataError(f"{name} is binary, not text: byte {done + at} is NUL", remedy)
+        pending = len(decoder.getstate()[0])  # bytes of a character that the last block cut
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start]
+            raise DataError(
+                f"{name} is not UTF-8: byte {done - pending + error.start} (line {lines + before.count(10) + 1}) "
+                f"is 0x{error.object[error.start]:02x}",
+                f"convert it from the encoding it is in, e.g. iconv -f ISO-8859-1 -t UTF-8 '{name}' > text.txt",
+            ) from error
+        yield text.removeprefix("\ufeff") if done == 0 else text
+        if not data:
+            return
+        done, lines, size = done + len(data), lines + data.count(b"\n"), BLOCK
 
 
-def _jsonl_rows(name: str, field: str) -> Iterator[Document]:
+def _jsonl_rows(name: str, field: str) -> Iterator[tuple[str, int, str]]:
     with _opened(name) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -247,7 +286,7 @@ def _jsonl_rows(name: str, field: str) -> Iterator[Document]:
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{name} line {number} is a {type(row).__name__}", "every line has to be one object")
-            yield Document(where, _field_of(row, field, where))
+            yield name, number, _field_of(row, field, where)
 
 
 def _field_of(row: Mapping[str, Any], field: str, where: str) -> str:
@@ -265,7 +304,7 @@ def _field_of(row: Mapping[str, Any], field: str, where: str) -> str:
     return text
 
 
-def _dataset_rows(url: str, field: str) -> Iterator[Document]:
+def _dataset_rows(url: str, field: str) -> Iterator[tuple[str, int, str]]:
     """Rows of ``hf://org/name[/config][?split=…&field=…&revision=…&limit=…]``, streamed, never downloaded whole."""
     parts = urlsplit(url)
     path = [part for part in (parts.netloc + parts.path).split("/") if part]
@@ -289,8 +328,8 @@ def _dataset_rows(url: str, field: str) -> Iterator[Document]:
             "/".join(path[:2]), *path[2:], split=options["split"], revision=options["revision"], streaming=True
         )
         for number, row in enumerate(itertools.islice(rows, int(options["limit"]) if options["limit"] else None)):
-            name = f"hf://{where}?split={options['split']}#{number}"
-            yield Document(name, _field_of(row, options["field"], name))
+            source = f"hf://{where}?split={options['split']}"
+            yield source, number, _field_of(row, options["field"], f"{source}#{number}")
     except DataError:
         raise
     except Exception as error:  # the library, the hub and the network raise dozens of kinds; all are the data's

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt, UInt16
 
-from pellucid.data.sources import Document
+from pellucid.data.corpus import Text, fingerprint
 from pellucid.errors import DataError
 from pellucid.files import read_json, sha256, write_folder, write_json
-from pellucid.text.tokenizer import Progress, Tokenizer, pieces
+from pellucid.text.pieces import pieces_of
+from pellucid.text.tokenizer import Progress, Tokenizer
 
-VERSION = 1
+VERSION = 2
 _MANIFEST = "manifest.json"
-_FILES = ("tokens.bin", "offsets.npy", "document_bytes.npy", "token_bytes.npy")
+_TOKENS = "tokens.bin"
+_FILES = (_TOKENS, "offsets.npy", "document_bytes.npy", "token_bytes.npy")
 _BATCH = 1 << 22  # characters encoded in one call: enough for every core, little enough for any memory
 _REMEDY = "remove the folder: it is made again from the text"
 
@@ -28,7 +30,8 @@ _REMEDY = "remove the folder: it is made again from the text"
 class Manifest:
     """What a store holds and what it was made from; JSON in and out.
 
-    sources: name, length in bytes and sha256 of each document. tokenizer: ``Tokenizer.hash``.
+    sources: ``fingerprint`` of the documents. origin: what whoever divided them says of all texts and of the division.
+    tokenizer: ``Tokenizer.hash``.
     files: length in bytes and sha256 of each file beside the manifest. eot: the id that begins every document.
     """
 
@@ -39,7 +42,8 @@ class Manifest:
     n_bytes: int
     eot: int
     tokenizer: str
-    sources: list[dict[str, Any]]
+    sources: str
+    origin: str
     files: dict[str, dict[str, Any]]
 
     @property
@@ -84,7 +88,7 @@ class TokenStore:
     @property
     def hash(self) -> str:
         """Equal for two stores exactly when a run reads the same tokens, of the same vocabulary, from both."""
-        content = f"{self.manifest.tokenizer} {self.manifest.files['tokens.bin']['sha256']}"
+        content = f"{self.manifest.tokenizer} {self.manifest.files[_TOKENS]['sha256']}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -95,52 +99,53 @@ class TokenStore:
 
 
 def build_store(
-    documents: Sequence[Document], tokenizer: Tokenizer, folder: str | Path, progress: Progress | None = None
+    documents: Sequence[Text],
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    progress: Progress | None = None,
+    origin: str = "",
 ) -> TokenStore:
     """Encode ``documents`` on all cores into ``folder``, or open it when it holds just these, intact.
 
-    ``progress`` is told the bytes of text as they are done. Raises DataError when there is no document, when the folder
-    holds anything that is not a store, or when the tokenizer loses bytes; RunError when it cannot be written.
+    ``progress`` is told the bytes of text as they are done; ``origin`` is kept in the manifest. Raises DataError when
+    there is no document, when the folder holds anything that is not a store, or when the tokenizer loses bytes;
+    RunError when it cannot be written.
     """
     folder = Path(folder)
     if not documents:
         raise DataError("there is no document to encode", "name at least one text")
     if tokenizer.bos_id is None:
         raise DataError("the tokenizer has no token that begins a text", "use the tokenizer of a model that writes")
-    sources = [_describe(document) for document in documents]
-    if (known := _known(folder, sources, tokenizer)) is not None:
+    sources = fingerprint(documents)
+    known = open_intact(folder, tokenizer)
+    if known is not None and (known.manifest.sources, known.manifest.origin) == (sources, origin):
         if progress:
             progress(known.n_bytes)
         return known
     strangers = sorted(path.name for path in folder.glob("*") if path.name not in (*_FILES, _MANIFEST))
     if strangers:
         raise DataError(f"{folder} holds {strangers[0]!r}, which is no part of a token store", "choose another folder")
-    write_folder(folder, lambda aside: _fill(aside, documents, sources, tokenizer, progress))
+
+    def fill(aside: Path) -> None:
+        made = _fill(aside, documents, tokenizer, progress)
+        manifest = Manifest(VERSION, **made, tokenizer=tokenizer.hash, sources=sources, origin=origin)
+        write_json(aside / _MANIFEST, asdict(manifest) | {"hash": manifest.hash})
+
+    write_folder(folder, fill)
     return open_store(folder)
 
 
-def _describe(document: Document) -> dict[str, Any]:
-    data = document.text.encode()
-    return {"name": document.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _known(folder: Path, sources: list[dict[str, Any]], tokenizer: Tokenizer) -> TokenStore | None:
-    """The store in ``folder`` if it is intact and was made from these sources by this tokenizer."""
+def open_intact(folder: Path, tokenizer: Tokenizer) -> TokenStore | None:
+    """The store in ``folder`` if every byte of it is as it was written, and ``tokenizer`` made it; else None."""
     try:
         store = open_store(folder, verify=True)
     except DataError:
         return None
-    same = store.manifest.sources == sources and store.manifest.tokenizer == tokenizer.hash
-    return store if same else None
+    return store if store.manifest.tokenizer == tokenizer.hash else None
 
 
-def _fill(
-    folder: Path,
-    documents: Sequence[Document],
-    sources: list[dict[str, Any]],
-    tokenizer: Tokenizer,
-    progress: Progress | None,
-) -> None:
+def _fill(folder: Path, documents: Sequence[Text], tokenizer: Tokenizer, progress: Progress | None) -> dict[str, Any]:
+    """Write all files but the manifest; the answer is what the manifest says of them."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     lengths = [len(tokenizer.bytes_of(number)) for number in range(tokenizer.vocab_size)]
     token_bytes = np.array(lengths, dtype=np.uint16)
@@ -148,49 +153,51 @@ def _fill(
     eot = np.array([tokenizer.bos_id], dtype=dtype)
     offsets = np.zeros(len(documents), dtype=np.int64)
     found_bytes = np.zeros(len(documents), dtype=np.int64)
-    n_tokens = 0
-    with (folder / "tokens.bin").open("wb") as stream:
+    n_tokens, running = 0, hashlib.sha256()
+    with (folder / _TOKENS).open("wb") as stream:
+
+        def write(array: np.ndarray) -> int:
+            data = array.tobytes()
+            running.update(data)
+            return stream.write(data) // dtype.itemsize
+
         for batch in _batches(documents):
             encoded = tokenizer.encode_batch([piece for _, _, piece in batch])
             for (number, is_first, _), ids in zip(batch, encoded, strict=True):
                 if is_first:
                     offsets[number] = n_tokens
-                    n_tokens += stream.write(eot.tobytes()) // dtype.itemsize
+                    n_tokens += write(eot)
                 array = np.array(ids, dtype=dtype)
-                n_tokens += stream.write(array.tobytes()) // dtype.itemsize
+                n_tokens += write(array)
                 n_bytes = int(token_bytes[array].sum(dtype=np.int64))
                 found_bytes[number] += n_bytes
                 if progress:
                     progress(n_bytes)
-        n_tokens += stream.write(eot.tobytes()) // dtype.itemsize
-    for source, found in zip(sources, found_bytes, strict=True):
-        if source["bytes"] != found:  # bits per byte would be a lie
-            problem = f"{source['name']} has {source['bytes']} bytes, but its tokens stand for {found}"
+        n_tokens += write(eot)
+    for document, found in zip(documents, found_bytes.tolist(), strict=True):
+        if document.n_bytes != found:  # bits per byte would be a lie
+            problem = f"{document.name} has {document.n_bytes} bytes, but its tokens stand for {found}"
             raise DataError(problem, "use a tokenizer that keeps every byte (no normalizer)")
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "document_bytes.npy", found_bytes)
     np.save(folder / "token_bytes.npy", token_bytes)
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in _FILES}
-    manifest = Manifest(
-        version=VERSION,
-        dtype=dtype.str,
-        n_tokens=n_tokens,
-        n_documents=len(documents),
-        n_bytes=int(found_bytes.sum()),
-        eot=tokenizer.bos_id,
-        tokenizer=tokenizer.hash,
-        sources=sources,
-        files=files,
-    )
-    write_json(folder / _MANIFEST, asdict(manifest) | {"hash": manifest.hash})
+    digests = {_TOKENS: running.hexdigest()} | {name: sha256(folder / name) for name in _FILES[1:]}
+    return {
+        "dtype": dtype.str,
+        "n_tokens": n_tokens,
+        "n_documents": len(documents),
+        "n_bytes": int(found_bytes.sum()),
+        "eot": tokenizer.bos_id,
+        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": digests[name]} for name in _FILES},
+    }
 
 
-def _batches(documents: Sequence[Document]) -> Iterator[list[tuple[int, bool, str]]]:
+def _batches(documents: Sequence[Text]) -> Iterator[list[tuple[int, bool, str]]]:
     """(document, is its first piece, piece), about _BATCH characters at a time: long documents span several batches."""
     batch: list[tuple[int, bool, str]] = []
     size = 0
     for number, document in enumerate(documents):
-        for index, piece in enumerate(pieces(document.text)):
+        for index, piece in enumerate(pieces_of(document.blocks())):
             batch.append((number, index == 0, piece))
             size += len(piece)
             if size >= _BATCH:
@@ -214,7 +221,7 @@ def open_store(folder: str | Path, verify: bool = False) -> TokenStore:
             raise DataError(f"{path} has {size} bytes, its manifest says {said.get('bytes')}", _REMEDY)
         if verify and sha256(path) != said.get("sha256"):
             raise DataError(f"{path} is damaged: its sha256 is not the one in its manifest", _REMEDY)
-    tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(manifest.dtype), mode="r").view(np.ndarray)
+    tokens = np.memmap(folder / _TOKENS, dtype=np.dtype(manifest.dtype), mode="r").view(np.ndarray)
     try:
         offsets, document_bytes, token_bytes = (np.load(folder / name, allow_pickle=False) for name in _FILES[1:])
     except (OSError, ValueError) as error:

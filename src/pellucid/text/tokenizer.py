@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from pellucid.errors import CheckpointError, DataError, UsageError
 from pellucid.files import read_json, read_text, write_json, write_text
+from pellucid.text.pieces import pieces
 from pellucid.text.token_bytes import is_byte_level, reader_of, strange_letter
 from pellucid.text.tokenizer_json import (
     after_special,
@@ -47,42 +48,6 @@ _WORDS = (
     r"|\s{1,64}(?!\S)"
     r"|\s{1,64}"
 )
-_PIECE = 1 << 15  # characters encoded at a time: bounds memory and lets the encoder's threads share a long text
-_BETWEEN_WORDS = re.compile(
-    r"(?<=\S)[ \t]|(?<=[^\W_])\s"
-)  # no alternative of _WORDS reaches across, or looks across, this place
-
-
-def pieces(text: str) -> Iterator[str]:
-    """``text`` in parts of at most ``2 * _PIECE`` characters, cut where words end whenever there is such a place.
-
-    Encoding the parts is encoding the text, unless one word is longer than a part. Raises DataError for text that has
-    no UTF-8 form (an unpaired surrogate).
-    """
-    try:
-        if not text.isascii():
-            text.encode()
-    except UnicodeEncodeError as error:
-        problem = f"character {error.start} of the text is an unpaired surrogate, U+{ord(text[error.start]):04X}"
-        raise DataError(problem, "it has no UTF-8 form: decode the text properly, or remove it") from error
-    start = 0
-    while len(text) - start > 2 * _PIECE:
-        place = _BETWEEN_WORDS.search(text, start + _PIECE, start + 2 * _PIECE)
-        stop = place.start() if place else start + 2 * _PIECE
-        yield text[start:stop]
-        start = stop
-    yield text[start:]
-
-
-def sample(texts: Sequence[str], characters: int) -> Iterator[str]:
-    """Pieces spread evenly over ``texts``, about ``characters`` in all: enough to learn a vocabulary of a huge text."""
-    total, seen, taken = sum(map(len, texts)), 0, 0
-    for text in texts:
-        for piece in pieces(text):
-            if taken * total <= seen * characters:
-                taken += len(piece)
-                yield piece
-            seen += len(piece)
 
 
 def _spelled_pieces(inner: tokenizers.Tokenizer, roles: Roles) -> re.Pattern[str] | None:

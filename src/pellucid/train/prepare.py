@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pellucid.checkpoints.native import TOKENIZER
+from pellucid.data.corpus import Corpus, Text, fingerprint
 from pellucid.data.sources import Skipped, documents
 from pellucid.data.split import split
-from pellucid.data.store import TokenStore, build_store
+from pellucid.data.store import TokenStore, build_store, open_intact
 from pellucid.errors import DataError
-from pellucid.text.tokenizer import Tokenizer, sample
+from pellucid.text.pieces import pieces_of, sample
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.config import Reason, TrainOptions
 from pellucid.train.report import Reporter
 
-TOKENIZER_BYTES = 48_000_000  # about; of text that merges are learned from: more changes nothing that matters
+TOKENIZER_CHARACTERS = 48_000_000  # about; of text that merges are learned from: more changes nothing that matters
+_STORES = ("training", "validation")
 
 
 @dataclass(frozen=True)
@@ -41,41 +44,77 @@ def choose_vocab_size(options: TrainOptions, n_bytes: int) -> tuple[int, str]:
 def prepare(
     texts: Sequence[str], options: TrainOptions, folder: Path, reporter: Reporter, *, resumed: bool = False
 ) -> Prepared:
-    """Read, split, learn the tokenizer from the training part, and encode both parts.
+    """Read, split, learn the tokenizer from the training part, and encode both parts; the text may exceed memory.
 
-    resumed: the folder holds this very run, so its tokenizer is used again; any other may be of another text.
+    resumed: the folder holds this very run, so its tokenizer is used again; any other may be of another text. Where the
+    stores are intact, too, the text is then only read to see that it is what it was.
     Raises DataError for texts that cannot be used.
     """
-    skipped: list[Skipped] = []
-    found = list(documents(texts, on_skip=skipped.append))
-    for reason, alike in itertools.groupby(sorted(skipped, key=lambda one: one.reason), key=lambda one: one.reason):
-        names = [one.name for one in alike]
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        reporter.message(f"skipped {names[0]}{more}: {reason}")
+    path, division = folder / TOKENIZER, f"{options.validation} {options.seed} {sorted(options.held_out)}"
+    tokenizer = Tokenizer.load(path) if resumed and path.exists() else None
+    known = _known(folder, tokenizer)
+    if known is not None and "-" not in texts:  # what comes from standard input can be read but once
+        described = _read(texts, folder, reporter, keep=False)
+        if known[0].manifest.origin == _origin(described, division, known[1] is not None):
+            assert tokenizer is not None
+            return Prepared(tokenizer, *known, ())
+    found = _read(texts, folder, reporter)
     training, validation = split(found, options.validation, options.seed, options.held_out)
-    n_bytes = sum(d.n_bytes for d in training)
-    size, why = choose_vocab_size(options, n_bytes)
-    path = folder / TOKENIZER
-    if resumed and path.exists():
-        tokenizer = Tokenizer.load(path)
-    else:
-        learned_from = list(sample([d.text for d in training], TOKENIZER_BYTES))
-        with reporter.working("learning the tokenizer", sum(len(t.encode()) for t in learned_from)) as advance:
-            tokenizer = Tokenizer.train(learned_from, size, advance)
+    size, why = choose_vocab_size(options, sum(d.n_bytes for d in training))
+    if tokenizer is None:
+        tokenizer = _learn(training, size, reporter)
         tokenizer.save(path)
-    stores: list[TokenStore] = []
-    for name, part in (("training", training), ("validation", validation)):
-        if part:
-            with reporter.working(f"encoding the {name} text", sum(d.n_bytes for d in part)) as advance:
-                stores.append(build_store(part, tokenizer, folder / "tokens" / name, advance))
-    if stores[0].n_tokens < 64:
-        raise DataError(f"the text has only {stores[0].n_tokens} tokens", "give more text: a few kilobytes at least")
+    origin = _origin(found, division, bool(validation))
+    stores: list[TokenStore | None] = []
+    for name, part in zip(_STORES, (training, validation), strict=True):
+        if not part:
+            stores.append(None)
+            continue
+        with reporter.working(f"encoding the {name} text", sum(d.n_bytes for d in part)) as advance:
+            stores.append(build_store(part, tokenizer, folder / "tokens" / name, advance, origin))
+    store, held = stores
+    assert store is not None  # a split that leaves nothing to train on is refused
+    if store.n_tokens < 64:
+        raise DataError(f"the text has only {store.n_tokens} tokens", "give more text: a few kilobytes at least")
     if tokenizer.vocab_size < size:
         why += f"; the text has no more than {tokenizer.vocab_size:,}"
-    store = stores[0]
     reasons = (
         Reason("text", f"{store.n_bytes:,} bytes", f"{len(training):,} documents, {store.n_tokens:,} tokens"),
         Reason("held out", f"{sum(d.n_bytes for d in validation):,} bytes", f"{len(validation):,} documents"),
         Reason("vocab_size", f"{tokenizer.vocab_size:,}", why),
     )
-    return Prepared(tokenizer, store, stores[1] if len(stores) > 1 else None, reasons)
+    return Prepared(tokenizer, store, held, reasons)
+
+
+def _read(texts: Sequence[str], folder: Path, reporter: Reporter, keep: bool = True) -> Corpus:
+    skipped: list[Skipped] = []
+    found = documents(texts, on_skip=skipped.append, folder=folder, keep=keep)
+    for reason, alike in itertools.groupby(sorted(skipped, key=lambda one: one.reason), key=lambda one: one.reason):
+        names = [one.name for one in alike]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        reporter.message(f"skipped {names[0]}{more}: {reason}")
+    return found
+
+
+def _origin(found: Corpus, division: str, is_divided: bool) -> str:
+    """What both stores say of the text they were made from: equal when text and division are."""
+    return f"{fingerprint(found)} {division} {'divided' if is_divided else 'whole'}"
+
+
+def _known(folder: Path, tokenizer: Tokenizer | None) -> tuple[TokenStore, TokenStore | None] | None:
+    """The stores that an earlier call left, if they are intact, belong together and are of this tokenizer."""
+    if tokenizer is None:
+        return None
+    training, validation = (open_intact(folder / "tokens" / name, tokenizer) for name in _STORES)
+    if training is None or (validation is not None and validation.manifest.origin != training.manifest.origin):
+        return None
+    return training, validation
+
+
+def _learn(training: Sequence[Text], size: int, reporter: Reporter) -> Tokenizer:
+    """A vocabulary from pieces spread evenly over the text."""
+    total = sum(document.n_characters for document in training)
+    parts = itertools.chain.from_iterable(pieces_of(document.blocks()) for document in training)
+    n_bytes = sum(document.n_bytes for document in training)
+    with reporter.working("learning the tokenizer", min(n_bytes, TOKENIZER_CHARACTERS)) as advance:
+        return Tokenizer.train(sample(parts, total, TOKENIZER_CHARACTERS), size, advance)
