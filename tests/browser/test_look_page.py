@@ -11,13 +11,28 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pellucid.look import view
-from pellucid.look.display import label, prose
-from pellucid.look.seen import Experts, Head, Layer, LensRow, Look, ModelFacts, Pooled, Token
+from pellucid.look.page import html as html_page
+from pellucid.look.page import packing
+from pellucid.look.seen import (
+    Across,
+    Attention,
+    Encoding,
+    Experts,
+    Guesses,
+    Head,
+    Layer,
+    LensRow,
+    Look,
+    ModelFacts,
+    Pooled,
+    Token,
+)
+from pellucid.look.text import label, prose
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -63,30 +78,32 @@ def synthetic(time: int = 10, n_layers: int = 2, n_heads: int = 3, name: str = "
         (Layer("attention", "feed-forward"),) * n_layers,
         tokens,
         {t: label(text) for t, text in enumerate(HOSTILE)},
-        rows[-1].ids,
-        rows[-1].probs,
-        rows[-1].entropy,
-        8 * floats(time - 1),
-        rows[-1].actual_rank,
-        tuple(rows),
-        tuple(patterns),
-        heads,
+        Attention(tuple(patterns), heads),
         {stream: 1 + floats(n_layers, time) for stream in streams},
+        guesses=Guesses(
+            1,
+            rows[-1].ids,
+            rows[-1].probs,
+            rows[-1].entropy,
+            8 * floats(time - 1),
+            rows[-1].actual_rank,
+            tuple(rows),
+        ),
     )
 
 
 def without_heads(look: Look, layers: tuple[int, ...]) -> Look:
     """The same, with an LSTM and no feed-forward in some layers."""
     kinds = tuple(Layer("LSTM", "") if i in layers else layer for i, layer in enumerate(look.layers))
-    patterns = tuple(each[:0] if i in layers else each for i, each in enumerate(look.patterns))
-    heads = tuple(head for head in look.heads if head.layer not in layers)
+    patterns = tuple(each[:0] if i in layers else each for i, each in enumerate(look.attention.patterns))
+    heads = tuple(head for head in look.attention.heads if head.layer not in layers)
     norms = {stream: values.copy() for stream, values in look.norms.items()}
     norms["state"] = norms["resid_post"].copy()
     norms["ffn_out"][list(layers)] = np.nan
     norms["state"][[i for i in range(len(kinds)) if i not in layers]] = np.nan
     norms = {stream: values for stream, values in norms.items() if not np.isnan(values).all()}
     facts = replace(look.model, n_heads=max(map(len, patterns)))
-    return replace(look, model=facts, layers=kinds, patterns=patterns, heads=heads, norms=norms)
+    return replace(look, model=facts, layers=kinds, attention=Attention(patterns, heads), norms=norms)
 
 
 def with_experts(look: Look, n_experts: int = 5) -> Look:
@@ -94,7 +111,8 @@ def with_experts(look: Look, n_experts: int = 5) -> Look:
     time, random = len(look.tokens), np.random.default_rng(1)
     ids = random.integers(0, n_experts - 1, (len(look.layers), time, 2))
     weights = np.full((time, 2), 0.5, np.float32)
-    experts = tuple(Experts(layer, n_experts, chosen, weights) for layer, chosen in enumerate(ids))
+    loads = [np.bincount(chosen.ravel(), minlength=n_experts) / chosen.size for chosen in ids]
+    experts = tuple(Experts(layer, n_experts, ids[layer], weights, load) for layer, load in enumerate(loads))
     return replace(look, layers=(Layer("attention", "experts"),) * len(look.layers), experts=experts)
 
 
@@ -128,7 +146,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    return view.to_html(synthetic(name="</title><script>alert(2)</script>"))
+    return html_page.to_html(synthetic(name="</title><script>alert(2)</script>"))
 
 
 def test_no_token_can_become_markup(html: str) -> None:
@@ -147,7 +165,7 @@ def test_no_token_can_become_markup(html: str) -> None:
 
 def test_embedded_json_is_the_value_and_holds_nothing_dangerous() -> None:
     value = {"text": "".join(HOSTILE) + "\u2028\u2029&<>\\", "numbers": [1, 0.25, None]}
-    text = view.embed_json(value)
+    text = html_page.embed_json(value)
     assert json.loads(text) == value
     assert not re.search("[<>&\u2028\u2029]", text)
 
@@ -178,32 +196,33 @@ def test_the_policy_allows_only_the_pages_own_script_and_style(html: str) -> Non
 
 def test_patterns_are_packed_within_a_quarter_of_a_percent_point() -> None:
     look = synthetic(time=12)
-    packed = view.payload(look)["patterns"]
+    packed = html_page.payload(look)["patterns"]
     assert (packed["size"], packed["stride"], packed["causal"]) == (12, 1, True)
     stored = np.frombuffer(base64.b64decode(packed["heads"][1][2]), np.uint8)
     rows, columns = np.tril_indices(12)
-    np.testing.assert_allclose((stored / 255) ** 2, look.patterns[1][2][rows, columns], atol=0.004)
-    full = replace(look, patterns=tuple(np.full((3, 12, 12), 1 / 12, np.float32) for _ in range(2)))
-    packed = view.payload(full)["patterns"]
+    np.testing.assert_allclose((stored / 255) ** 2, look.attention.patterns[1][2][rows, columns], atol=0.004)
+    even = tuple(np.full((3, 12, 12), 1 / 12, np.float32) for _ in range(2))
+    full = replace(look, attention=replace(look.attention, patterns=even))
+    packed = html_page.payload(full)["patterns"]
     assert not packed["causal"]
     assert len(base64.b64decode(packed["heads"][0][0])) == 144
 
 
 def test_the_page_stays_small() -> None:
-    assert len(view.to_html(synthetic(time=64, n_layers=6, n_heads=6))) < 600_000
+    assert len(html_page.to_html(synthetic(time=64, n_layers=6, n_heads=6))) < 600_000
 
 
 def test_a_long_text_in_a_large_model_is_merged_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(view, "MAX_PATTERN_BYTES", 2_000)
+    monkeypatch.setattr(packing, "MAX_PATTERN_BYTES", 2_000)
     look = synthetic(time=50)
-    packed = view.payload(look)["patterns"]
+    packed = html_page.payload(look)["patterns"]
     size, stride = packed["size"], packed["stride"]
     assert (size, stride) == (25, 2)
     stored = np.frombuffer(base64.b64decode(packed["heads"][0][0]), np.uint8)
     assert len(stored) == size * (size + 1) // 2
     row, column = 9, 4
-    tile = look.patterns[0][0][row * 2 : row * 2 + 2, column * 2 : column * 2 + 2]
-    assert stored[row * (row + 1) // 2 + column] == view.quantise(tile).max()
+    tile = look.attention.patterns[0][0][row * 2 : row * 2 + 2, column * 2 : column * 2 + 2]
+    assert stored[row * (row + 1) // 2 + column] == packing.quantise(tile).max()
     assert 2 * 3 * len(stored) <= 2_000 < 2 * 3 * (50 * 51 // 2)
 
 
@@ -227,7 +246,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on thi
 @pytest.mark.parametrize(("time", "n_layers", "n_heads"), [(10, 2, 3), (2, 1, 1), (200, 6, 6)])
 def test_page_draws_without_an_error(tmp_path: Path, time: int, n_layers: int, n_heads: int) -> None:
     page = tmp_path / "look.html"
-    page.write_text(view.to_html(synthetic(time, n_layers, n_heads)), encoding="utf-8")
+    page.write_text(html_page.to_html(synthetic(time, n_layers, n_heads)), encoding="utf-8")
     drawn, console = dump(
         page, f"#theme=dark&position={time - 1}&layer={n_layers}&head={n_heads}", tmp_path / "profile"
     )
@@ -244,7 +263,7 @@ def test_page_draws_without_an_error(tmp_path: Path, time: int, n_layers: int, n
 
 def draw(tmp_path: Path, look: Look, fragment: str = "") -> str:
     page = tmp_path / "look.html"
-    page.write_text(view.to_html(look), encoding="utf-8")
+    page.write_text(html_page.to_html(look), encoding="utf-8")
     drawn, console = dump(page, fragment, tmp_path / "profile")
     assert console == ""
     assert 'data-ready="yes"' in drawn
@@ -300,19 +319,25 @@ def encoding(look: Look, guesses: bool = False, n_layers: int = 2) -> Look:
     seen = replace(
         look,
         tokens=tuple(replace(token, special=t in (0, time - 1)) for t, token in enumerate(look.tokens)),
-        patterns=tuple(patterns / patterns.sum(-1, keepdims=True)),
-        heads=tuple(replace(head, first=0.1, previous=0.1, following=0.7) for head in look.heads),
-        ahead=0,
-        alike=tuple(layer @ layer.T for layer in states),
+        attention=Attention(
+            tuple(patterns / patterns.sum(-1, keepdims=True)),
+            tuple(replace(head, first=0.1, previous=0.1, following=0.7) for head in look.attention.heads),
+        ),
+        encoding=Encoding(tuple(layer @ layer.T for layer in states)),
     )
     if not guesses:
-        none, nothing = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
-        integers = {"top_ids": none.astype(int), "rank": nothing.astype(int)}
-        return replace(seen, lens=(), top_probs=none, entropy=nothing, loss=nothing, **integers)
+        return replace(seen, guesses=None)
+    assert seen.guesses is not None
     loss, rank = np.full(time, 2.0, np.float32), np.full(time, 3)
     loss[4], rank[4] = np.nan, 0
-    rows = [replace(row, actual_rank=rank, correct=(False,) * time) for row in seen.lens]
-    return replace(seen, loss=loss, rank=rank, masked=(4,), lens=tuple(rows))
+    rows = [replace(row, actual_rank=rank, correct=(False,) * time) for row in seen.guesses.lens]
+    return replace(seen, guesses=replace(seen.guesses, ahead=0, loss=loss, rank=rank, masked=(4,), lens=tuple(rows)))
+
+
+def with_verdict(look: Look, **said: Any) -> Look:
+    """The same with what a head says."""
+    assert look.encoding is not None
+    return replace(look, encoding=replace(look.encoding, **said))
 
 
 @needs_chromium
@@ -327,7 +352,7 @@ def test_page_draws_an_encoder_without_guesses(tmp_path: Path) -> None:
     cells = re.findall(r'<rect [^>]*data-row="2" data-column="\d+"', drawn)
     assert len(cells) == len(look.tokens), "the selected token beside all, after the last layer"
     assert drawn.count('class="token faint"') >= 2, "special tokens are set apart"
-    heads = sum(len(layer) for layer in look.patterns)
+    heads = sum(len(layer) for layer in look.attention.patterns)
     assert drawn.count('class="head full"') == heads, "a head's habit is written below a pattern without an empty half"
 
 
@@ -335,12 +360,12 @@ def test_page_draws_an_encoder_without_guesses(tmp_path: Path) -> None:
 def test_page_draws_a_pooled_vector_and_classes(tmp_path: Path) -> None:
     look = encoding(synthetic())
     near = np.linspace(0, 0.9, len(look.tokens), dtype=np.float32)
-    drawn = draw(tmp_path, replace(look, pooled=Pooled("mean", False, 3.21, near)))
+    drawn = draw(tmp_path, with_verdict(look, pooled=Pooled("mean", False, 3.21, near)))
     assert not hidden(drawn, "verdict-panel")
     assert "mean of all states, and nearest" in drawn
     assert "3.21" in drawn
-    named = replace(look, class_names=("bad", "<b>good", "odd"))
-    drawn = draw(tmp_path, replace(named, classes=np.array([[0.2, 0.7, 0.1]], np.float32)))
+    classes = np.array([[0.2, 0.7, 0.1]], np.float32)
+    drawn = draw(tmp_path, with_verdict(look, classes=classes, class_names=("bad", "<b>good", "odd")))
     assert re.search(r"likeliest class</dt><dd>&lt;b&gt;good, 70%", drawn)
     assert drawn.index(">&lt;b&gt;good<") < drawn.index(">bad<") < drawn.index(">odd<")
 
@@ -362,7 +387,7 @@ def test_page_draws_both_sides_of_an_encoder_decoder(tmp_path: Path) -> None:
     writes, reads = synthetic(time=6, name="writes"), encoding(synthetic(time=9, name="reads"))
     cross = np.random.default_rng(3).random((2, 3, 6, 9), dtype=np.float32)
     heads = tuple(Head(i, h, 0.1, 0.0, 0.0, 1, 2, 0.5) for i in range(2) for h in range(3))
-    look = replace(writes, source=reads, cross=tuple(cross / cross.sum(-1, keepdims=True)), cross_heads=heads)
+    look = replace(writes, across=Across(reads, Attention(tuple(cross / cross.sum(-1, keepdims=True)), heads)))
     drawn = draw(tmp_path, look, "#position=2")
     assert not hidden(drawn, "cross-panel")
     assert "What it read" in drawn
@@ -376,29 +401,31 @@ def test_page_draws_both_sides_of_an_encoder_decoder(tmp_path: Path) -> None:
 
 def test_likeness_and_looks_across_are_packed_within_their_precision() -> None:
     look = encoding(synthetic(time=12))
-    packed = view.payload(look)["alike"]
+    packed = html_page.payload(look)["alike"]
     stored = np.frombuffer(base64.b64decode(packed["rows"][1]), np.uint8)
-    np.testing.assert_allclose(stored / 127.5 - 1, look.alike[1][np.tril_indices(12)], atol=0.004)
-    assert view.payload(synthetic())["alike"] is None
+    np.testing.assert_allclose(stored / 127.5 - 1, look.encoding.alike[1][np.tril_indices(12)], atol=0.004)
+    assert html_page.payload(synthetic())["alike"] is None
 
 
 def test_a_long_source_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(view, "MAX_PATTERN_BYTES", 500)
+    monkeypatch.setattr(packing, "MAX_PATTERN_BYTES", 500)
     reads = encoding(synthetic(time=50))
     cross = np.random.default_rng(3).random((2, 3, 20, 50), dtype=np.float32)
     heads = (Head(0, 0, 0.0, 0.0, 0.0, 0, 0, 0.0),) * 6
-    packed = view.payload(replace(synthetic(time=20), source=reads, cross=tuple(cross), cross_heads=heads))["cross"]
+    packed = html_page.payload(replace(synthetic(time=20), across=Across(reads, Attention(tuple(cross), heads))))[
+        "cross"
+    ]
     rows, columns, stride = packed["rows"], packed["columns"], packed["stride"]
     stored = np.frombuffer(base64.b64decode(packed["heads"][1][2]), np.uint8)
     assert len(stored) == rows * columns
     assert 6 * len(stored) <= 500
-    assert stored[columns + 1] == view.quantise(cross[1][2][stride : 2 * stride, stride : 2 * stride]).max()
+    assert stored[columns + 1] == packing.quantise(cross[1][2][stride : 2 * stride, stride : 2 * stride]).max()
 
 
 @needs_chromium
 def test_the_browser_test_can_see_an_error(tmp_path: Path) -> None:
     page = tmp_path / "look.html"
-    page.write_text(view.to_html(synthetic()).replace('"topIds"', '"lost"'), encoding="utf-8")
+    page.write_text(html_page.to_html(synthetic()).replace('"topIds"', '"lost"'), encoding="utf-8")
     drawn, console = dump(page, "", tmp_path / "profile")
     assert "TypeError" in console
     assert 'data-ready="yes"' not in drawn

@@ -19,13 +19,14 @@ from pellucid import build
 from pellucid.designs import DESIGNS
 from pellucid.errors import TapError, UsageError
 from pellucid.interpret import lens as lens_module
-from pellucid.interpret.capture import capture
 from pellucid.interpret.lens import logit_lens
-from pellucid.look.display import label, prose
+from pellucid.interpret.record import capture
 from pellucid.look.ink import percent
 from pellucid.look.look import Look, look
 from pellucid.look.terminal import show
+from pellucid.look.text import label, prose
 from pellucid.nn.models import AnyModel, Decoder, EncoderDecoder
+from pellucid.nn.residual import Sublayer
 from pellucid.spec import (
     POST_NORM,
     AttentionSpec,
@@ -128,26 +129,26 @@ def test_losses_are_the_models_own(seen: Look, tokenizer: Tokenizer) -> None:
     ids = torch.tensor([tokenizer.encode(TEXT, bos=True)])
     logp = decoder(tokenizer)(ids).detach().log_softmax(-1)[0]
     expected = [-float(logp[t, ids[0, t + 1]]) for t in range(ids.shape[1] - 1)]
-    np.testing.assert_allclose(seen.loss, expected, rtol=1e-4)  # patterns are read on another kernel
-    np.testing.assert_allclose(seen.bits * math.log(2), seen.loss, rtol=1e-6)
+    np.testing.assert_allclose(seen.guesses.loss, expected, rtol=1e-4)  # patterns are read on another kernel
+    np.testing.assert_allclose(seen.guesses.bits * math.log(2), seen.guesses.loss, rtol=1e-6)
     assert [token.id for token in seen.tokens] == ids[0].tolist()
     assert seen.tokens[0].label == "<|endoftext|>"
-    np.testing.assert_allclose(seen.top_probs, logp.topk(10).values.exp().numpy(), rtol=1e-4)
-    for t, correct in enumerate(seen.lens[-1].correct):
-        assert correct == (seen.rank[t] == 1)
+    np.testing.assert_allclose(seen.guesses.top_probs, logp.topk(10).values.exp().numpy(), rtol=1e-4)
+    for t, correct in enumerate(seen.guesses.lens[-1].correct):
+        assert correct == (seen.guesses.rank[t] == 1)
 
 
 def test_patterns_and_norms_are_the_activations(seen: Look, tokenizer: Tokenizer) -> None:
     ids = torch.tensor([tokenizer.encode(TEXT, bos=True)])
     acts = capture(decoder(tokenizer), ids, ["blocks.1.attn.pattern", "blocks.1.ffn_out"])
-    np.testing.assert_allclose(seen.patterns[1], acts["blocks.1.attn.pattern"][0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(seen.attention.patterns[1], acts["blocks.1.attn.pattern"][0].numpy(), atol=1e-5)
     np.testing.assert_allclose(seen.norms["ffn_out"][1], acts["blocks.1.ffn_out"][0].norm(dim=-1).numpy(), rtol=1e-4)
-    for layer in seen.patterns:
+    for layer in seen.attention.patterns:
         np.testing.assert_allclose(layer.sum(-1), 1, rtol=1e-5)
         assert not np.triu(layer, 1).any()
-    assert len(seen.heads) == 3 * 4
-    head = seen.heads[5]
-    assert seen.patterns[head.layer][head.head, head.query, head.key] == pytest.approx(head.weight)
+    assert len(seen.attention.heads) == 3 * 4
+    head = seen.attention.heads[5]
+    assert seen.attention.patterns[head.layer][head.head, head.query, head.key] == pytest.approx(head.weight)
 
 
 def designed(name: str, tokenizer: Tokenizer | None, n_layers: int = 4) -> Decoder:
@@ -161,10 +162,10 @@ def test_every_design_can_be_looked_into(name: str, tokenizer: Tokenizer) -> Non
     model = designed(name, tokenizer, n_layers=2)
     seen = look(model, TEXT, name=name)
     attends = [isinstance(block.mixer, AttentionSpec) for block in model.spec.stack.blocks]
-    assert [len(layer) > 0 for layer in seen.patterns] == attends
+    assert [len(layer) > 0 for layer in seen.attention.patterns] == attends
     assert [layer.mixer == "attention" for layer in seen.layers] == attends
     assert (seen.model.n_heads > 0) == any(attends)
-    assert len(seen.lens) == 3
+    assert len(seen.guesses.lens) == 3
     assert np.isfinite(seen.norms["mixer_out"]).all()
     for layer, block in enumerate(model.spec.stack.blocks):
         assert (block.ffn is None) == (not seen.layers[layer].feed_forward)
@@ -179,7 +180,7 @@ def test_a_hybrid_shows_heads_only_where_it_attends(tokenizer: Tokenizer) -> Non
     model = designed("lstm_attention", tokenizer)
     seen = look(model, TEXT)
     assert [layer.mixer for layer in seen.layers] == ["LSTM", "LSTM", "LSTM", "attention"]
-    assert [head.layer for head in seen.heads] == [3] * 4
+    assert [head.layer for head in seen.attention.heads] == [3] * 4
     assert "1 attention" in printed(seen, 80)
     ids = torch.tensor([[token.id for token in seen.tokens]])
     acts = capture(model, ids, ["blocks.2.rnn.h", "blocks.2.rnn_out", "blocks.3.attn_out"])
@@ -192,7 +193,7 @@ def test_a_hybrid_shows_heads_only_where_it_attends(tokenizer: Tokenizer) -> Non
 
 def test_without_attention_it_says_so_in_a_line(tokenizer: Tokenizer) -> None:
     seen = look(designed("gru", tokenizer, n_layers=2), TEXT)
-    assert seen.heads == ()
+    assert seen.attention.heads == ()
     assert "Attention  none to show" in printed(seen, 80)
     assert "heads ×" not in printed(seen, 80)
     assert "+ffn" not in printed(seen, 80)
@@ -249,16 +250,16 @@ def test_an_encoder_shows_looks_both_ways_and_how_alike_its_tokens_are(tokenizer
     seen = look(model, TEXT)
     ids = torch.tensor([[token.id for token in seen.tokens]])
     acts = capture(model, ids, ["embed", "blocks.*.attn.pattern", "blocks.*.resid_post"])
-    for layer, pattern in enumerate(seen.patterns):
+    for layer, pattern in enumerate(seen.attention.patterns):
         np.testing.assert_allclose(pattern, acts[f"blocks.{layer}.attn.pattern"][0].numpy(), atol=1e-6)
         assert np.triu(pattern, 1).any(), "it sees what comes later"
     states = acts["blocks.1.resid_post"][0]
     expected = torch.cosine_similarity(states[:, None], states[None], dim=-1).numpy()
-    np.testing.assert_allclose(seen.alike[2], expected, atol=1e-5)
-    assert len(seen.alike) == 3
-    assert not np.allclose(seen.alike[0], seen.alike[2], atol=0.05), "control: layers differ"
-    assert (seen.lens, seen.pooled, seen.classes, len(seen.loss), len(seen.top_ids)) == ((), None, None, 0, 0)
-    head, pattern = seen.heads[5], seen.patterns[1][1]
+    np.testing.assert_allclose(seen.encoding.alike[2], expected, atol=1e-5)
+    assert len(seen.encoding.alike) == 3
+    assert not np.allclose(seen.encoding.alike[0], seen.encoding.alike[2], atol=0.05), "control: layers differ"
+    assert (seen.guesses, seen.encoding.pooled, seen.encoding.classes) == (None, None, None)
+    head, pattern = seen.attention.heads[5], seen.attention.patterns[1][1]
     queries = np.arange(2, len(pattern) - 2)
     assert head.following == pytest.approx(pattern[queries, queries + 1].mean(), rel=1e-5)
     assert head.last == pytest.approx(pattern[queries, -1].mean(), rel=1e-5)
@@ -271,23 +272,24 @@ def test_a_masked_lm_guesses_each_place_and_what_masks_hide() -> None:
     model = drawn(encoder_spec(MaskedLMHeadSpec()), masking)
     seen = look(model, "the cat sat on the [MASK].", top=4)
     places = [place for place, token in enumerate(seen.tokens) if token.id == masking.mask_id]
-    assert seen.masked == tuple(places)
+    assert seen.guesses.masked == tuple(places)
     assert len(places) == 1
     ids = torch.tensor([[token.id for token in seen.tokens]])
     logp = model(ids).detach().log_softmax(-1)[0]
-    np.testing.assert_allclose(seen.top_probs, logp.exp().topk(4).values.numpy(), rtol=1e-4)
-    assert (seen.ahead, seen.top_ids.shape, seen.loss.shape) == (0, (len(seen.tokens), 4), (len(seen.tokens),))
+    np.testing.assert_allclose(seen.guesses.top_probs, logp.exp().topk(4).values.numpy(), rtol=1e-4)
+    shapes = (seen.guesses.top_ids.shape, seen.guesses.loss.shape)
+    assert (seen.guesses.ahead, *shapes) == (0, (len(seen.tokens), 4), (len(seen.tokens),))
     for place, token in enumerate(seen.tokens):
         if place in places:
-            assert math.isnan(seen.loss[place])
-            assert seen.rank[place] == 0
+            assert math.isnan(seen.guesses.loss[place])
+            assert seen.guesses.rank[place] == 0
         else:
-            assert seen.loss[place] == pytest.approx(-float(logp[place, token.id]), rel=1e-4)
-            assert seen.lens[-1].correct[place] == (seen.rank[place] == 1)
+            assert seen.guesses.loss[place] == pytest.approx(-float(logp[place, token.id]), rel=1e-4)
+            assert seen.guesses.lens[-1].correct[place] == (seen.guesses.rank[place] == 1)
     assert "What the masks hide" in printed(seen, 80)
     json.dumps(seen.to_json(), allow_nan=False)
     plain = look(drawn(encoder_spec(None), masking), "the [MASK].")
-    assert plain.masked == (), "control: where nothing is guessed, a mask written out is text"
+    assert plain.guesses is None, "control: where nothing is guessed, a mask written out is text"
     assert masking.mask_id not in [token.id for token in plain.tokens]
 
 
@@ -303,43 +305,46 @@ def test_a_pooled_vector_is_measured_and_classes_are_probabilities(tokenizer: To
     seen = look(model, TEXT)
     ids = torch.tensor([[token.id for token in seen.tokens]])
     vector = model(ids)[0].detach()
-    assert seen.pooled is not None
-    assert seen.pooled.norm == pytest.approx(float(vector.norm()), rel=1e-4)
+    assert seen.encoding.pooled is not None
+    assert seen.encoding.pooled.norm == pytest.approx(float(vector.norm()), rel=1e-4)
     states = capture(model, ids, ["final_norm"])["final_norm"][0]
-    np.testing.assert_allclose(seen.pooled.likeness, torch.cosine_similarity(states, vector[None]).numpy(), atol=1e-5)
-    dense = look(drawn(encoder_spec(PoolerHeadSpec("first")), tokenizer), TEXT).pooled
+    expected = torch.cosine_similarity(states, vector[None]).numpy()
+    np.testing.assert_allclose(seen.encoding.pooled.likeness, expected, atol=1e-5)
+    dense = look(drawn(encoder_spec(PoolerHeadSpec("first")), tokenizer), TEXT).encoding.pooled
     assert dense is not None
     assert len(dense.likeness) == 0, "behind a dense layer a cosine with the states means nothing"
     for head, places in ((ClassifierHeadSpec(3), 1), (TaggerHeadSpec(3), ids.shape[1])):
         model = drawn(encoder_spec(head), tokenizer)
         seen = look(model, TEXT)
-        assert seen.classes is not None
-        assert seen.classes.shape == (places, 3)
-        np.testing.assert_allclose(seen.classes, model(ids)[0].detach().softmax(-1).numpy(), atol=1e-5)
-        assert seen.class_names == ("0", "1", "2") and "Classes" in printed(seen, 60)
+        assert seen.encoding.classes is not None
+        assert seen.encoding.classes.shape == (places, 3)
+        np.testing.assert_allclose(seen.encoding.classes, model(ids)[0].detach().softmax(-1).numpy(), atol=1e-5)
+        assert seen.encoding.class_names == ("0", "1", "2") and "Classes" in printed(seen, 60)
         model.class_names = ("good", "bad", "\x1b[2J")
         named = look(model, TEXT)
-        assert named.class_names == ("good", "bad", "\\u001b[2J") and "\x1b[2J" not in printed(named, 60)
-        assert named.class_names[int(named.classes[0].argmax())] in printed(named, 60)  # pyright: ignore
-    assert look(drawn(encoder_spec(ClassifierHeadSpec(1)), tokenizer), TEXT).classes is None, "a score is no class"
+        assert named.encoding.class_names == ("good", "bad", "\\u001b[2J") and "\x1b[2J" not in printed(named, 60)
+        assert named.encoding.class_names[int(named.encoding.classes[0].argmax())] in printed(named, 60)  # pyright: ignore
+    score = look(drawn(encoder_spec(ClassifierHeadSpec(1)), tokenizer), TEXT).encoding
+    assert score is not None and score.classes is None, "a score is no class"
 
 
 def test_an_encoder_decoder_shows_both_sides_and_looks_across(tokenizer: Tokenizer) -> None:
     model = drawn(pair_spec(), tokenizer)
     assert isinstance(model, EncoderDecoder)
     seen = look(model, "the cat sat on the mat", target="a dog")
-    assert seen.source is not None
-    source, ids = (torch.tensor([[token.id for token in side.tokens]]) for side in (seen.source, seen))
+    assert seen.across.source is not None
+    source, ids = (torch.tensor([[token.id for token in side.tokens]]) for side in (seen.across.source, seen))
     assert int(ids[0, 0]) == model.spec.start_id
     logp = model(source, ids).detach().log_softmax(-1)[0]
     expected = [-float(logp[t, ids[0, t + 1]]) for t in range(ids.shape[1] - 1)]
-    np.testing.assert_allclose(seen.loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(seen.guesses.loss, expected, rtol=1e-4)
     acts = capture(model, ids, ["decoder.blocks.2.cross.pattern", "encoder.blocks.1.attn.pattern"], source)
-    np.testing.assert_allclose(seen.cross[2], acts["decoder.blocks.2.cross.pattern"][0].numpy(), atol=1e-6)
-    np.testing.assert_allclose(seen.source.patterns[1], acts["encoder.blocks.1.attn.pattern"][0].numpy(), atol=1e-6)
-    assert [len(layer) for layer in seen.cross] == [4, 4, 4]
-    link = seen.cross_heads[6]
-    assert seen.cross[link.layer][link.head, link.query, link.key] == pytest.approx(link.weight)
+    cross, reads = seen.across.attention.patterns[2], seen.across.source.attention.patterns[1]
+    np.testing.assert_allclose(cross, acts["decoder.blocks.2.cross.pattern"][0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(reads, acts["encoder.blocks.1.attn.pattern"][0].numpy(), atol=1e-6)
+    assert [len(layer) for layer in seen.across.attention.patterns] == [4, 4, 4]
+    link = seen.across.attention.heads[6]
+    assert seen.across.attention.patterns[link.layer][link.head, link.query, link.key] == pytest.approx(link.weight)
     text = printed(seen, 90)
     assert "Looking at the source" in text
     assert text.index("encoder") < text.index("decoder")
@@ -351,8 +356,20 @@ def test_without_a_target_it_is_what_the_model_would_write(tokenizer: Tokenizer)
     model = drawn(pair_spec(), tokenizer)
     seen = look(model, "the cat sat on the mat")
     tokens = [token.id for token in seen.tokens]
-    assert (seen.rank[: len(tokens) - 1] == 1).all(), "each is its own best guess"
+    assert (seen.guesses.rank[: len(tokens) - 1] == 1).all(), "each is its own best guess"
     assert len(tokens) <= CONTEXT
+
+
+def test_a_target_written_in_training_mode_is_that_of_evaluation_mode(tokenizer: Tokenizer) -> None:
+    """It was written with dropout on, so each look at a model in training showed another text."""
+    model = drawn(pair_spec(), tokenizer)
+    for module in model.modules():
+        if isinstance(module, Sublayer):
+            module.dropout = 0.5
+    evaluated = look(model.eval(), "the cat sat on the mat")
+    trained = look(model.train(), "the cat sat on the mat")
+    assert trained.tokens == evaluated.tokens
+    assert all(module.training for module in model.modules())
 
 
 def test_unshowable_looks_are_refused_by_name(tokenizer: Tokenizer) -> None:
@@ -402,14 +419,14 @@ def test_json_says_the_same(seen: Look) -> None:
     told = json.loads(json.dumps(seen.to_json(), allow_nan=False))
     assert told["model"]["n_layers"] == 3
     assert [len(row) for row in told["patterns"][0][0]] == list(range(1, len(seen.tokens) + 1))
-    assert told["loss"][3] == pytest.approx(float(seen.loss[3]), rel=1e-3)
+    assert told["loss"][3] == pytest.approx(float(seen.guesses.loss[3]), rel=1e-3)
 
 
 def test_ids_without_a_tokenizer_and_a_single_token() -> None:
     one = look(decoder(), [7], top=400)
     assert one.tokens[0].label == "#7"
-    assert one.loss.shape == (0,)
-    assert one.top_ids.shape == (1, 300)
+    assert one.guesses.loss.shape == (0,)
+    assert one.guesses.top_ids.shape == (1, 300)
     json.dumps(one.to_json(), allow_nan=False)
     assert "What comes next?" in printed(one, 80)
 
@@ -489,7 +506,7 @@ def test_nothing_is_nothing() -> None:
 
 
 def test_the_terminal_shows_surprise_with_and_without_colour(seen: Look) -> None:
-    assert float(seen.bits.max()) > 6, "control: some token must be surprising"
+    assert float(seen.guesses.bits.max()) > 6, "control: some token must be surprising"
     assert re.search(r"\[+[^\]]+\]", printed(seen, 80).split("What comes next")[0])
     console = Console(width=80, file=io.StringIO(), color_system="truecolor", force_terminal=True)
     show(seen, console)

@@ -15,7 +15,7 @@ from pellucid.cli.main import main
 from pellucid.errors import UsageError
 from pellucid.generate.chat import Chat, chat
 from pellucid.generate.sample import Sampling
-from pellucid.look.view import to_html
+from pellucid.look.page.html import to_html
 from pellucid.nn.models import AnyModel
 from pellucid.text.chat import encode_chat
 from pellucid.text.tokenizer import Tokenizer
@@ -90,12 +90,14 @@ def test_an_encoder_shows_attention_and_likeness_and_no_guesses() -> None:
     seen = pellucid.look(pellucid.load(minilm()), "A king and a queen sat on a throne.", name="MiniLM")
     assert [seen.tokens[0].label, seen.tokens[-1].label] == ["[CLS]", "[SEP]"]
     assert [token.special for token in seen.tokens] == [True, *[False] * (len(seen.tokens) - 2), True]
-    assert [len(layer) for layer in seen.patterns] == [12] * 6
-    assert seen.lens == ()
+    assert [len(layer) for layer in seen.attention.patterns] == [12] * 6
+    assert seen.guesses is None and seen.encoding is not None
     words = [token.label for token in seen.tokens]
     king, queen, throne, on = (words.index(f"␣{word}") for word in ("king", "queen", "throne", "on"))
-    assert seen.alike[0][king, queen] > seen.alike[0][king, on]
-    assert seen.alike[6][king, throne] > seen.alike[0][king, throne], "context draws together what belongs together"
-    previous = max(head.previous for head in seen.heads)
+    assert seen.encoding.alike[0][king, queen] > seen.encoding.alike[0][king, on]
+    assert seen.encoding.alike[6][king, throne] > seen.encoding.alike[0][king, throne], (
+        "context draws together what belongs together"
+    )
+    previous = max(head.previous for head in seen.attention.heads)
     assert previous > 0.9, "one head of the first layer looks at the token before"
     assert len(to_html(seen)) < 300_000

@@ -42,7 +42,7 @@ def demo(out: Path = Path("runs/demo"), minutes: float = 3.0, seed: int = 0) -> 
     from pellucid.files import write_text
     from pellucid.generate.decode import generate
     from pellucid.look.look import look
-    from pellucid.look.view import to_html
+    from pellucid.look.page.html import to_html
     from pellucid.recipes.standard_library import compressed_bits_per_byte, standard_library
     from pellucid.train.run import train
 

@@ -43,8 +43,8 @@ def look(
     from pellucid.cli.opening import open_model
     from pellucid.files import write_text
     from pellucid.look.look import look as look_into
+    from pellucid.look.page.html import to_html
     from pellucid.look.terminal import show
-    from pellucid.look.view import to_html
 
     loaded, read = open_model(model), text_of(text)
     with Console(stderr=True).status("reading"):

@@ -1,1 +1,1 @@
-"""What happens inside a model, as measures on tensors: activations captured, and the residual stream read out early."""
+"""What happens inside a model, as measures on tensors: activations recorded, edits, the logit lens, habits of heads."""

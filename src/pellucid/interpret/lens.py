@@ -12,7 +12,8 @@ from torch import Tensor
 from pellucid.errors import UsageError
 from pellucid.nn.models import Decoder, Encoder
 
-CHUNK_BYTES = 64 << 20  # of logits at a time; a handful of such tensors are alive at once
+# Logits are computed in chunks of this size; a handful of such tensors are alive at once.
+CHUNK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,11 @@ def logit_lens(
     Raises UsageError where there is nothing to read.
     """
     if not residuals:
-        raise UsageError("the logit lens needs at least one residual", "capture 'embed' and 'blocks.*.resid_post'")
+        raise UsageError("the logit lens needs at least one residual", "record 'embed' and 'blocks.*.resid_post'")
     streams = list(residuals.values())
     batch, time = ids.shape
-    actual = torch.cat(
-        (ids[:, ahead:], ids[:, :ahead]), 1
-    )  # as many as positions; what follows the end is cut off below
+    # as many tokens as positions; behind the end the first ones stand in, and what is said of them is cut off below
+    actual = torch.cat((ids[:, ahead:], ids[:, :ahead]), 1)
     size = max(1, CHUNK_BYTES // (4 * batch * model.spec.vocab_size))
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in streams]
     for start in range(0, time, size):

@@ -1,16 +1,17 @@
-"""From captured activations to the numbers of a look: patterns and their habits, norms, experts, likeness, poolings."""
+"""From the activations of one text to the values of a look: measures of the first row, as numpy arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from pellucid.errors import shown
 from pellucid.interpret.lens import Lens
-from pellucid.look.seen import NATS_TO_BITS, Experts, Head, Layer, LensRow, Pooled
+from pellucid.interpret.measures import cosines, expert_load, lengths, likeness, shares, strongest_links
+from pellucid.look.seen import NATS_TO_BITS, Attention, Encoding, Experts, Guesses, Head, Layer, LensRow, Pooled
 from pellucid.nn.models import Encoder
 from pellucid.spec import (
     AttentionSpec,
@@ -20,6 +21,7 @@ from pellucid.spec import (
     MoESpec,
     PoolerHeadSpec,
     StackSpec,
+    TaggerHeadSpec,
 )
 
 # what is measured of each layer -> the points that may hold it, by the kind of layer
@@ -31,7 +33,9 @@ STREAMS = {
     "resid_post": ("resid_post",),
     "state": ("rnn.h",),
 }
-Acts = Mapping[str, Tensor]  # by the points' names within one stack
+# where patterns stand: over the text itself, and over an encoder's (a recurrence that looks back has them as its own)
+OWN, ACROSS = ("attn.pattern",), ("cross.pattern", "rnn.pattern")
+Acts = Mapping[str, Tensor]  # by the points' names within one stack; (1, ...) each
 
 
 def layer_facts(spec: BlockSpec) -> Layer:
@@ -53,7 +57,7 @@ def norms(acts: Acts, n_layers: int) -> dict[str, Float[np.ndarray, "layer time"
         for layer in range(n_layers):
             for name in (f"blocks.{layer}.{point}" for point in points):
                 if name in acts:
-                    rows[layer] = acts[name][0].float().norm(dim=-1).cpu().numpy()
+                    rows[layer] = lengths(acts[name])[0].cpu().numpy()
         if not np.isnan(rows).all():
             found[stream] = rows
     return found
@@ -61,73 +65,67 @@ def norms(acts: Acts, n_layers: int) -> dict[str, Float[np.ndarray, "layer time"
 
 def experts(stack: StackSpec, acts: Acts) -> tuple[Experts, ...]:
     """Where each token was sent, in layers that have experts."""
-    return tuple(
-        Experts(
-            layer,
-            spec.ffn.n_experts,
-            acts[f"blocks.{layer}.expert_ids"][0].cpu().numpy(),
-            acts[f"blocks.{layer}.expert_weights"][0].float().cpu().numpy(),
-        )
-        for layer, spec in enumerate(stack.blocks)
-        if isinstance(spec.ffn, MoESpec)
-    )
-
-
-def patterns(
-    acts: Acts, n_layers: int, points: tuple[str, ...], n_keys: int
-) -> tuple[Float[np.ndarray, "_ query key"], ...]:
-    """Attention (heads, query, key) of every layer at whichever of ``points`` it has; no heads where it has none."""
-    found: list[np.ndarray] = []
-    for layer in range(n_layers):
-        names = [name for point in points if (name := f"blocks.{layer}.{point}") in acts]
-        none = np.zeros((0, acts["embed"].shape[1], n_keys), np.float32)
-        found.append(acts[names[0]][0].float().cpu().numpy() if names else none)
+    found: list[Experts] = []
+    for layer, spec in enumerate(stack.blocks):
+        if isinstance(spec.ffn, MoESpec):
+            ids, weights = (acts[f"blocks.{layer}.expert_{what}"] for what in ("ids", "weights"))
+            load = expert_load(ids, spec.ffn.n_experts)
+            arrays = (x[0].cpu().numpy() for x in (ids, weights.float(), load))
+            found.append(Experts(layer, spec.ffn.n_experts, *arrays))
     return tuple(found)
 
 
-def habits(layer: int, head: int, pattern: Float[np.ndarray, "query key"], both_ways: bool) -> Head:
-    """Where a head looks within its own text."""
-    time = len(pattern)
-    # with few tokens in view "first", "previous", "itself" and so on are not yet different ones
-    least, beyond = (2, 2) if both_ways and time > 4 else (min(2, time - 1), 0)
-    queries = np.arange(least, time - beyond)
-    after = np.minimum(queries + 1, time - 1)
-    query, key, weight = _strongest(pattern, both_ways, own=True)
-    return Head(
-        layer,
-        head,
-        first=float(pattern[queries, 0].mean()),
-        previous=float(pattern[queries, np.maximum(queries - 1, 0)].mean()),
-        itself=float(pattern[queries, queries].mean()),
-        query=query,
-        key=key,
-        weight=weight,
-        following=float(pattern[queries, after].mean()) if both_ways else 0.0,
-        last=float(pattern[queries, -1].mean()) if both_ways else 0.0,
-    )
+def attention(acts: Acts, n_layers: int, n_keys: int, *, both_ways: bool) -> Attention:
+    """Every layer's patterns over its own text, and where each head looks."""
+    found = _patterns(acts, n_layers, OWN, n_keys)
+    heads: list[Head] = []
+    for layer, pattern in enumerate(found):
+        if pattern.shape[1]:
+            links = strongest_links(pattern, first=False, last=not both_ways)
+            looks = shares(pattern, both_ways=both_ways)
+            heads += _heads(layer, {**vars(looks), **vars(links)})
+    return Attention(tuple(pattern[0].numpy() for pattern in found), tuple(heads))
 
 
-def cross_habits(layer: int, head: int, pattern: Float[np.ndarray, "query key"]) -> Head:
-    """Where a head looks in another text."""
-    query, key, weight = _strongest(pattern, both_ways=True, own=False)
-    first, last = float(pattern[:, 0].mean()), float(pattern[:, -1].mean())
-    return Head(layer, head, first, 0.0, 0.0, query, key, weight, 0.0, last)
+def attention_across(acts: Acts, n_layers: int, n_keys: int) -> Attention:
+    """Every layer's patterns over another text, and where each head looks in it."""
+    found = _patterns(acts, n_layers, ACROSS, n_keys)
+    heads: list[Head] = []
+    for layer, pattern in enumerate(found):
+        if pattern.shape[1]:
+            links = strongest_links(pattern, itself=True, first=False, last=False)
+            ends = {"first": pattern[..., 0].mean(-1), "last": pattern[..., -1].mean(-1)}
+            inside = dict.fromkeys(("previous", "itself", "following"), pattern.new_zeros(pattern.shape[:2]))
+            heads += _heads(layer, {**ends, **inside, **vars(links)})
+    return Attention(tuple(pattern[0].numpy() for pattern in found), tuple(heads))
 
 
-def _strongest(pattern: Float[np.ndarray, "query key"], both_ways: bool, own: bool) -> tuple[int, int, float]:
-    """The largest weight but on keys that mark a beginning or an end, and on the query ``own`` self."""
-    others = pattern.copy()
-    if own:
-        np.fill_diagonal(others, 0.0)
-    if others.shape[1] > 2:
-        others[:, 0] = 0.0
-        if both_ways:
-            others[:, -1] = 0.0
-    query, key = np.unravel_index(int(others.argmax()), others.shape)
-    return int(query), int(key), float(others[query, key])
+def _heads(layer: int, measured: Mapping[str, Tensor]) -> list[Head]:
+    columns = {name: values[0].tolist() for name, values in measured.items()}
+    n_heads = len(columns["weight"])
+    return [Head(layer, head, **{name: column[head] for name, column in columns.items()}) for head in range(n_heads)]
 
 
-def lens_rows(lens: Lens, ids: Int[Tensor, " time"], ahead: int) -> tuple[LensRow, ...]:
+def _patterns(acts: Acts, n_layers: int, points: Sequence[str], n_keys: int) -> list[Float[Tensor, "1 _ query key"]]:
+    """Of every layer at whichever of ``points`` it has; no heads where it has none."""
+    found: list[Tensor] = []
+    for layer in range(n_layers):
+        names = [name for point in points if (name := f"blocks.{layer}.{point}") in acts]
+        none = acts["embed"].new_zeros(1, 0, acts["embed"].shape[1], n_keys)
+        found.append((acts[names[0]] if names else none).float().cpu())
+    return found
+
+
+def guesses(lens: Lens, ids: Int[Tensor, " time"], ahead: int, masked: Sequence[int]) -> Guesses:
+    """What the model guesses, after each layer and at last, from its logit lens."""
+    rows = _lens_rows(lens, ids, ahead)
+    loss, rank = lens.actual_nll[-1, 0].numpy().copy(), rows[-1].actual_rank.copy()
+    hidden = list(masked)  # what stands there is the mask, which is no guess at what it hides
+    loss[hidden], rank[hidden] = np.nan, 0
+    return Guesses(ahead, rows[-1].ids, rows[-1].probs, rows[-1].entropy, loss, rank, rows, tuple(masked))
+
+
+def _lens_rows(lens: Lens, ids: Int[Tensor, " time"], ahead: int) -> tuple[LensRow, ...]:
     """The lens without batch, in bits."""
     guessing = len(ids) - ahead
     return tuple(
@@ -144,19 +142,23 @@ def lens_rows(lens: Lens, ids: Int[Tensor, " time"], ahead: int) -> tuple[LensRo
     )
 
 
-def alike(acts: Acts, points: list[str]) -> tuple[Float[np.ndarray, "time time"], ...]:
-    """Cosines between the states of all tokens, at each point."""
-    directions = (F.normalize(acts[point][0].float(), dim=-1) for point in points)
-    return tuple((x @ x.mT).clamp(-1, 1).cpu().numpy() for x in directions)
+def encoding(model: Encoder, acts: Acts, points: Sequence[str]) -> Encoding:
+    """How alike tokens become along ``points``, and what the head says of the text."""
+    alike = tuple(cosines(acts[point])[0].cpu().numpy() for point in points)
+    classes, head = None, model.spec.head
+    names: tuple[str, ...] = ()
+    if isinstance(head, ClassifierHeadSpec | TaggerHeadSpec) and head.n_classes > 1:
+        classes = acts["logits"][0].float().softmax(-1).cpu().numpy()
+        names = tuple(map(shown, model.class_names or map(str, range(head.n_classes))))
+    return Encoding(alike, _pooled(model, acts), classes, names)
 
 
-def pooled(model: Encoder, acts: Acts) -> Pooled | None:
+def _pooled(model: Encoder, acts: Acts) -> Pooled | None:
     """The vector that the head makes of the text; None for a head that makes none."""
     head = model.spec.head
     pooler = head.pooler if isinstance(head, ClassifierHeadSpec) else head
     if not isinstance(pooler, PoolerHeadSpec):
         return None
-    vector = next(x for name, x in acts.items() if name.endswith("pooled"))[0].float()
-    states = acts["final_norm"][0].float()
-    near = F.cosine_similarity(states, vector[None], dim=-1).cpu().numpy()
-    return Pooled(pooler.take, pooler.dense, float(vector.norm()), near[:0] if pooler.dense else near)
+    vector = next(x for name, x in acts.items() if name.endswith("pooled"))
+    near = likeness(acts["final_norm"], vector)[0].cpu().numpy()
+    return Pooled(pooler.take, pooler.dense, float(lengths(vector)[0]), near[:0] if pooler.dense else near)

@@ -1,8 +1,8 @@
-"""What one look saw, as data: guesses, losses, logit lens, attention patterns, norms, likeness, what the head says."""
+"""What one look saw, as data: guesses and losses, attention, norms, likeness, what the head says."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ class Token:
 
 @dataclass(frozen=True)
 class LensRow:
-    """One layer of the logit lens (lens.Lens without batch; entropy and kl in bits)."""
+    """One layer of the logit lens (``interpret.lens.Lens`` without batch; entropy and kl in bits)."""
 
     point: str
     ids: Int[np.ndarray, "time rank"]
@@ -56,6 +56,36 @@ class LensRow:
     correct: tuple[bool, ...]
     entropy: Float[np.ndarray, " time"]
     kl: Float[np.ndarray, " time"]
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a model guesses. Position t of each field is the distribution that the model gives there.
+
+    ahead: how far it looks: 1, the next token, after reading 0..t; 0, the token in this very place, seeing the whole
+    text (a masked-LM head).
+    top_ids, top_probs: the likeliest tokens, best first. entropy: of that distribution, bits.
+    loss, rank: of the token that really stands there (nats; 1 is the best guess): with ``ahead`` 1 one fewer than
+    tokens; NaN and 0 where a mask hides it. masked: those places.
+    lens: shallow to deep, the last row being the model's output.
+    """
+
+    ahead: int
+    top_ids: Int[np.ndarray, "time rank"]
+    top_probs: Float[np.ndarray, "time rank"]
+    entropy: Float[np.ndarray, " time"]
+    loss: Float[np.ndarray, " next"]
+    rank: Int[np.ndarray, " next"]
+    lens: tuple[LensRow, ...]
+    masked: tuple[int, ...] = ()
+
+    @property
+    def bits(self) -> Float[np.ndarray, " next"]:
+        """Surprisal of each token that is guessed: its loss in bits."""
+        return self.loss * NATS_TO_BITS
+
+
+_GUESSES = tuple(field.name for field in fields(Guesses))
 
 
 @dataclass(frozen=True)
@@ -80,18 +110,25 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """patterns: one array a layer, rows sum to 1; no heads where a layer has no softmax attention. heads: of all."""
+
+    patterns: tuple[Float[np.ndarray, "_ query key"], ...]
+    heads: tuple[Head, ...]
+
+
+@dataclass(frozen=True)
 class Experts:
-    """Which experts a layer gave each token to, best first (numbered from 0), and what each one's word weighed."""
+    """Which experts a layer gave each token to, best first (numbered from 0), and what each one's word weighed.
+
+    load: the share of all choices that fell on each expert.
+    """
 
     layer: int
     n_experts: int
     ids: Int[np.ndarray, "time top_k"]
     weights: Float[np.ndarray, "time top_k"]
-
-    @property
-    def load(self) -> Float[np.ndarray, " experts"]:
-        """Share of all choices that fell on each expert."""
-        return np.bincount(self.ids.ravel(), minlength=self.n_experts) / self.ids.size
+    load: Float[np.ndarray, " experts"]
 
 
 @dataclass(frozen=True)
@@ -108,66 +145,82 @@ class Pooled:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What ``look`` saw. Position t of a per-position field is the distribution that the model gives there.
+class Encoding:
+    """What an encoder makes of a text, all of which it sees at once.
 
-    ahead: how far it looks: 1, the next token, after reading 0..t; 0, the token in this very place, seeing the whole
-    text (a masked-LM head). Where a model guesses no tokens, no layer has a lens and nobody a guess.
-    labels: how to write every token id that occurs as a guess.
-    top_ids, top_probs: the likeliest tokens, best first. entropy: of that distribution, bits.
-    loss, rank: of the token that really stands there (nats; 1 is the best guess): with ``ahead`` 1 one fewer than
-    tokens; NaN and 0 where a mask hides it. masked: those places.
-    lens: shallow to deep, the last row being the model's output.
-    patterns: one array (heads, query, key) a layer, rows sum to 1; no heads where the layer has no softmax attention.
-    alike: of an encoder, cosines between its tokens' states, at the embedding and after each layer.
-    pooled, classes: what an encoder's head says: a vector; probabilities (1 or time, classes). class_names: theirs.
-    source, cross, cross_heads: of an encoder–decoder, what its encoder read, and how the decoder's layers look at that:
-    arrays (heads, query, source).
+    alike: cosines between its tokens' states, at the embedding and after each layer.
+    pooled, classes: what its head says: a vector; probabilities (1 or time, classes). class_names: of the classes.
+    """
+
+    alike: tuple[Float[np.ndarray, "time time"], ...]
+    pooled: Pooled | None = None
+    classes: Float[np.ndarray, "_ classes"] | None = None
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Across:
+    """Of an encoder–decoder: what its encoder read, and how the decoder's layers attend to that."""
+
+    source: Look
+    attention: Attention
+
+
+@dataclass(frozen=True)
+class Look:
+    """What ``look`` saw.
+
+    labels: how to write every token id that occurs as a token or guess.
     norms: Euclidean lengths of each layer's vectors: the stream before and after it (``resid_pre``, ``resid_post``),
-    what its token mixer and its feed-forward layer add (``mixer_out``, ``ffn_out``), and the ``state`` of a recurrent
-    one; NaN for a layer without it, left out where no layer has it.
-    experts: of the layers that have some.
+    what its token mixer, its attention to an encoder and its feed-forward layer add (``mixer_out``, ``cross_out``,
+    ``ffn_out``), and the ``state`` of a recurrent one; NaN for a layer without it, left out where no layer has it.
+    experts: of the layers that have some. guesses: None where the model guesses no tokens. encoding: of an encoder.
+    across: of an encoder–decoder, whose decoder's side this look is.
     """
 
     model: ModelFacts
     layers: tuple[Layer, ...]
     tokens: tuple[Token, ...]
     labels: dict[int, str]
-    top_ids: Int[np.ndarray, "places rank"]
-    top_probs: Float[np.ndarray, "places rank"]
-    entropy: Float[np.ndarray, " places"]
-    loss: Float[np.ndarray, " next"]
-    rank: Int[np.ndarray, " next"]
-    lens: tuple[LensRow, ...]
-    patterns: tuple[Float[np.ndarray, "_ query key"], ...]
-    heads: tuple[Head, ...]
+    attention: Attention
     norms: dict[str, Float[np.ndarray, "layer time"]]
     experts: tuple[Experts, ...] = ()
-    ahead: int = 1
-    masked: tuple[int, ...] = ()
-    alike: tuple[Float[np.ndarray, "time time"], ...] = ()
-    pooled: Pooled | None = None
-    classes: Float[np.ndarray, "_ classes"] | None = None
-    class_names: tuple[str, ...] = ()
-    source: Look | None = None
-    cross: tuple[Float[np.ndarray, "_ time source"], ...] = ()
-    cross_heads: tuple[Head, ...] = ()
+    guesses: Guesses | None = None
+    encoding: Encoding | None = None
+    across: Across | None = None
 
     @property
-    def bits(self) -> Float[np.ndarray, " next"]:
-        """Surprisal of each token that is guessed: its loss in bits."""
-        return self.loss * NATS_TO_BITS
+    def both_ways(self) -> bool:
+        """Whether each token sees those behind it as well."""
+        return self.encoding is not None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as JSON values, floats to four significant digits; causal pattern rows end at their query."""
-        shown: dict[str, Any] = _plain(asdict(self))
-        shown["patterns"] = [
+        """Everything as JSON values, floats to four significant digits; causal pattern rows end at their query.
+
+        The fields of all parts stand side by side. What this model does not have is empty or null.
+        """
+        across = self.across
+        told = _plain(
+            {
+                "model": self.model,
+                "layers": self.layers,
+                "tokens": self.tokens,
+                "labels": self.labels,
+                **(vars(self.guesses) if self.guesses else dict.fromkeys(_GUESSES, ()) | {"ahead": 0}),
+                **vars(self.attention),
+                "norms": self.norms,
+                "experts": self.experts,
+                **vars(self.encoding or Encoding(alike=())),
+                "cross": across.attention.patterns if across else (),
+                "cross_heads": across.attention.heads if across else (),
+            }
+        )
+        told["patterns"] = [
             [[_plain(row[: _row_end(row, q)]) for q, row in enumerate(head)] for head in layer]
-            for layer in self.patterns
+            for layer in self.attention.patterns
         ]
-        if self.source is not None:
-            shown["source"] = self.source.to_json()
-        return shown
+        told["source"] = across.source.to_json() if across else None
+        return told
 
 
 def _row_end(row: Float[np.ndarray, " key"], query: int) -> int:
@@ -182,6 +235,8 @@ def _round(value: float) -> float | None:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
+    if is_dataclass(value):
+        return _plain(vars(value))
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -22,7 +22,7 @@ from pellucid.look.ink import (
     spark,
     surprise_step,
 )
-from pellucid.look.seen import Head, Look
+from pellucid.look.seen import Guesses, Head, Look
 from pellucid.look.terminal_encoding import show_encoding
 
 if TYPE_CHECKING:
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 _PLACES = ("first", "previous", "itself", "next", "last")  # where a head may look
 _MAX_HEADS = 24
-_MAX_BARS = 32  # experts whose load is drawn
+_MAX_BARS = 32  # the load of so many experts is drawn, not of more
 
 
 def _text(look: Look, colour: bool) -> Text:
     """The text, shaded by surprisal; without colour the surprising tokens stand in brackets."""
     from rich.text import Text
 
-    if not look.lens or look.ahead == 0:  # a text that is seen whole surprises nobody
+    if look.guesses is None or look.both_ways:  # a text that is seen whole surprises nobody
         return Text.assemble(*((token.prose, "dim" if token.special else "") for token in look.tokens))
     shaded = Text.assemble((look.tokens[0].prose, "dim"))
-    for token, bits in zip(look.tokens[1:], look.bits, strict=True):
+    for token, bits in zip(look.tokens[1:], look.guesses.bits, strict=True):
         step = surprise_step(float(bits))
         brackets = ("", "") if colour or step < 3 else ("[", "]") if step < 5 else ("[[", "]]")
         shaded.append(brackets[0] + token.prose + brackets[1], style=SURPRISE[step])
@@ -55,18 +55,18 @@ def _scale(styles: Sequence[str], names: Sequence[str]) -> Text:
     return Text(" ").join(Text(f" {name} ", style=style) for name, style in zip(names, styles, strict=True))
 
 
-def _next(look: Look, width: int) -> Table:
+def _next(look: Look, guesses: Guesses, width: int) -> Table:
     from rich.text import Text
 
     table = new_table("", "guess", "", "")
     room = min(max(width - LABEL - 26, 10), 40)
-    for rank, (token, probability) in enumerate(zip(look.top_ids[-1], look.top_probs[-1], strict=True), start=1):
-        bar = Text("█" * max(1, round(room * float(probability / look.top_probs[-1, 0]))), "blue")
+    for rank, (token, probability) in enumerate(zip(guesses.top_ids[-1], guesses.top_probs[-1], strict=True), start=1):
+        bar = Text("█" * max(1, round(room * float(probability / guesses.top_probs[-1, 0]))), "blue")
         add_row(table, f"{rank}", fit(look.labels[int(token)], 16), f"{percent(float(probability)):>4}", bar)
     return table
 
 
-def _lens(look: Look, width: int) -> tuple[Table, int]:
+def _lens(look: Look, guesses: Guesses, width: int) -> tuple[Table, int]:
     """Deep layers above; as many of the last positions as fit. Returns how many that are, too."""
     from rich.text import Text
 
@@ -74,10 +74,10 @@ def _lens(look: Look, width: int) -> tuple[Table, int]:
     places = range(len(look.tokens) - shown, len(look.tokens))
     table = new_table("", *("" for _ in places))
     table.show_header = False
-    if look.ahead:
+    if guesses.ahead:
         following = [look.tokens[t + 1].label if t + 1 < len(look.tokens) else "?" for t in places]
         add_row(table, Text("really next", "dim"), *(Text(fit(label, CELL), "bold") for label in following))
-    for depth, row in reversed(list(enumerate(look.lens))):
+    for depth, row in reversed(list(enumerate(guesses.lens))):
         cells = []
         for t in places:
             probability = float(row.probs[t, 0])
@@ -87,14 +87,14 @@ def _lens(look: Look, width: int) -> tuple[Table, int]:
             padding = " " * (CELL - 5 - Text(guess).cell_len)
             step = certain_step(probability)
             cells.append(Text(f"{mark}{guess}{padding}{percent(probability):>4}", style=CERTAIN[step]))
-        name = "embed" if depth == 0 else "output" if depth == len(look.lens) - 1 else f"layer {depth}"
+        name = "embed" if depth == 0 else "output" if depth == len(guesses.lens) - 1 else f"layer {depth}"
         add_row(table, Text(name, "dim"), *cells)
     add_row(table, Text("token read", "dim"), *(Text(fit(look.tokens[t].label, CELL), "bold") for t in places))
     return table, shown
 
 
 def _shares(head: Head, both_ways: bool) -> tuple[float, ...]:
-    """Of its looking, in the order of ``_PLACES``."""
+    """The shares of a head's looking, in the order of ``_PLACES``."""
     beyond = (head.following, head.last) if both_ways else ()
     return head.first, head.previous, head.itself, *beyond
 
@@ -106,7 +106,7 @@ def _plainest(heads: Sequence[Head]) -> list[Head]:
 
 
 def _heads(look: Look, heads: Sequence[Head], width: int) -> Table:
-    both_ways = look.ahead == 0
+    both_ways = look.both_ways
     # the last column of two does without its long name where there are more before it
     link = "strongest link" if both_ways else "strongest link (query → key)"
     table = new_table("layer.head", *_PLACES[: 5 if both_ways else 3], link)
@@ -172,8 +172,8 @@ def _kinds(look: Look) -> str:
 
 def show(look: Look, console: Console) -> None:
     """Print the look: the text, guesses, logit lens, attention habits, what an encoder makes of it, residual norms."""
-    if look.source is not None:
-        show(look.source, console)
+    if look.across is not None:
+        show(look.across.source, console)
         console.print()
     _show_text(look, console)
     _show_guesses(look, console)
@@ -191,11 +191,12 @@ def _show_text(look: Look, console: Console) -> None:
     console.print(
         Text.assemble((facts.name, "bold"), (f"  {facts.n_parameters / 1e6:.2f} M parameters · {sizes}", "dim"))
     )
-    surprising = look.ahead == 1 and bool(look.lens)
+    surprising = look.guesses is not None and not look.both_ways
     mean = f"{len(look.tokens)} tokens, all seen at once"
-    if surprising:
-        right = percent(float((look.rank == 1).mean())) if len(look.rank) else ""
-        mean = f"mean {look.bits.mean():.2f} bits a token, first guess right {right}" if right else ""
+    if look.guesses is not None and surprising:
+        bits, rank = look.guesses.bits, look.guesses.rank
+        right = percent(float((rank == 1).mean())) if len(rank) else ""
+        mean = f"mean {bits.mean():.2f} bits a token, first guess right {right}" if right else ""
     console.print(heading("The text", mean))
     console.print(_text(look, colour))
     if surprising and colour:
@@ -206,21 +207,22 @@ def _show_text(look: Look, console: Console) -> None:
 
 
 def _show_guesses(look: Look, console: Console) -> None:
-    if not look.lens:
+    guesses = look.guesses
+    if guesses is None:
         return
-    if look.ahead:
-        console.print(heading("What comes next?", f"entropy {look.entropy[-1]:.1f} bits"))
-        console.print(_next(look, console.width))
-    lens, shown = _lens(look, console.width)
+    if guesses.ahead:
+        console.print(heading("What comes next?", f"entropy {guesses.entropy[-1]:.1f} bits"))
+        console.print(_next(look, guesses, console.width))
+    lens, shown = _lens(look, guesses, console.width)
     cut = _cut_note(shown, len(look.tokens))
     console.print(heading("Logit lens", f"best guess if the model stopped here; ✓ right{cut}"))
     console.print(lens)
 
 
 def _show_attention(look: Look, console: Console) -> None:
-    heads = _plainest(look.heads)
-    cut = len(heads) < len(look.heads)
-    note = f"; {len(heads)} of {len(look.heads)} heads, those with the plainest habit" if cut else ""
+    heads, all_heads = _plainest(look.attention.heads), look.attention.heads
+    cut = len(heads) < len(all_heads)
+    note = f"; {len(heads)} of {len(all_heads)} heads, those with the plainest habit" if cut else ""
     if heads:
         console.print(heading("Attention", f"share of each head's looking, on average{note}"))
         console.print(_heads(look, heads, console.width))

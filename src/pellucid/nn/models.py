@@ -257,8 +257,11 @@ class Encoder(Stack, Model):
 
     def points(self) -> dict[str, str]:
         states: dict[str, str] = dict.fromkeys(("embed", "final_norm"), "batch time d_model")
-        predicts = self.head is not None and not isinstance(self.head, PoolerHead)
-        return {**states, "logits": "batch places classes"} if predicts else states
+        if self.head is None or isinstance(self.head, PoolerHead):
+            return states
+        if isinstance(self.head, ClassifierHead):
+            return {**states, "logits": "batch row classes"}
+        return {**states, "logits": "batch time vocab" if isinstance(self.head, MaskedLMHead) else "batch time classes"}
 
     def forward(
         self, ids: Reading, tokens: Tokens | None = None, types: Int[Tensor, "batch places"] | None = None

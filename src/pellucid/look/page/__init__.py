@@ -1,0 +1,1 @@
+"""A look as one HTML page: the page's parts, the arrays packed into it, and how it is put together."""
