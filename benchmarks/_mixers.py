@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.batch import Tokens
-from pellucid.nn.block import build_mixer
 from pellucid.nn.cache import LayerCache
+from pellucid.nn.documents import find_documents
 from pellucid.nn.kernels import attend
 from pellucid.nn.layout import classify
 from pellucid.nn.masks import see
 from pellucid.nn.models import Decoder
-from pellucid.nn.runs import find_runs
+from pellucid.nn.registry import MIXERS
 from pellucid.nn.view import View
 from pellucid.predicates import big_bird
 from pellucid.spec import (
@@ -199,9 +199,9 @@ def _built(spec: MixerSpec) -> Callable[[int], Case]:
     def view(n: int) -> Any:
         if isinstance(spec, AttentionSpec):
             return View(one_row(n), _seen(spec.mask)(n), None, None)
-        return find_runs(one_row(n))
+        return find_documents(one_row(n))
 
-    return mixer(lambda: build_mixer(spec, D_MODEL), view)
+    return mixer(lambda: MIXERS[type(spec)](spec, D_MODEL), view)
 
 
 def _x_transformers() -> nn.Module:

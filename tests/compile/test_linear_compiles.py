@@ -11,9 +11,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from pellucid.batch import Tokens
 from pellucid.nn.cache import StateCache
+from pellucid.nn.documents import OpenDocuments, find_documents
 from pellucid.nn.linear_attention import LinearAttention
 from pellucid.nn.rope import rotation
-from pellucid.nn.runs import Progress, find_runs
 from pellucid.spec import (
     DecayRule,
     DeltaRule,
@@ -57,7 +57,7 @@ def mixer_of(name: str) -> LinearAttention:
 def run(mixer: LinearAttention, name: str, x: Tensor, tokens: Tokens, past: StateCache | None = None) -> Tensor:
     spec = SPECS[name]
     turns = None if spec.rotary is None else rotation(spec.rotary, spec.head_dim, tokens)
-    return mixer(x, find_runs(tokens, rotation=turns), past)
+    return mixer(x, find_documents(tokens, rotation=turns), past)
 
 
 def gradients(mixer: LinearAttention, name: str, tokens: Tokens) -> list[Tensor]:
@@ -101,7 +101,7 @@ def test_a_step_compiles_once(name: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled.compile(backend=counter, fullgraph=True, dynamic=False)
     with torch.no_grad():
-        past, outs = StateCache(Progress(2), eager.empty_state(2, x)), list[Tensor]()
+        past, outs = StateCache(OpenDocuments(2), eager.empty_state(2, x)), list[Tensor]()
         for t in range(6):
             outs.append(run(compiled, name, x[:, t : t + 1], Tokens.plain(2, 1, t), past))
         torch.testing.assert_close(torch.cat(outs, 1), run(eager, name, x, Tokens.plain(2, 6)), atol=1e-5, rtol=1e-5)

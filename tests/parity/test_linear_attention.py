@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
 from pellucid.batch import Tokens
+from pellucid.nn.documents import find_documents
 from pellucid.nn.linear_attention import LinearAttention
 from pellucid.nn.norms import RMSNorm
 from pellucid.nn.rope import rotation
 from pellucid.nn.running_sum import by_chunks, by_steps
-from pellucid.nn.runs import find_runs
 from pellucid.spec import (
     DecayRule,
     DeltaRule,
@@ -158,7 +158,7 @@ def made(name: str) -> tuple[LinearAttentionSpec, LinearAttention, Tensor, Token
 
 def ours(mixer: LinearAttention, spec: LinearAttentionSpec, x: Tensor, tokens: Tokens) -> Tensor:
     turns = None if spec.rotary is None else rotation(spec.rotary, HEAD_DIM, tokens)
-    return mixer(x, find_runs(tokens, rotation=turns))
+    return mixer(x, find_documents(tokens, rotation=turns))
 
 
 def gradients(run: Callable[[Tensor], Tensor], mixer: LinearAttention, x: Tensor) -> list[Tensor]:

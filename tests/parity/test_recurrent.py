@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from pellucid.batch import Tokens
 from pellucid.nn.alignment import Alignment
 from pellucid.nn.cache import StateCache
+from pellucid.nn.documents import Documents, OpenDocuments, find_documents
 from pellucid.nn.masks import see
 from pellucid.nn.models import Decoder, Encoder
 from pellucid.nn.recurrent import AttentiveRecurrent, Recurrent
-from pellucid.nn.runs import Progress, Runs, find_runs
 from pellucid.nn.view import View
 from pellucid.spec import (
     NO_NORM,
@@ -107,7 +107,7 @@ def test_ragged_rows_are_a_packed_sequence(cell: Any, both: bool) -> None:
     ours, theirs = one_layer(cell, both)
     lengths, x = torch.tensor([4, 7, 1, 7]), randn(4, 7, WIDTH)
     valid = torch.arange(7) < lengths[:, None]
-    got = ours(x, find_runs(Tokens.padded(valid)))
+    got = ours(x, find_documents(Tokens.padded(valid)))
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     expected = pad_packed_sequence(theirs(packed)[0], batch_first=True)[0]
     assert difference(got, expected) < 1e-12
@@ -119,9 +119,9 @@ def test_the_state_that_is_kept(cell: Any, ragged: bool) -> None:
     ours, theirs = one_layer(cell)
     lengths, x = torch.tensor([2, 5, 1, 4, 2] if ragged else [5] * 5), randn(5, 5, WIDTH)
     start = tuple(randn(5, WIDTH, seed=i) for i, _ in enumerate(ours.empty_state(5, x)))
-    past = StateCache(Progress(5), start)
+    past = StateCache(OpenDocuments(5), start)
     tokens = Tokens.padded(torch.arange(5) < lengths[:, None]) if ragged else Tokens.plain(5, 5)
-    ours(x, find_runs(tokens), past)
+    ours(x, find_documents(tokens), past)
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     given = tuple(s[None] for s in start)
     _, last = theirs(packed, given if cell == "lstm" else given[0])
@@ -134,7 +134,7 @@ def test_as_many_documents_as_tokens() -> None:
     """The last document of one row is not the first of the next."""
     ours, theirs = one_layer("gru")
     x, doc = randn(2, 3, WIDTH), torch.tensor([[1, 2, 3], [0, 0, 0]])
-    got = ours(x, Runs(None, doc))
+    got = ours(x, Documents(None, doc))
     assert difference(got[0], theirs(x[0][:, None])[0][:, 0]) < 1e-12
     assert difference(got[1], theirs(x[1:])[0][0]) < 1e-12
 
@@ -142,7 +142,7 @@ def test_as_many_documents_as_tokens() -> None:
 def test_control_gates_in_another_order() -> None:
     ours, theirs = one_layer("lstm")
     x = randn(2, 6, WIDTH)
-    plain = Runs(None, None)
+    plain = Documents(None, None)
     assert difference(ours(x, plain), theirs(x)[0]) < 1e-12
     with torch.no_grad():
         for weight in ours.cell.parameters():  # input, forget, cell, output -> input, cell, forget, output
@@ -157,7 +157,7 @@ def test_control_a_forgotten_bias(cell: Any, bias: str) -> None:
     x = randn(2, 6, WIDTH)
     with torch.no_grad():
         getattr(ours.cell, bias).zero_()
-    assert difference(ours(x, Runs(None, None)), theirs(x)[0]) > 1e-2
+    assert difference(ours(x, Documents(None, None)), theirs(x)[0]) > 1e-2
 
 
 @CELLS
@@ -168,12 +168,12 @@ def test_control_documents_and_padding_that_are_read(cell: Any, both: bool) -> N
     x = randn(1, 6, WIDTH)
     documents = Tokens.packed(torch.tensor([[0, 0, 0, 1, 1, 1]]))
     expected = torch.cat([theirs(part)[0] for part in x.split(3, 1)], 1)
-    assert difference(ours(x, find_runs(documents)), expected) < 1e-12
-    assert difference(ours(x, Runs(None, None)), expected) > 1e-2
+    assert difference(ours(x, find_documents(documents)), expected) < 1e-12
+    assert difference(ours(x, Documents(None, None)), expected) > 1e-2
     hole = torch.tensor([[True, True, False, True, True, True]])
     expected = theirs(x[hole][None])[0][0]
-    assert difference(ours(x, find_runs(Tokens.padded(hole)))[hole], expected) < 1e-12
-    assert difference(ours(x, Runs(None, None))[hole], expected) > 1e-2
+    assert difference(ours(x, find_documents(Tokens.padded(hole)))[hole], expected) < 1e-12
+    assert difference(ours(x, Documents(None, None))[hole], expected) > 1e-2
 
 
 # --- formulas ---------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_attentive_recurrence_is_its_formula(cell: Any, score: str) -> None:
     module = drawn(AttentiveRecurrent(AttentiveRecurrentSpec(cell, WIDTH, SCORES[score]), WIDTH))
     tokens, w = Tokens.plain(2, 6), dict(module.named_parameters())
     x, (view, memory) = randn(2, 6, WIDTH), views(tokens)
-    got = module(x, find_runs(tokens), None, view)
+    got = module(x, find_documents(tokens), None, view)
     for row in range(2):
         expected, late = (attentive(w, cell, score, x[row], memory[row], SEEN[row], late) for late in (False, True))
         assert difference(got[row], expected) < 1e-12

@@ -255,8 +255,8 @@ def test_an_encoder_of_their_layers_agrees(norm_first: bool, fast: bool) -> None
     fill(ours, theirs, norm_first, READING)
     x, valid = states(SOURCE_TIME, 0), ragged("left")
     want = theirs(x, src_key_padding_mask=~valid)
-    assert gap(ours.run(x, Tokens.padded(valid))[valid], want[valid]) <= TOLERANCE
-    assert gap(ours.run(x, PLAIN[0])[valid], want[valid]) > VISIBLE
+    assert gap(ours.blocks_from(x, Tokens.padded(valid))[valid], want[valid]) <= TOLERANCE
+    assert gap(ours.blocks_from(x, PLAIN[0])[valid], want[valid]) > VISIBLE
 
 
 @FIRST
@@ -271,8 +271,8 @@ def test_a_decoder_of_their_layers_agrees(norm_first: bool) -> None:
     x, read, valid = states(TIME, 0), states(SOURCE_TIME, 1), ragged("left")
     future = torch.ones(TIME, TIME, dtype=torch.bool).triu(1)
     want = theirs(x, read, tgt_mask=future, memory_key_padding_mask=~valid)
-    assert gap(ours.run(x, PLAIN[1], memory=Memory(read, Tokens.padded(valid))), want) <= TOLERANCE
-    assert gap(ours.run(x, PLAIN[1], memory=Memory(read, PLAIN[0])), want) > VISIBLE
+    assert gap(ours.blocks_from(x, PLAIN[1], memory=Memory(read, Tokens.padded(valid))), want) <= TOLERANCE
+    assert gap(ours.blocks_from(x, PLAIN[1], memory=Memory(read, PLAIN[0])), want) > VISIBLE
 
 
 # --- controls: each is a mistake that somebody has made ---------------------------------------------------------------

@@ -16,10 +16,10 @@ from pellucid.batch import Tokens
 from pellucid.errors import UsageError
 from pellucid.nn import linear_attention
 from pellucid.nn.cache import StateCache
+from pellucid.nn.documents import OpenDocuments, find_documents
 from pellucid.nn.linear_attention import LinearAttention
 from pellucid.nn.rope import rotation
 from pellucid.nn.running_sum import by_chunks, by_steps
-from pellucid.nn.runs import Progress, find_runs
 from pellucid.spec import (
     DecayRule,
     DeltaRule,
@@ -121,7 +121,7 @@ def test_no_tensor_grows_faster_than_the_text(rule: UpdateRule, packed: bool) ->
         seg = torch.arange(time)[None] // 100
         x = torch.randn(1, time, D_MODEL, dtype=torch.double, requires_grad=True)
         with Largest() as seen:
-            mixer(x, find_runs(Tokens.packed(seg) if packed else Tokens.plain(1, time))).sum().backward()
+            mixer(x, find_documents(Tokens.packed(seg) if packed else Tokens.plain(1, time))).sum().backward()
         largest.append(seen.n_bytes)
     assert largest[1] <= 2 * largest[0]
 
@@ -180,14 +180,14 @@ def run(mixer: Mixer, x: Tensor, tokens: Tokens | None = None, past: StateCache 
     if past is not None:
         past.slots.take(tokens)
         before = past.slots.before
-    out = module(x, find_runs(tokens, before, turns), past)
+    out = module(x, find_documents(tokens, before, turns), past)
     if past is not None:
         past.slots.commit(tokens)
     return out
 
 
 def new_cache(mixer: Mixer, x: Tensor) -> StateCache:
-    return StateCache(Progress(len(x)), mixer[1].empty_state(len(x), x))
+    return StateCache(OpenDocuments(len(x)), mixer[1].empty_state(len(x), x))
 
 
 def in_chunks(mixer: Mixer, x: Tensor, tokens: Tokens, lengths: list[int]) -> Tensor:

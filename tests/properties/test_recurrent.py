@@ -17,11 +17,11 @@ from pellucid.errors import DataError, SpecError, UsageError
 from pellucid.nn import recurrent
 from pellucid.nn.alignment import Alignment, Scores
 from pellucid.nn.cache import MemoryCache, StateCache
+from pellucid.nn.documents import Documents, OpenDocuments, find_documents
 from pellucid.nn.init import initialise
 from pellucid.nn.masks import see
 from pellucid.nn.models import Decoder, EncoderDecoder
 from pellucid.nn.recurrent import AttentiveRecurrent, Recurrent
-from pellucid.nn.runs import Progress, Runs, find_runs
 from pellucid.nn.view import View
 from pellucid.spec import (
     AlignmentSpec,
@@ -58,7 +58,7 @@ class Kept:
     @staticmethod
     def empty(mixer: Any, batch: int) -> Kept:
         like = torch.zeros(1, dtype=torch.float64)
-        return Kept(StateCache(Progress(batch), mixer.empty_state(batch, like)), MemoryCache())
+        return Kept(StateCache(OpenDocuments(batch), mixer.empty_state(batch, like)), MemoryCache())
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def run(mixer: Any, x: Tensor, tokens: Tokens, read: Read, kept: Kept | None = N
     progress = None if kept is None else kept.state.slots
     if progress is not None:
         progress.take(tokens)
-    view = find_runs(tokens, None if progress is None else progress.before)
+    view = find_documents(tokens, None if progress is None else progress.before)
     if isinstance(mixer, AttentiveRecurrent):
         cross = View(tokens, see(Full(), tokens, read.tokens), None, None, read.states)
         out = mixer(x, view, *((None, cross) if kept is None else (kept.state, cross, kept.memory)))
@@ -198,7 +198,7 @@ def test_control_a_state_that_is_not_reset_is_seen() -> None:
     for spec in MIXERS:
         mixer = MIXERS[spec]
         more = (None, cross(Tokens.plain(1, 6), memory(1))) if isinstance(mixer, AttentiveRecurrent) else ()
-        apart, together = mixer(x, Runs(None, doc), *more), mixer(x, Runs(None, None), *more)
+        apart, together = mixer(x, Documents(None, doc), *more), mixer(x, Documents(None, None), *more)
         assert ((apart - together).abs().amax(-1)[0, 2:] > 1e-3).all()
 
 
@@ -213,7 +213,7 @@ def test_control_a_forgotten_state_is_seen() -> None:
 def test_both_directions_have_no_state_to_go_on_from() -> None:
     mixer = MIXERS[BOTH[0]]
     with pytest.raises(UsageError, match=r"both ways.*\n.*both_directions=False"):
-        mixer(randn(1, 2, WIDTH), Runs(None, None), Kept.empty(mixer, 1).state)
+        mixer(randn(1, 2, WIDTH), Documents(None, None), Kept.empty(mixer, 1).state)
 
 
 def test_memory_is_projected_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +347,7 @@ def test_a_memory_of_nothing_gives_zeros(spec: AlignmentSpec) -> None:
     for one in (module, mixer):
         with tapped(one, ["pattern", "z"]) as acts:
             view = cross(Tokens.plain(2, 3), read)
-            out = one(x, view) if one is module else one(x, Runs(None, None), None, view)
+            out = one(x, view) if one is module else one(x, Documents(None, None), None, view)
         assert acts["pattern"].abs().sum() == acts["z"].abs().sum() == 0
         gradients = torch.autograd.grad(out.sum(), [x, *one.parameters()], allow_unused=True)
         assert all(g is None or g.isfinite().all() for g in gradients) and out.isfinite().all()
@@ -358,7 +358,7 @@ def test_a_causal_proof_is_obeyed() -> None:
     tokens, x = Tokens.plain(1, 4), randn(1, 4, WIDTH)
     view = View(tokens, see(Causal(), tokens, tokens), None, None, x)
     assert view.visible.proof == "causal"
-    for one, args in ((sublayer(ALIGNMENTS[1]), (view,)), (MIXERS[ATTENTIVE[1]], (Runs(None, None), None, view))):
+    for one, args in ((sublayer(ALIGNMENTS[1]), (view,)), (MIXERS[ATTENTIVE[1]], (Documents(None, None), None, view))):
         with tapped(one, "pattern") as acts:
             one(x, *args)
         assert torch.equal(acts["pattern"][0, 0] > 0, torch.ones(4, 4).tril().bool())
@@ -370,7 +370,7 @@ def test_bad_calls_are_refused() -> None:
     with pytest.raises(DataError, match="no memory"):
         sublayer(ALIGNMENTS[1])(x, view)
     with pytest.raises(DataError, match="no memory"):
-        MIXERS[ATTENTIVE[0]](x, Runs(None, None), None, view)
+        MIXERS[ATTENTIVE[0]](x, Documents(None, None), None, view)
     with pytest.raises(SpecError, match=r'width 4 with memory of width 6\n.*score="general"'):
         Scores(AlignmentSpec("dot"), 4, 6)
 
@@ -437,7 +437,7 @@ def test_autocast_keeps_the_state_wide(spec: Any) -> None:
     read = Read(read.states.float(), read.tokens)
     tokens = Tokens.padded(torch.tensor([[True] * 6, [True, False] * 3]))
     both = getattr(mixer, "back", None) is not None
-    kept = None if both else Kept(StateCache(Progress(2), mixer.empty_state(2, x)), MemoryCache())
+    kept = None if both else Kept(StateCache(OpenDocuments(2), mixer.empty_state(2, x)), MemoryCache())
     with tapped(mixer, "h") as acts:
         expected = run(mixer, x, tokens, read)
         h = acts["h"]

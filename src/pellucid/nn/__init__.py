@@ -16,6 +16,7 @@ slots       places of a cache, each with the position of the token it holds (-1:
 
 Masks and positions: ``masks`` (over ``layout``) ``biases`` ``positions`` ``rope``. Layers: ``norms`` ``attention``
 (over ``kernels``) ``ffn`` ``moe`` (over ``grouped``) ``residual``. In attention's place: ``linear_attention`` (over
-``running_sum``) ``recurrent`` ``alignment``, with ``runs`` for what a state must know. Models: ``embed`` ``block``
-``stack`` ``heads`` ``models``, and ``cache`` ``init`` ``flops``.
+``running_sum``) ``recurrent`` ``alignment``, with ``documents`` for what a state must know. What all of them answer:
+``mixer``; which module computes which spec: ``registry``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``,
+and ``cache`` ``init`` ``flops``.
 """

@@ -10,19 +10,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import ClassVar
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pellucid.batch import Tokens
 from pellucid.nn.cache import LayerCache, MemoryCache
 from pellucid.nn.kernels import attend
+from pellucid.nn.masks import carry, see
+from pellucid.nn.mixer import Mixer, ScoreBias, Store
 from pellucid.nn.norms import build_norm
-from pellucid.nn.rope import rotate
+from pellucid.nn.rope import rotate, rotation
+from pellucid.nn.stores import StorePlan
 from pellucid.nn.view import View
 from pellucid.spec import AttentionSpec
-from pellucid.taps import Tapped
 
 
-class Attention(Tapped):
+class Attention(Mixer):
     """o(attend(q(x), k(x), v(x))) (Vaswani et al. 2017, section 3.2).
 
     Paper names: W_i^Q, W_i^K, W_i^V are the rows of ``q``, ``k``, ``v`` that belong to head i; W^O is ``o``.
@@ -31,9 +37,12 @@ class Attention(Tapped):
     pattern @ v (batch, heads, time, head_dim).
     """
 
+    kind: ClassVar[str] = "attn"
+
     def __init__(self, spec: AttentionSpec, d_model: int):
         super().__init__()
-        self.head_dim, self.soft_cap = spec.head_dim, spec.soft_cap
+        self.mask, self.rotary = spec.mask, spec.rotary
+        self.n_kv_heads, self.head_dim, self.soft_cap = spec.n_kv_heads, spec.head_dim, spec.soft_cap
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
         self.q = nn.Linear(d_model, spec.n_heads * spec.head_dim, bias=spec.bias)
         self.k = nn.Linear(d_model, spec.n_kv_heads * spec.head_dim, bias=spec.bias)
@@ -46,6 +55,20 @@ class Attention(Tapped):
         over_keys = dict.fromkeys(("k", "v"), "batch kv_heads key head_dim")
         maps = dict.fromkeys(("scores", "pattern"), "batch heads query key")
         return {"q": "batch heads time head_dim", **over_keys, **maps, "z": "batch heads time head_dim"}
+
+    def view_key(self) -> Hashable:
+        return self.mask, self.rotary, self.head_dim
+
+    def view(self, tokens: Tokens, past: Store | None, score_bias: ScoreBias | None) -> View:
+        """The keys that each of ``tokens`` sees (these tokens, or all that ``past`` lists), angles and score term."""
+        turned = None if self.rotary is None else rotation(self.rotary, self.head_dim, tokens)
+        keys = past.slots.keys if isinstance(past, LayerCache) else tokens
+        bias = None if score_bias is None else score_bias(tokens, keys)
+        visible = see(self.mask, tokens, keys, sparse=bias is None)
+        return View(tokens, visible if bias is None else carry(visible, bias), turned, bias)
+
+    def new_store(self, plan: StorePlan) -> LayerCache:
+        return plan.keys_values(self.n_kv_heads, self.head_dim, self.mask.reach())
 
     def heads(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch some_heads time head_dim"]:
         """Cut the last axis into heads."""

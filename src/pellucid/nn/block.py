@@ -3,53 +3,16 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from pellucid.nn.alignment import Alignment
-from pellucid.nn.attention import Attention
 from pellucid.nn.cache import LayerCache, MemoryCache, StateCache
-from pellucid.nn.ffn import FeedForward
-from pellucid.nn.linear_attention import LinearAttention
-from pellucid.nn.moe import MixtureOfExperts
-from pellucid.nn.recurrent import AttentiveRecurrent, Recurrent
+from pellucid.nn.documents import Documents
+from pellucid.nn.mixer import Mixer
+from pellucid.nn.registry import CROSS, FEED_FORWARD, MIXERS
 from pellucid.nn.residual import Sublayer
-from pellucid.nn.runs import Runs
 from pellucid.nn.view import View
-from pellucid.spec import (
-    AlignmentSpec,
-    AttentionSpec,
-    AttentiveRecurrentSpec,
-    BlockSpec,
-    CrossSpec,
-    FeedForwardSpec,
-    LinearAttentionSpec,
-    MixerSpec,
-    MoESpec,
-)
+from pellucid.spec import BlockSpec
 from pellucid.taps import Tapped
-
-Mixer = Attention | LinearAttention | Recurrent | AttentiveRecurrent
-
-
-def build_mixer(spec: MixerSpec, d_model: int) -> Mixer:
-    """The module that a spec describes."""
-    if isinstance(spec, AttentionSpec):
-        return Attention(spec, d_model)
-    if isinstance(spec, LinearAttentionSpec):
-        return LinearAttention(spec, d_model)
-    if isinstance(spec, AttentiveRecurrentSpec):
-        return AttentiveRecurrent(spec, d_model)
-    return Recurrent(spec, d_model)
-
-
-def build_cross(spec: CrossSpec, d_model: int) -> Attention | Alignment:
-    """Attention to an encoder's states."""
-    return Alignment(spec, d_model) if isinstance(spec, AlignmentSpec) else Attention(spec, d_model)
-
-
-def build_feed_forward(spec: FeedForwardSpec, d_model: int) -> FeedForward | MixtureOfExperts:
-    """One feed-forward layer, or many with a router."""
-    return MixtureOfExperts(spec, d_model) if isinstance(spec, MoESpec) else FeedForward(spec, d_model)
 
 
 class Block(Tapped):
@@ -64,18 +27,18 @@ class Block(Tapped):
     def __init__(self, spec: BlockSpec, d_model: int):
         super().__init__()
         self.parallel = spec.parallel
-        self.kind = "attn" if isinstance(spec.mixer, AttentionSpec | LinearAttentionSpec) else "rnn"
-        self.looks_back = isinstance(spec.mixer, AttentiveRecurrentSpec)  # the mixer itself attends to the encoder
+        mixer = MIXERS[type(spec.mixer)](spec.mixer, d_model)
+        self.kind = mixer.kind
 
         def sublayer() -> Sublayer:
             return Sublayer(spec.norm, spec.placement, spec.residual, d_model)
 
         self.add_module(f"{self.kind}_norms", sublayer())
-        self.add_module(self.kind, build_mixer(spec.mixer, d_model))
+        self.add_module(self.kind, mixer)
         self.cross_norms = sublayer() if spec.cross else None
-        self.cross = build_cross(spec.cross, d_model) if spec.cross else None
+        self.cross = CROSS[type(spec.cross)](spec.cross, d_model) if spec.cross else None
         self.ffn_norms = sublayer() if spec.ffn else None
-        self.ffn = build_feed_forward(spec.ffn, d_model) if spec.ffn else None
+        self.ffn = FEED_FORWARD[type(spec.ffn)](spec.ffn, d_model) if spec.ffn else None
 
     def points(self) -> dict[str, str]:
         names = ["resid_pre"]
@@ -90,7 +53,7 @@ class Block(Tapped):
         return "" if child == "ffn" else super().prefix(child)
 
     @property
-    def mixer(self) -> nn.Module:
+    def mixer(self) -> Mixer:
         """What mixes tokens, whatever its name."""
         return getattr(self, self.kind)
 
@@ -100,6 +63,11 @@ class Block(Tapped):
         return getattr(self, f"{self.kind}_norms")
 
     @property
+    def reads_memory(self) -> bool:
+        """Whether something in it attends to an encoder's states."""
+        return self.cross is not None or self.mixer.reads_memory
+
+    @property
     def compiles(self) -> bool:
         """Whether torch.compile can take it whole."""
         return all(getattr(module, "compiles", True) for module in self.modules() if module is not self)
@@ -107,40 +75,41 @@ class Block(Tapped):
     def forward(
         self,
         x: Float[Tensor, "batch time d_model"],
-        view: View | Runs,
+        view: View | Documents,
         past: LayerCache | StateCache | None = None,
         cross: View | None = None,
         cross_past: MemoryCache | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
         """``view`` and ``past`` are the mixer's: where tokens stand, and what is kept of earlier ones; ``cross`` and
         ``cross_past`` the same for an encoder's."""
-        mixer, norms = self.mixer, self.mixer_norms
-        memory = (cross, cross_past) if self.looks_back else ()
+        mixer = self.mixer
+        memory = (cross, cross_past) if mixer.reads_memory else ()
 
         def mix(h: Tensor) -> Tensor:
             return mixer(self.tap(f"{self.kind}_in", h), view, past, *memory)
 
         x = self.tap("resid_pre", x)
-        mixed = self.tap(f"{self.kind}_out", norms.branch(x, mix))
+        mixed = self.tap(f"{self.kind}_out", self.mixer_norms.branch(x, mix))
         if self.parallel:
-            assert self.ffn is not None and self.ffn_norms is not None
-            ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self._feed_forward))
-            return self.tap("resid_post", norms.skip(x) + mixed + ffn_out)
-        x, between = norms.join(x, mixed), "resid_mid"
+            ffn_out = self._feed_forward(x)
+            return self.tap("resid_post", self.mixer_norms.skip(x) + mixed + ffn_out)
+        x = self.mixer_norms.join(x, mixed)
         if self.cross is not None and self.cross_norms is not None:
             attend = self.cross
 
             def look_across(h: Tensor) -> Tensor:
                 return attend(self.tap("cross_in", h), cross, cross_past)
 
-            x, between = self.tap(between, x), "resid_cross"
-            x = self.cross_norms.join(x, self.tap("cross_out", self.cross_norms.branch(x, look_across)))
-        if self.ffn is not None and self.ffn_norms is not None:
-            x = self.tap(between, x)
-            ffn_out = self.tap("ffn_out", self.ffn_norms.branch(x, self._feed_forward))
-            x = self.ffn_norms.join(x, ffn_out)
+            x = self.tap("resid_mid", x)
+            crossed = self.tap("cross_out", self.cross_norms.branch(x, look_across))
+            x = self.cross_norms.join(x, crossed)
+        if self.ffn_norms is not None:
+            x = self.tap("resid_mid" if self.cross is None else "resid_cross", x)
+            x = self.ffn_norms.join(x, self._feed_forward(x))
         return self.tap("resid_post", x)
 
-    def _feed_forward(self, h: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
-        assert self.ffn is not None
-        return self.ffn(self.tap("ffn_in", h))
+    def _feed_forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+        """What the feed-forward layer adds to the stream ``x``."""
+        ffn, norms = self.ffn, self.ffn_norms
+        assert ffn is not None and norms is not None
+        return self.tap("ffn_out", norms.branch(x, lambda h: ffn(self.tap("ffn_in", h))))

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
-from pellucid.nn.runs import Progress
+from pellucid.nn.documents import OpenDocuments
 from pellucid.nn.slots import Slots
 
 
@@ -70,7 +70,7 @@ class StateCache:
     They are replaced at each forward and never written into, so keeping the old ones is a snapshot.
     """
 
-    def __init__(self, slots: Progress, tensors: tuple[Tensor, ...]):
+    def __init__(self, slots: OpenDocuments, tensors: tuple[Tensor, ...]):
         self.slots, self.tensors = slots, tensors
 
     def select(self, rows: Int[Tensor, " new"]) -> None:
@@ -270,8 +270,8 @@ class Cache:
     def snapshot(self) -> Snapshot:
         """Where every row is now, to go back to. It copies nothing."""
         states = tuple(layer.tensors for layer in self.layers if isinstance(layer, StateCache))
-        progress = next((layout for layout in self.layouts if isinstance(layout, Progress)), None)
-        return Snapshot(self._next, states, None if progress is None else progress.seg)
+        documents = next((layout for layout in self.layouts if isinstance(layout, OpenDocuments)), None)
+        return Snapshot(self._next, states, None if documents is None else documents.seg)
 
     def restore(self, snapshot: Snapshot, rows: Int[Tensor, " some"] | None = None) -> None:
         """Go back to where a snapshot was taken, with the rows of these numbers (None: all).
@@ -293,12 +293,14 @@ class Cache:
                     for old, new in zip(then, layer.tensors, strict=True)
                 )
         for layout in self.layouts:
-            if isinstance(layout, Progress) and snapshot.seg is not None:
+            if isinstance(layout, OpenDocuments) and snapshot.seg is not None:
                 layout.seg = torch.where(back, snapshot.seg, layout.seg)
 
     @property
     def _packed(self) -> bool:
-        return any(layout.packed if isinstance(layout, Progress) else layout.seg is not None for layout in self.layouts)
+        return any(
+            layout.packed if isinstance(layout, OpenDocuments) else layout.seg is not None for layout in self.layouts
+        )
 
     # --- facts -------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ How S is updated is the rule's: ``running_sum`` has the formula and its two form
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -18,17 +20,17 @@ from torch.nn import functional as F
 
 from pellucid.errors import UsageError
 from pellucid.nn.cache import StateCache
+from pellucid.nn.documents import Documents
+from pellucid.nn.mixer import RunningState
 from pellucid.nn.norms import build_norm
 from pellucid.nn.rope import Rotation, rotate
 from pellucid.nn.running_sum import Decay, Heads, Written, by_chunks, by_steps
-from pellucid.nn.runs import Runs
 from pellucid.spec import DecayRule, DeltaRule, GatedDecayRule, KernelRule, LinearAttentionSpec, UpdateRule
-from pellucid.taps import Tapped
 
 FEW = 4  # so many tokens are read sooner one by one than as a chunk (measured)
 
 
-class LinearAttention(Tapped):
+class LinearAttention(RunningState):
     """o(norm(z) · silu(gate(x))), z = Sᵀ q(x), where S sums up k(x) v(x)ᵀ (Katharopoulos et al. 2020, section 3.3).
 
     Rules and their papers: ``KernelRule``, ``DecayRule``, ``GatedDecayRule`` and ``DeltaRule`` of ``spec``.
@@ -37,9 +39,11 @@ class LinearAttention(Tapped):
     ``beta`` (batch, heads, time).
     """
 
+    kind: ClassVar[str] = "attn"
+
     def __init__(self, spec: LinearAttentionSpec, d_model: int):
         super().__init__()
-        self.rule, self.n_heads, self.head_dim = spec.rule, spec.n_heads, spec.head_dim
+        self.rule, self.n_heads, self.head_dim, self.rotary = spec.rule, spec.n_heads, spec.head_dim, spec.rotary
         width, rule = spec.n_heads * spec.head_dim, spec.rule
         self.q = nn.Linear(d_model, width, bias=spec.bias)
         self.k = nn.Linear(d_model, width, bias=spec.bias)
@@ -71,7 +75,7 @@ class LinearAttention(Tapped):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, t, h·d) -> (b, h, t, d)
 
     def forward(
-        self, x: Float[Tensor, "batch time d_model"], view: Runs, past: StateCache | None = None
+        self, x: Float[Tensor, "batch time d_model"], view: Documents, past: StateCache | None = None
     ) -> Float[Tensor, "batch time d_model"]:
         """``view``: which tokens share a state. ``past``: the state that each row goes on from; it becomes the newest.
 
@@ -92,7 +96,7 @@ class LinearAttention(Tapped):
         out = self.o(z.transpose(1, 2).flatten(-2))  # (b, h, t, d) -> (b, t, h·d)
         return out if view.valid is None else out.masked_fill(~view.valid[..., None], 0.0)
 
-    def _mix(self, x: Tensor, q: Heads, k: Heads, v: Heads, view: Runs, past: StateCache | None) -> Heads:
+    def _mix(self, x: Tensor, q: Heads, k: Heads, v: Heads, view: Documents, past: StateCache | None) -> Heads:
         """z of each token, from the rule's gates and the running sum."""
         begins, decay = _begins(view), self._decay(x, q)
         beta = None if self.beta is None else self.tap("beta", self.beta(x).transpose(1, 2).to(q.dtype).sigmoid())
@@ -143,7 +147,7 @@ def _normalised(z: Written) -> Heads:
     return z[..., :-1] / weights.masked_fill(weights == 0, 1.0)
 
 
-def _begins(view: Runs) -> Bool[Tensor, "batch time"] | None:
+def _begins(view: Documents) -> Bool[Tensor, "batch time"] | None:
     """Where a document begins, except the one that goes on."""
     return None if view.doc is None else view.doc.diff(prepend=torch.zeros_like(view.doc[:, :1])) != 0
 

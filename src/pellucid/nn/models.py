@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.errors import DataError
-from pellucid.nn.cache import Cache, LayerCache, Memory, StateCache
+from pellucid.nn.cache import Cache, Memory
 from pellucid.nn.embed import Embedding, Reading
 from pellucid.nn.heads import ClassifierHead, LMHead, MaskedLMHead, PoolerHead, TaggerHead
 from pellucid.nn.loss import Predictions
-from pellucid.nn.runs import Progress
-from pellucid.nn.slots import Contiguous, Ring, Slots
 from pellucid.nn.stack import Stack
+from pellucid.nn.stores import StorePlan
 from pellucid.predicates import Ahead
 from pellucid.spec import (
-    AttentionSpec,
     ClassifierHeadSpec,
     DecoderSpec,
     EncoderDecoderSpec,
@@ -163,7 +161,7 @@ class Decoder(Stack, Model):
             memory = cache.memory if memory is None else memory
             cache.take(tokens)
         x = self.tap("embed", self.embed(ids, tokens))
-        x = self.run(x, tokens, cache, memory)
+        x = self.blocks_from(x, tokens, cache, memory)
         if cache is not None:
             cache.commit(tokens)
         return self.tap("final_norm", self.final_norm(x))
@@ -203,28 +201,19 @@ class Decoder(Stack, Model):
         longer, not for the whole capacity at once.
         """
         capacity = self.spec.context if capacity is None else capacity
-        like = torch.empty((), dtype=self.dtype if dtype is None else dtype, device=self.device)
-        layouts: dict[int, Slots] = {}
-        progress = Progress(batch, like.device)
-        layers: list[LayerCache | StateCache] = []
-        for spec, block in zip(self.spec.stack.blocks, self.blocks, strict=True):
-            mixer = spec.mixer
-            if not isinstance(mixer, AttentionSpec):
-                layers.append(StateCache(progress, block.mixer.empty_state(batch, like)))  # type: ignore[operator]
-                continue
-            reach = mixer.mask.reach() if ring else None
-            size = capacity if reach is None or reach + slack >= capacity else reach
-            if size not in layouts:
-                layouts[size] = (
-                    Contiguous(batch, size, like.device, fixed=fixed, grows=grows)
-                    if size == capacity
-                    else Ring(batch, size, like.device, slack=slack)
-                )
-            slots = layouts[size]
-            shape = (batch, mixer.n_kv_heads, slots.pos.shape[1], mixer.head_dim)
-            k, v = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
-            layers.append(LayerCache(slots, k, v))
-        return Cache(layers, batch, capacity, like.device, memory)
+        plan = StorePlan(
+            batch,
+            capacity,
+            dtype=self.dtype if dtype is None else dtype,
+            state_dtype=self.dtype,
+            device=self.device,
+            ring=ring,
+            fixed=fixed,
+            grows=grows,
+            slack=slack,
+        )
+        layers = [block.mixer.new_store(plan) for block in self.layers]
+        return Cache(layers, batch, capacity, self.device, memory)
 
 
 def build_head(spec: EncoderSpec) -> nn.Module | None:
@@ -293,7 +282,7 @@ class Encoder(Stack, Model):
         """The residual stream after the final norm: a state for each token."""
         tokens = self.embed.places(ids) if tokens is None else tokens
         x = self.tap("embed", self.embed(ids, tokens, types))
-        return self.tap("final_norm", self.final_norm(self.run(x, tokens)))
+        return self.tap("final_norm", self.final_norm(self.blocks_from(x, tokens)))
 
     def unembed(self, resid: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time vocab"]:
         """Logits of any residual stream, by a masked-LM head. Raises DataError for a model with another head."""

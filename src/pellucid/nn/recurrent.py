@@ -28,11 +28,11 @@ from torch.nn import functional as F
 from pellucid.errors import UsageError
 from pellucid.nn.alignment import Scores, align, memory_of
 from pellucid.nn.cache import MemoryCache, StateCache
+from pellucid.nn.documents import Documents
 from pellucid.nn.kernels.reference import hidden
-from pellucid.nn.runs import Runs
+from pellucid.nn.mixer import RunningState
 from pellucid.nn.view import View
 from pellucid.spec import AttentiveRecurrentSpec, RecurrentSpec
-from pellucid.taps import Tapped
 
 State: TypeAlias = tuple[Tensor, ...]  # (h,) of a GRU, (h, c) of an LSTM; (rows, d_hidden) each
 
@@ -55,7 +55,7 @@ class Stairs:
     """Documents sorted by length, the longest first, and their tokens in the order in which they are read.
 
     order, back: where each token is in (batch · time), step after step of all that still go on; from the last to first.
-    sizes: (documents, steps) of each rectangle. row, doc: of each document, as in ``Runs``.
+    sizes: (documents, steps) of each rectangle. row, doc: of each document, as in ``Documents``.
     """
 
     order: Int[Tensor, " tokens"]
@@ -65,7 +65,7 @@ class Stairs:
     doc: Int[Tensor, " documents"]
 
 
-def find_stairs(view: Runs, like: Float[Tensor, "batch time d_model"]) -> Stairs:
+def find_stairs(view: Documents, like: Float[Tensor, "batch time d_model"]) -> Stairs:
     """The stairs of a call; reads its sizes from the device."""
     batch, time = like.shape[:2]
     everywhere = torch.zeros(batch, time, dtype=torch.long, device=like.device)
@@ -119,7 +119,7 @@ def _where(rows: Tensor, new: State, old: State) -> State:
 # --- the mixers ------------------------------------------------------------------------------------------------------
 
 
-class Recurrent(Tapped):
+class Recurrent(RunningState):
     """o(h), h_t = cell(x_t, h_{t-1}), an LSTM (Hochreiter & Schmidhuber 1997) or a GRU (Cho et al. 2014).
 
     Parameters are torch's: ``cell``, and ``back`` for the reverse direction, whose h stands behind. Under autocast the
@@ -127,6 +127,7 @@ class Recurrent(Tapped):
     Points: ``h`` (batch, time, d_out); an edit changes what is read out, not what is carried on.
     """
 
+    kind: ClassVar[str] = "rnn"
     compiles: ClassVar[bool] = False  # torch.compile does not trace torch's recurrent kernels
 
     def __init__(self, spec: RecurrentSpec, d_model: int):
@@ -148,7 +149,7 @@ class Recurrent(Tapped):
         return (zeros, zeros) if isinstance(self.cell, nn.LSTM) else (zeros,)
 
     def forward(
-        self, x: Float[Tensor, "batch time d_model"], view: Runs, past: StateCache | None = None
+        self, x: Float[Tensor, "batch time d_model"], view: Documents, past: StateCache | None = None
     ) -> Float[Tensor, "batch time d_model"]:
         """``view``: which tokens share a state. ``past``: the state that each row goes on from; it becomes the newest.
 
@@ -165,7 +166,7 @@ class Recurrent(Tapped):
             past.tensors = state
         return self.o(self.tap("h", h))
 
-    def _straight(self, x: Tensor, view: Runs, state: State) -> tuple[Tensor, State]:
+    def _straight(self, x: Tensor, view: Documents, state: State) -> tuple[Tensor, State]:
         """Rows as they are: each one document without padding, or all of them one token long."""
         before = state
         if view.doc is not None:
@@ -179,7 +180,7 @@ class Recurrent(Tapped):
             h, state = h.masked_fill(~view.valid[..., None], 0.0), _where(view.valid[:, 0], state, before)
         return h, state
 
-    def _by_document(self, x: Tensor, view: Runs, state: State) -> tuple[Tensor, State]:
+    def _by_document(self, x: Tensor, view: Documents, state: State) -> tuple[Tensor, State]:
         """Each document by itself, and back to where its tokens stand."""
         stairs, flat = find_stairs(view, x), x.flatten(0, 1)
         h = flat.new_zeros(len(flat), self.cell.hidden_size)
@@ -202,7 +203,7 @@ class Recurrent(Tapped):
         return torch.cat(parts, -1).unflatten(0, x.shape[:2]), state
 
 
-class AttentiveRecurrent(Tapped):
+class AttentiveRecurrent(RunningState):
     """o(h), h_t = cell([x_t; c_t], h_{t-1}), where h_{t-1} chooses from the memory what c_t averages.
 
     Bahdanau et al. 2015, section 3.1, whose s_i is h here (the first is zero) and whose h_j is the memory.
@@ -211,6 +212,8 @@ class AttentiveRecurrent(Tapped):
     what is read out, not what is carried on.
     """
 
+    kind: ClassVar[str] = "rnn"
+    reads_memory: ClassVar[bool] = True
     compiles: ClassVar[bool] = False  # a graph would hold every step of the loop
 
     def __init__(self, spec: AttentiveRecurrentSpec, d_model: int):
@@ -233,7 +236,7 @@ class AttentiveRecurrent(Tapped):
     def forward(
         self,
         x: Float[Tensor, "batch time d_model"],
-        view: Runs,
+        view: Documents,
         past: StateCache | None,
         cross: View,
         cross_past: MemoryCache | None = None,
@@ -253,7 +256,7 @@ class AttentiveRecurrent(Tapped):
         return self.o(self.tap("h", h))
 
     def _read(
-        self, x: Tensor, view: Runs, state: State, memory: Tensor, cross: View, keys: Tensor
+        self, x: Tensor, view: Documents, state: State, memory: Tensor, cross: View, keys: Tensor
     ) -> tuple[Tensor, State]:
         """h of each token, and the newest state."""
         batch, time = x.shape[:2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,37 +13,30 @@ from pellucid.errors import DataError
 from pellucid.nn.biases import build_bias
 from pellucid.nn.block import Block
 from pellucid.nn.cache import Cache, Memory
-from pellucid.nn.masks import carry, see
+from pellucid.nn.documents import Documents
+from pellucid.nn.masks import see
 from pellucid.nn.norms import build_norm
-from pellucid.nn.rope import rotation
-from pellucid.nn.runs import Progress, Runs, find_runs
 from pellucid.nn.view import View
-from pellucid.spec import AttentionSpec, BlockSpec, Full, LinearAttentionSpec, MixerSpec, StackSpec
+from pellucid.spec import AttentionSpec, BlockSpec, Full, StackSpec
 from pellucid.taps import Tapped, heard
 
 
-def _sight(mixer: MixerSpec) -> tuple[object, ...]:
-    """What a mixer's view depends on: mixers with the same share one."""
-    if isinstance(mixer, AttentionSpec):
-        return mixer.mask, mixer.rotary, mixer.head_dim
-    return (mixer.rotary, mixer.head_dim) if isinstance(mixer, LinearAttentionSpec) and mixer.rotary else ()
-
-
-def again(owner: Block, spec: BlockSpec, d_model: int) -> Block:
-    """The same block once more, deeper: with points of its own, and the weights of ``owner`` under that one's names."""
+def block_with_weights_of(owner: Block, spec: BlockSpec, d_model: int) -> Block:
+    """Another application of ``owner``: shared weights, registered once, by the owner; activation points of its own."""
     with torch.device("meta"):
         block = Block(spec, d_model)
-    _adopt(block, owner)
+    _share_weights(block, owner)
     return block
 
 
-def _adopt(module: Tapped, owner: Tapped) -> None:
-    for name, part in owner.named_children():
-        if isinstance(part, Tapped):
-            _adopt(getattr(module, name), part)
+def _share_weights(module: Tapped, owner: Tapped) -> None:
+    """Let ``module`` compute with the layers of ``owner``; modules with activation points stay its own."""
+    for name, layer in owner.named_children():
+        if isinstance(layer, Tapped):
+            _share_weights(getattr(module, name), layer)
         else:
             delattr(module, name)
-            module.__dict__[name] = part  # not registered: its weights have one name
+            object.__setattr__(module, name, layer)  # a plain attribute: a registered one would name each weight twice
 
 
 class Stack(Tapped):
@@ -51,52 +46,49 @@ class Stack(Tapped):
         super().__init__()
         heads = [block.mixer.n_heads for block in spec.blocks if isinstance(block.mixer, AttentionSpec)]
         self.score_bias = build_bias(spec.bias, heads[0]) if spec.bias else None
-        blocks: list[Block] = []
-        for i, (block, owner) in enumerate(zip(spec.blocks, spec.owners, strict=True)):
-            own = owner == i
-            blocks.append(Block(block, spec.d_model) if own else again(blocks[owner], block, spec.d_model))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList()
+        for number, (block, owner) in enumerate(zip(spec.blocks, spec.owners, strict=True)):
+            shared = None if owner == number else cast(Block, self.blocks[owner])
+            self.blocks.append(
+                Block(block, spec.d_model) if shared is None else block_with_weights_of(shared, block, spec.d_model)
+            )
         self.final_norm = build_norm(spec.final_norm, spec.d_model)
-        # blocks that see alike share one view: which one each block takes, and an example of each
-        kinds = [_sight(block.mixer) for block in spec.blocks]
-        firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
-        self._examples = [(i, spec.blocks[i].mixer) for i in firsts]
-        self._view_of = [firsts.index(kinds.index(kind)) for kind in kinds]
-        self._readers = [i for i, block in enumerate(spec.blocks) if block.reads_memory]
+        keys = [block.mixer.view_key() for block in self.layers]
+        self._first_alike = [keys.index(key) for key in keys]  # for each block the first one that has the same view
 
-    def _view(self, mixer: MixerSpec, tokens: Tokens, slots: object) -> View | Runs:
-        rotary = mixer.rotary if isinstance(mixer, AttentionSpec | LinearAttentionSpec) else None
-        turned = None if rotary is None else rotation(rotary, mixer.head_dim, tokens)  # type: ignore[union-attr]
-        if not isinstance(mixer, AttentionSpec):
-            return find_runs(tokens, slots.before if isinstance(slots, Progress) else None, turned)
-        keys = tokens if slots is None else slots.keys  # type: ignore[attr-defined]
-        bias = None if self.score_bias is None else self.score_bias(tokens, keys)
-        visible = see(mixer.mask, tokens, keys, sparse=bias is None)
-        return View(tokens, visible if bias is None else carry(visible, bias), turned, bias)
+    @property
+    def layers(self) -> list[Block]:
+        """``blocks`` with their type."""
+        return [cast(Block, block) for block in self.blocks]
 
-    def run(
+    def blocks_from(
         self,
         x: Float[Tensor, "batch time d_model"],
         tokens: Tokens,
         cache: Cache | None = None,
         memory: Memory | None = None,
+        *,
+        first: int = 0,
+        last: int | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """The residual stream after the last block. The cache, when given, has its places for these tokens taken.
+        """The residual stream after ``blocks[first:last]``; ``x`` is the stream that enters block ``first``.
 
-        Raises DataError where blocks attend to an encoder, but there is no ``memory``.
+        The cache, when given, has its places for these tokens taken. Raises DataError where a block attends to an
+        encoder, but there is no ``memory``.
         """
-        if self._readers and memory is None:
+        numbered = list(enumerate(self.layers))[first:last]
+        if memory is None and any(block.reads_memory for _, block in numbered):
             raise DataError("this decoder attends to an encoder, but there is nothing from one", "pass its memory")
-        views = [
-            self._view(mixer, tokens, None if cache is None else cache.layers[i].slots) for i, mixer in self._examples
-        ]
         cross = None
         if memory is not None:
             cross = View(tokens, see(Full(), tokens, memory.tokens), None, None, memory.states)
-        for i, block in enumerate(self.blocks):
-            view, past = views[self._view_of[i]], None if cache is None else cache.layers[i]
-            if i in self._readers:
-                x = heard(block)(x, view, past, cross, None if cache is None else cache.cross[i])
+        views: dict[int, View | Documents] = {}
+        for i, block in numbered:
+            past, alike = None if cache is None else cache.layers[i], self._first_alike[i]
+            if alike not in views:
+                views[alike] = block.mixer.view(tokens, past, self.score_bias)
+            if block.reads_memory:
+                x = heard(block)(x, views[alike], past, cross, None if cache is None else cache.cross[i])
             else:
-                x = heard(block)(x, view, past)
+                x = heard(block)(x, views[alike], past)
         return x

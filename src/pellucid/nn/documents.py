@@ -15,7 +15,7 @@ NOTHING_READ = -2  # the document of a state that has read no token: equal to no
 
 
 @dataclass(frozen=True)
-class Runs:
+class Documents:
     """Documents along each row, as a state sees them.
 
     valid: False where there is no token: the state passes by unchanged, the output is zero. None: all are tokens.
@@ -36,34 +36,36 @@ def _segments(tokens: Tokens, before: Int[Tensor, " batch"]) -> Int[Tensor, "bat
     return torch.where(last >= 0, tokens.segments.gather(-1, last.clamp(min=0)), before[:, None])
 
 
-def find_runs(tokens: Tokens, before: Int[Tensor, " batch"] | None = None, rotation: Rotation | None = None) -> Runs:
-    """The runs of a call. ``before``: the document that each row's state is in, where rows may be several documents."""
+def find_documents(
+    tokens: Tokens, before: Int[Tensor, " batch"] | None = None, rotation: Rotation | None = None
+) -> Documents:
+    """The documents of a call. ``before``: the segment that each row's state has read last, if rows may be packed."""
     valid = None if tokens.start is not None else tokens.pos >= 0
     if tokens.seg is None and before is None:
-        return Runs(valid, None, rotation)
+        return Documents(valid, None, rotation)
     if before is None:
         before = torch.full_like(tokens.pos[:, 0], NOTHING_READ)
     seg = _segments(tokens, before)
     begins = seg != torch.cat((before[:, None], seg[:, :-1]), 1)
-    return Runs(valid, begins.cumsum(-1), rotation)
+    return Documents(valid, begins.cumsum(-1), rotation)
 
 
-class Progress:
+class OpenDocuments:
     """How far the states of a cache have read: the document that each row is in."""
 
     name = "state"
 
     def __init__(self, batch: int, device: torch.device | str | None = None):
         self.seg = torch.full((batch,), NOTHING_READ, dtype=torch.long, device=device)
-        self.packed = False  # so far each row is one document, and needs no word about it
+        self.packed = False  # False as long as each row is one document
 
     @property
     def before(self) -> Int[Tensor, " batch"] | None:
-        """What ``find_runs`` wants to know."""
+        """The ``before`` of ``find_documents``."""
         return self.seg if self.packed else None
 
     def take(self, tokens: Tokens) -> None:
-        """Whether these tokens make the rows packed."""
+        """Note whether these tokens are packed."""
         self.packed = self.packed or tokens.seg is not None
 
     def commit(self, tokens: Tokens) -> None:
@@ -75,6 +77,6 @@ class Progress:
         """The rows become those with these numbers, which may repeat."""
         self.seg = self.seg[rows]
 
-    def append(self, other: Progress) -> None:
+    def append(self, other: OpenDocuments) -> None:
         """The rows of ``other`` stand behind these."""
         self.seg, self.packed = torch.cat((self.seg, other.seg)), self.packed or other.packed
