@@ -14,9 +14,12 @@ from pellucid.errors import DataError
 from pellucid.nn.loss import Product, logits_of
 from pellucid.nn.norms import build_norm
 from pellucid.nn.positions import build_positions
+from pellucid.nn.quantised import QuantisedEmbedding
 from pellucid.spec import EmbedSpec, PatchSpec
 
 Reading: TypeAlias = Int[Tensor, "batch time"] | Float[Tensor, "batch channels height width"]  # token ids, or images
+
+TokenTable: TypeAlias = nn.Embedding | QuantisedEmbedding
 
 
 class Patches(nn.Module):
@@ -50,11 +53,9 @@ class Embedding(nn.Module):
     (Lan et al. 2020, section 3.1). shared: the table of another embedding, to be used instead of an own one.
     """
 
-    tokens: nn.Embedding
+    tokens: TokenTable
 
-    def __init__(
-        self, spec: EmbedSpec, vocab_size: int, context: int, d_model: int, shared: nn.Embedding | None = None
-    ):
+    def __init__(self, spec: EmbedSpec, vocab_size: int, context: int, d_model: int, shared: TokenTable | None = None):
         super().__init__()
         self.scale, self.n_places = spec.scale, None if spec.patches is None else spec.patches.n_places
         width = spec.d_embed or d_model
@@ -76,10 +77,9 @@ class Embedding(nn.Module):
 
     @property
     def head_table(self) -> Product:
-        """What makes logits in a tied head: the matrix of ``tokens``, or the ``as_head`` (…, width) -> (…, vocab) of a
-        module that stands in its place because it is adapted, quantised or sharded."""
-        own: Product | None = getattr(self.tokens, "as_head", None)
-        return self.tokens.weight if own is None else own
+        """What makes logits in a tied head: the matrix of ``tokens``, or the ``multiply`` (…, width) -> (…, vocab) of a
+        module that stands in its place because it is quantised (later also adapted or sharded)."""
+        return self.tokens.weight if isinstance(self.tokens, nn.Embedding) else self.tokens.multiply
 
     def as_head(self, x: Float[Tensor, "*axes d_embed"]) -> Float[Tensor, "*axes vocab"]:
         """x · Eᵀ, the product of a tied head (Press and Wolf 2017)."""

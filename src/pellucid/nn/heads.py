@@ -12,16 +12,16 @@ from pellucid.errors import DataError
 from pellucid.nn.ffn import ACTIVATIONS
 from pellucid.nn.loss import Predictions, Product
 from pellucid.nn.norms import build_norm
+from pellucid.nn.quantised import Matrix
 from pellucid.spec import ClassifierHeadSpec, LMHeadSpec, MaskedLMHeadSpec, PoolerHeadSpec, TaggerHeadSpec
 from pellucid.taps import Tapped
 
 
-class LMHead(nn.Module):
+class LMHead(Matrix):
     """logits = scale · x · weightᵀ (+ bias), then cap · tanh(logits / cap) with a soft cap.
 
     A tied head has no weight of its own: it is given the embedding's ``head_table``, so there is no second name to keep
-    in step. Something else than a plain matrix in the place of ``weight`` (adapted, quantised, sharded) overrides
-    ``table``.
+    in step. Something else than a plain matrix in the place of ``weight`` (adapted, sharded) overrides ``table``.
     """
 
     def __init__(self, spec: LMHeadSpec, vocab_size: int, d_model: int):
@@ -32,7 +32,9 @@ class LMHead(nn.Module):
 
     def table(self, embedding: Product) -> Product:
         """What makes logits of states: its own matrix, or the embedding's when tied."""
-        return embedding if self.weight is None else self.weight
+        if self.weight is None:
+            return embedding
+        return self.weight if self.kind is None else self.multiply
 
     def transform(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_model"]:
         """What is multiplied by the table."""

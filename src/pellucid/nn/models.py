@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.errors import DataError
 from pellucid.nn.cache import Cache, Memory
-from pellucid.nn.embed import Embedding, Reading
+from pellucid.nn.embed import Embedding, Reading, TokenTable
 from pellucid.nn.heads import ClassifierHead, LMHead, MaskedLMHead, PoolerHead, TaggerHead
 from pellucid.nn.loss import Predictions
+from pellucid.nn.quantised import stored_of
 from pellucid.nn.stack import Stack
 from pellucid.nn.stores import StorePlan
 from pellucid.predicates import Ahead
@@ -102,7 +103,8 @@ class Model(Tapped):
 
     @property
     def n_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+        """How many numbers the model has learnt; those that are quantised count like others."""
+        return sum(stored.shape.numel() for stored in stored_of(self).values())
 
     def __rich__(self) -> str:
         spec = self.spec
@@ -123,7 +125,7 @@ class Decoder(Stack, Model):
 
     spec: DecoderSpec
 
-    def __init__(self, spec: DecoderSpec, shared: nn.Embedding | None = None):
+    def __init__(self, spec: DecoderSpec, shared: TokenTable | None = None):
         super().__init__(spec.stack)
         self.spec = spec
         self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model, shared)
