@@ -19,7 +19,7 @@ from gguf.quants import dequantize
 from gguf_files import MODELS, model_of, rewrite, written
 from transformers import AutoModelForCausalLM
 
-from pellucid.checkpoints.gguf.file import CHUNK, QUANTISED, GGUFFile
+from pellucid.checkpoints.gguf.file import CHUNK, GGUFFile
 from pellucid.checkpoints.gguf.names import layouts
 from pellucid.checkpoints.gguf.read import open_gguf
 from pellucid.checkpoints.gguf.write import to_gguf
@@ -27,9 +27,10 @@ from pellucid.checkpoints.load import load_checkpoint
 from pellucid.designs import language_models
 from pellucid.errors import CheckpointError, UsageError
 from pellucid.families.registry import spec_of
+from pellucid.nn.formats import FORMATS
 from pellucid.nn.models import build_model
 from pellucid.spec import CAUSAL, GatedFFNSpec, RMSNormSpec, RotarySpec, Window, YaRNScaling
-from pellucid.text.gguf_vocabulary import SPLITS
+from pellucid.text.gguf_splits import BY_NAME, SPLITS
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.text.tokenizer_gguf import from_metadata
 from pellucid.text.tokenizer_roles import Roles
@@ -109,9 +110,13 @@ def test_the_gguf_package_reads_the_same(tmp_path: Path) -> None:
         assert ours.metadata[key] == pytest.approx(value, rel=1e-7) if isinstance(value, float) else value
     assert [t.name for t in theirs.tensors] == list(ours.tensors)
     for tensor in theirs.tensors:
-        assert np.array_equal(ours.read(tensor.name).numpy(), dequantize(tensor.data, tensor.tensor_type))
-    stacked = ours.read("blk.1.ffn_up_exps.weight")
-    assert all(torch.equal(ours.read("blk.1.ffn_up_exps.weight", part=i), stacked[i]) for i in range(3))
+        assert np.array_equal(
+            ours.read(tensor.name).opened(torch.float32).numpy(), dequantize(tensor.data, tensor.tensor_type)
+        )
+    stacked = ours.read("blk.1.ffn_up_exps.weight").opened(torch.float32)
+    assert all(
+        torch.equal(ours.read("blk.1.ffn_up_exps.weight", part=i).opened(torch.float32), stacked[i]) for i in range(3)
+    )
 
 
 # What transformers' reader leaves at its defaults, whatever the file says.
@@ -163,7 +168,10 @@ def test_a_layout_that_is_not_undone_is_seen(kind: str, changed: str, tmp_path: 
 
 def test_rows_of_q_that_turn_together_lie_side_by_side(tmp_path: Path) -> None:
     model = model_of(MODELS["llama"])  # 4 heads of 16
-    q, kept = model.blocks[0].attn.q.weight, GGUFFile(written(model, tmp_path)).read("blk.0.attn_q.weight")
+    q, kept = (
+        model.blocks[0].attn.q.weight,
+        GGUFFile(written(model, tmp_path)).read("blk.0.attn_q.weight").opened(torch.float32),
+    )
     for theirs, ours in {0: 0, 1: 8, 2: 1, 15: 15, 16: 16, 17: 24}.items():
         assert torch.equal(kept[theirs], q[ours])
 
@@ -184,7 +192,7 @@ def test_experts_of_older_files_are_tensors_of_their_own(tmp_path: Path) -> None
 # --- types -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_type_is_read_as_the_gguf_package_reads_it(name: str, tmp_path: Path) -> None:
     """Of any bytes, more than a chunk of them, and whatever the scales are."""
     kind = GGMLQuantizationType[name]
@@ -199,7 +207,7 @@ def test_every_type_is_read_as_the_gguf_package_reads_it(name: str, tmp_path: Pa
     writer.close()
     with np.errstate(all="ignore"):
         wanted = dequantize(raw, kind)
-    read = GGUFFile(tmp_path / "raw.gguf").read("any")
+    read = GGUFFile(tmp_path / "raw.gguf").read("any").opened(torch.float32)
     assert read.shape == (rows, 1024)
     assert np.array_equal(read.numpy(), wanted, equal_nan=True)
 
@@ -398,7 +406,7 @@ def split_by_gpt2(config: dict[str, Any]) -> None:
 
 
 def whole_words(config: dict[str, Any]) -> None:
-    llama3 = next(pattern for (pattern, _), name in SPLITS.items() if name == "llama-bpe")
+    llama3 = BY_NAME["llama-bpe"].steps[0]["pattern"]["Regex"]
     split_by(llama3)(config)
     config["model"]["ignore_merges"] = True
 
@@ -414,7 +422,7 @@ def test_a_way_of_splitting_has_llama_cpps_name(change: Any, name: str, tmp_path
     assert said["bos_token_id"] == 0 and said["eot_token_id"] == 0 and "eos_token_id" not in said
 
 
-@pytest.mark.parametrize("name", ["dbrx", "llama-bpe", "qwen2", "gpt-2", "smollm"])
+@pytest.mark.parametrize("name", [split.names[0] for split in SPLITS])
 def test_a_name_is_read_as_what_it_is_written_for(name: str, tmp_path: Path) -> None:
     """What the reader of vocabularies makes of llama.cpp's name, the writer calls by the same name."""
     said = GGUFFile(written(with_vocabulary(lambda _: None), tmp_path)).metadata

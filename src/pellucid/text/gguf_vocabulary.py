@@ -3,70 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from typing import Any
 
 from pellucid.errors import CheckpointError
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's types of tokens
-
-# Words, numbers, signs and gaps as GPT-4 and most since tell them apart, after how each writes 's and 't, and digits.
-_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_ENDINGS, _SAME_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"(?i:'(?:[sdmt]|ll|ve|re))"
-_THREE_DIGITS, _ONE_DIGIT = _WORDS % r"\p{N}{1,3}", _WORDS % r"\p{N}"
-# pattern, and whether a word that is a token is taken whole -> llama.cpp's name for both
-SPLITS = {
-    (_ENDINGS + _THREE_DIGITS, True): "llama-bpe",
-    (_ENDINGS + _THREE_DIGITS, False): "dbrx",
-    (_SAME_ENDINGS + _THREE_DIGITS, False): "dbrx",  # ours, but for words, gaps and rows of signs of more than 64
-    (_ENDINGS + _ONE_DIGIT, False): "qwen2",
-}
-GPT_2, GPT_2_ONE_DIGIT = "gpt-2", "smollm"  # the pattern that the byte-level step has itself
-
-
-def _steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, one after the other, however they are nested."""
-    step = step or {"type": "Sequence", "normalizers": []}
-    inner = step.get("normalizers", step.get("pretokenizers"))
-    if inner is None:
-        yield step
-    for each in inner or []:
-        yield from _steps(each)
+from pellucid.text.gguf_splits import name_of
+from pellucid.text.token_bytes import steps_of
+from pellucid.text.tokenizer_build import Kind
 
 
 def _split(config: dict[str, Any]) -> str:
     """llama.cpp's name for how a byte-level vocabulary splits a text. Raises CheckpointError where it has none."""
-    before, whole = list(_steps(config["pre_tokenizer"])), bool(config["model"].get("ignore_merges"))
-    written = [(step["type"], step.get("pattern", {}).get("Regex")) for step in before]
-    own_pattern = before[-1].get("use_regex", True)
-    digits = before[0]["type"] == "Digits" and before[0]["individual_digits"]
-    if own_pattern and not whole and len(before) == 1 + digits:
-        return GPT_2_ONE_DIGIT if digits else GPT_2
-    bounded = str(written[0][1]).replace("{1,64}", "+").replace("{0,64}", "*")
-    if own_pattern or [kind for kind, _ in written] != ["Split", "ByteLevel"] or (bounded, whole) not in SPLITS:
+    steps = list(steps_of(config["pre_tokenizer"]))
+    name = name_of(steps, bool(config["model"].get("ignore_merges")))
+    if name is None:
+        written = [(step["type"], step.get("pattern", {}).get("Regex")) for step in steps]
         raise CheckpointError(f"llama.cpp has no name for this way of splitting texts: {written}")
-    return SPLITS[bounded, whole]
+    return name
 
 
 def _refuse_changes(config: dict[str, Any], allowed: Container[str]) -> None:
     """llama.cpp reads texts as they are: raise CheckpointError for a step that changes them before."""
-    for step in _steps(config["normalizer"]):
+    for step in steps_of(config["normalizer"]):
         if step["type"] not in allowed or "Regex" in step.get("pattern", {}):
             raise CheckpointError(f"llama.cpp has no {step['type']} for texts, which this tokenizer begins with")
-    if any(step["type"] == "ByteLevel" and step["add_prefix_space"] for step in _steps(config["pre_tokenizer"])):
+    if any(step["type"] == "ByteLevel" and step["add_prefix_space"] for step in steps_of(config["pre_tokenizer"])):
         raise CheckpointError("llama.cpp puts no space before the first word, as this tokenizer does")
 
 
 def _types(config: dict[str, Any], tokens: list[str | None]) -> list[int]:
-    added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in config["added_tokens"]}
+    added = {token["id"]: Kind.CONTROL if token["special"] else Kind.USER_DEFINED for token in config["added_tokens"]}
     unknown, bytes_too = config["model"].get("unk_token"), bool(config["model"].get("byte_fallback"))
 
     def kind(number: int, token: str | None) -> int:
         if token is None:
-            return UNUSED
+            return Kind.UNUSED
         if bytes_too and len(token) == 6 and token.startswith("<0x"):
-            return BYTE
-        return UNKNOWN if token == unknown else added.get(number, NORMAL)
+            return Kind.BYTE
+        return Kind.UNKNOWN if token == unknown else added.get(number, Kind.NORMAL)
 
     return [kind(number, token) for number, token in enumerate(tokens)]
 
@@ -108,7 +82,7 @@ def vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
         "add_bos_token": tokenizer.adds_bos,
         "add_eos_token": tokenizer.adds_eos,
     }
-    if any(step["type"] == "ByteLevel" for step in _steps(config["pre_tokenizer"])):
+    if any(step["type"] == "ByteLevel" for step in steps_of(config["pre_tokenizer"])):
         _refuse_changes(config, {"NFC"})  # most texts are written so
         said |= {"model": "gpt2", "pre": _split(config), "merges": merges}
     else:
@@ -116,7 +90,7 @@ def vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
         said |= {"model": "llama", "pre": "default", "scores": _scores(merges, tokens)}
         said["add_space_prefix"] = any(
             step["type"] == "Prepend" or step.get("prepend_scheme", "never") != "never"
-            for step in (*_steps(config["normalizer"]), *_steps(config["pre_tokenizer"]))
+            for step in (*steps_of(config["normalizer"]), *steps_of(config["pre_tokenizer"]))
         )
     roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id}
     roles["unknown"] = tokenizer.unk_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pellucid.errors import CheckpointError
@@ -29,7 +29,7 @@ def reader_of(decoder: Mapping[str, Any] | None) -> Callable[[str], bytes]:
     What a decoder does to a whole text only (dropping its first space, tidying before punctuation) is left out: a text
     that goes on needs its spaces. Raises CheckpointError for a decoder that is not known here.
     """
-    steps = _steps(decoder) if decoder else [_word]
+    steps = [reading for step in steps_of(decoder) for reading in _readings(step)] if decoder else [_word]
 
     def read(written: str) -> bytes:
         reading: Reading = written
@@ -50,10 +50,21 @@ def strange_letter(written: str) -> str | None:
     return next((letter for letter in written if letter not in _LETTERS), None)
 
 
-def _steps(decoder: Any) -> list[Step]:
+def steps_of(config: Any) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer or decoder in turn, sequences inside sequences laid out."""
+    if not isinstance(config, dict):
+        return
+    inside = next((config[key] for key in ("normalizers", "pretokenizers", "decoders") if key in config), None)
+    if config.get("type") != "Sequence" or not isinstance(inside, list):
+        yield config
+        return
+    for step in inside:
+        yield from steps_of(step)
+
+
+def _readings(decoder: Any) -> list[Step]:
+    """What a decoder's step does to one token."""
     match decoder:
-        case {"type": "Sequence", "decoders": list(parts)}:
-            return [step for part in parts for step in _steps(part)]
         case {"type": "ByteLevel"}:
             return [_letters]
         case {"type": "ByteFallback"}:

@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from pellucid.errors import CheckpointError
+from pellucid.text.gguf_splits import BY_NAME
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.text.tokenizer_build import (
-    BYTE_LEVEL,
     Config,
     Kind,
     Normal,
@@ -34,39 +34,7 @@ _ROLES = {
     "cls": "cls",
     "seperator": "sep",
 }
-_GPT2 = BYTE_LEVEL | {"use_regex": True}
-_ONE_DIGIT = {"type": "Digits", "individual_digits": True}
-_ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
-_SLASHED = _ENDS.replace(r"[\r\n]*", r"[\r\n/]*", 1)
-
-
-def _split(pattern: str) -> list[Config]:
-    return [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, BYTE_LEVEL]
-
-
-_LLAMA3 = _split(rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{_ENDS}")
-_QWEN2 = _split(rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{_ENDS}")
-_GPT4O = _split(rf"{_CASED[0]}{_SHORT}?|{_CASED[1]}{_SHORT}?|\p{{N}}{{1,3}}{_SLASHED}")
-_TEKKEN = _split(rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}{_SLASHED}")
-# tokenizer.ggml.pre -> how a text is cut into words. Those of which the published tokenizer.json is known.
-_WORDS: dict[str, list[Config]] = {
-    name: words
-    for names, words in (
-        ("default gpt-2 gpt2 phi-2 roberta-bpe jina-v1-en mpt olmo", [_GPT2]),
-        ("smollm starcoder refact command-r codeshell", [_ONE_DIGIT, _GPT2]),
-        ("llama-bpe llama3 llama-v3 falcon3 dbrx smaug-bpe", _LLAMA3),
-        ("qwen2 deepseek-r1-qwen stablelm2", _QWEN2),
-        ("gpt-4o llama4", _GPT4O),
-        ("tekken", _TEKKEN),
-    )
-    for name in names.split()
-}
 _COMPOSED = {"qwen2", "mpt", "olmo"}  # those that first write accents and letters as one character
-# A word that is a token is that token; where the file does not say it, these also begin texts with a token.
-_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"}
 _WRAPPED = {"roberta-bpe", "jina-v1-en"}  # between a token that begins a text and one that ends it
 # A GGUF names one token that ends a text, but chat models also end turns; these are theirs.
 _TURN_ENDS = """<|im_end|> <|eot_id|> <|eom_id|> <|end|> <|end_of_text|> <|endoftext|> <end_of_turn> <eos> </s> <EOT>
@@ -163,7 +131,7 @@ class _Metadata:
             case "bert":
                 return self._bert(), True, True
             case "gpt2":
-                return self._bpe(pre), pre in _WHOLE_WORDS | _WRAPPED, pre in _WRAPPED
+                return self._bpe(pre), BY_NAME[pre].whole or pre in _WRAPPED, pre in _WRAPPED
             case _:
                 raise CheckpointError(f"{_PREFIX}model is {model!r}", "known: llama, gpt2, bert, t5")
 
@@ -187,11 +155,11 @@ class _Metadata:
         ]
 
     def _bpe(self, pre: str) -> Config:
-        if pre not in _WORDS:
-            raise CheckpointError(f"{_PREFIX}pre is {pre!r}", f"known: {', '.join(sorted(_WORDS))}")
-        merges = list(self._merges())
+        if pre not in BY_NAME:
+            raise CheckpointError(f"{_PREFIX}pre is {pre!r}", f"known: {', '.join(sorted(BY_NAME))}")
+        merges, split = list(self._merges()), BY_NAME[pre]
         composed = {"type": "NFC"} if pre in _COMPOSED else None
-        return byte_bpe(self._vocab(), merges, added(self.pieces), _WORDS[pre], composed, pre in _WHOLE_WORDS)
+        return byte_bpe(self._vocab(), merges, added(self.pieces), split.steps, composed, split.whole)
 
     def _merges(self) -> Iterator[list[str]]:
         for number, merge in enumerate(self.get("merges", Sequence)):

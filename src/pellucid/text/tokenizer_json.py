@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import CheckpointError, DataError
 from pellucid.files import parse_json
+from pellucid.text.token_bytes import steps_of
 from pellucid.text.tokenizer_limits import (
     check_added,
     check_config,
@@ -16,7 +17,6 @@ from pellucid.text.tokenizer_limits import (
     check_speed,
     guarded,
     is_panic,
-    steps_of,
 )
 
 if TYPE_CHECKING:

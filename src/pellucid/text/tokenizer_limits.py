@@ -8,11 +8,11 @@ import math
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import CheckpointError
-from pellucid.text.token_bytes import reader_of
+from pellucid.text.token_bytes import reader_of, steps_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -148,18 +148,6 @@ def _check_merges(merges: Any, vocab: dict[str, int], prefix: str) -> None:
 
 
 # --- the steps around the model -----------------------------------------------------------------------------------
-
-
-def steps_of(config: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder in turn, sequences inside sequences laid out."""
-    if not isinstance(config, dict):
-        return
-    inside = next((config[key] for key in ("normalizers", "pretokenizers", "decoders") if key in config), None)
-    if config.get("type") != "Sequence" or not isinstance(inside, list):
-        yield config
-        return
-    for step in inside:
-        yield from steps_of(step)
 
 
 def _check_step(part: str, step: dict[str, Any]) -> None:
