@@ -10,7 +10,7 @@ import torch
 from pellucid.checkpoints.by_name import is_ours as is_ours
 from pellucid.checkpoints.by_name import load as load
 from pellucid.checkpoints.by_name import locate as locate
-from pellucid.checkpoints.native import SPEC, save_model
+from pellucid.checkpoints.native import RUN, SPEC, save_model
 from pellucid.checkpoints.safetensors_files import CONFIG
 from pellucid.errors import UsageError
 from pellucid.files import write_folder
@@ -98,7 +98,7 @@ def _refuse_taken(out: Path, to: Format, force: bool) -> None:
             raise UsageError(f"{out} is a file", "give the name of a new folder")
         return
     if any(out.iterdir()):
-        is_model = ((out / SPEC).is_file() or (out / CONFIG).is_file()) and not (out / "run.json").exists()
+        is_model = ((out / SPEC).is_file() or (out / CONFIG).is_file()) and not (out / RUN).exists()
         if not (force and is_model):
             remedy = "replace it with --force" if is_model else "choose another"
             raise UsageError(f"the folder {out} is not empty", remedy)

@@ -25,7 +25,7 @@ from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.designs import DESIGNS, modern
 from pellucid.errors import CheckpointError, SpecError
 from pellucid.families.registry import FAMILIES, spec_of
-from pellucid.families.table import shapes_of
+from pellucid.families.weights import shapes_of
 from pellucid.files import DEEPEST, MOST_VALUES, parse_json
 from pellucid.spec import load_spec
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.families.registry import config_of, spec_of
-from pellucid.families.table import export_weights
+from pellucid.families.weights import export_weights
 from pellucid.nn.models import AnyModel, Encoder
 
 TYPES = (torch.arange(TIME).expand(BATCH, TIME) > torch.tensor([[9], [3], [20]])).long()

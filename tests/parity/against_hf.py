@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.families.registry import config_of, spec_of
-from pellucid.families.table import Table, export_weights, load_weights, to_theirs
+from pellucid.families.table import Table
+from pellucid.families.weights import export_weights, load_weights, to_theirs
 from pellucid.nn.models import Decoder, build_model
 from pellucid.spec import BlockSpec, ModelSpec
 

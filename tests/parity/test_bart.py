@@ -30,7 +30,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 from pellucid.batch import Tokens
 from pellucid.errors import CheckpointError
 from pellucid.families import bart
-from pellucid.families.table import export_weights, load_weights
+from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import EncoderDecoder, build_model
 from pellucid.spec import PRE_NORM, REORDERED_NORM, Causal, FFNSpec, LayerNormSpec, LearnedSpec, Prefix
 

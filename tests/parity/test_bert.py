@@ -50,7 +50,7 @@ from pellucid.batch import Tokens
 from pellucid.errors import CheckpointError
 from pellucid.families import bert
 from pellucid.families.registry import config_of, spec_of
-from pellucid.families.table import export_weights, load_weights, to_theirs
+from pellucid.families.weights import export_weights, load_weights, to_theirs
 from pellucid.nn.models import Encoder, build_model
 from pellucid.spec import (
     PRE_NORM,

@@ -38,7 +38,7 @@ from transformers import (
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.errors import CheckpointError
 from pellucid.families import distilbert
-from pellucid.families.table import export_weights, load_weights
+from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import Encoder, build_model
 from pellucid.spec import PRE_NORM, ClassifierHeadSpec, FFNSpec, LearnedSpec, MaskedLMHeadSpec, PoolerHeadSpec
 

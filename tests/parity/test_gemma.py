@@ -33,7 +33,7 @@ from transformers import Gemma2Config, Gemma3Config, Gemma3ForConditionalGenerat
 from pellucid.errors import CheckpointError
 from pellucid.families import gemma
 from pellucid.families.registry import spec_of
-from pellucid.families.table import load_weights
+from pellucid.families.weights import load_weights
 from pellucid.nn.models import Decoder
 from pellucid.spec import (
     PRE_NORM,

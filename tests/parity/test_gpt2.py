@@ -32,7 +32,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from pellucid.batch import Tokens
 from pellucid.errors import CheckpointError
 from pellucid.families import gpt2
-from pellucid.families.table import STACKED, Row, load_weights
+from pellucid.families.table import STACKED, Row
+from pellucid.families.weights import load_weights
 from pellucid.nn.models import Decoder
 from pellucid.spec import REORDERED_NORM, Causal, FFNSpec, LayerNormSpec, Prefix
 

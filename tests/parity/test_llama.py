@@ -27,7 +27,7 @@ from against_hf import (
 
 from pellucid.errors import CheckpointError
 from pellucid.families import llama
-from pellucid.families.table import load_weights
+from pellucid.families.weights import load_weights
 from pellucid.nn.models import Decoder
 from pellucid.spec import (
     REORDERED_NORM,

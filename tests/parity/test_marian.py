@@ -29,7 +29,7 @@ from transformers import MarianConfig, MarianMTModel
 from pellucid.batch import Tokens
 from pellucid.errors import CheckpointError
 from pellucid.families import marian
-from pellucid.families.table import export_weights, load_weights
+from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import EncoderDecoder
 from pellucid.nn.positions import Sinusoidal
 from pellucid.spec import PRE_NORM, FFNSpec, LearnedSpec, SinusoidalSpec

@@ -34,7 +34,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from pellucid.errors import CheckpointError
 from pellucid.families import mixtral
-from pellucid.families.table import export_weights, load_weights
+from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import Decoder
 from pellucid.nn.moe import load_balance
 from pellucid.spec import AttentionSpec, GatedFFNSpec, MoESpec, RotarySpec

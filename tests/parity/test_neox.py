@@ -27,7 +27,8 @@ from transformers import GPTNeoXConfig
 
 from pellucid.errors import CheckpointError
 from pellucid.families import neox
-from pellucid.families.table import STACKED, Row, export_weights, load_weights
+from pellucid.families.table import STACKED, Row
+from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import Decoder
 from pellucid.spec import FFNSpec, LayerNormSpec, RotarySpec
 

@@ -29,7 +29,7 @@ from pellucid import designs
 from pellucid.errors import CheckpointError
 from pellucid.families import qwen_moe
 from pellucid.families.registry import config_of
-from pellucid.families.table import export_weights, load_weights
+from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import Decoder
 from pellucid.spec import GatedFFNSpec, MoESpec
 

@@ -46,7 +46,7 @@ from pellucid.batch import Tokens
 from pellucid.errors import CheckpointError
 from pellucid.families import roberta
 from pellucid.families.registry import spec_of
-from pellucid.families.table import export_weights, load_weights
+from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import Encoder
 from pellucid.spec import (
     ClassifierHeadSpec,

@@ -33,7 +33,7 @@ from pellucid.batch import Tokens
 from pellucid.errors import CheckpointError
 from pellucid.families import t5
 from pellucid.families.registry import spec_of
-from pellucid.families.table import export_weights, load_weights
+from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import EncoderDecoder, build_model
 from pellucid.spec import (
     REORDERED_NORM,

@@ -15,7 +15,8 @@ from against_pairs import SOURCE_TIME, blocks_of, ragged, random_pair, sides
 from torch import Tensor, nn
 
 from pellucid.batch import IGNORE, Batch, Source, Tokens
-from pellucid.families.table import STACKED, Row, Table, export_weights, load_weights, to_theirs
+from pellucid.families.table import STACKED, Row, Table
+from pellucid.families.weights import export_weights, load_weights, to_theirs
 from pellucid.nn.cache import Memory
 from pellucid.nn.models import Decoder, Encoder, EncoderDecoder, build_model
 from pellucid.nn.positions import Sinusoidal

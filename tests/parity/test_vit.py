@@ -31,7 +31,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from pellucid.batch import Tokens
 from pellucid.errors import CheckpointError, DataError
 from pellucid.families import vit
-from pellucid.families.table import export_weights, load_weights, to_theirs
+from pellucid.families.weights import export_weights, load_weights, to_theirs
 from pellucid.nn.models import Encoder, build_model
 from pellucid.spec import POST_NORM, ClassifierHeadSpec, FFNSpec, LayerNormSpec, LearnedSpec, PoolerHeadSpec
 

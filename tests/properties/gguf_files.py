@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
 
 from pellucid.checkpoints.gguf.file import GGUFFile
 from pellucid.checkpoints.gguf.write import _add, to_gguf
 from pellucid.families.registry import spec_of
+from pellucid.nn.formats import FORMATS
 from pellucid.nn.models import build_model
 
 COMMON: dict[str, Any] = {
@@ -70,7 +72,8 @@ def written(model: Any, folder: Path, quantisation: Any = "f32") -> Path:
 def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Path:
     """The same file again, its metadata and float32 tensors changed in place by ``change``."""
     file = GGUFFile(path)
-    metadata, tensors = dict(file.metadata), {name: file.read(name).numpy() for name in file.tensors}
+    metadata = dict(file.metadata)
+    tensors = {name: file.read(name).opened(torch.float32).numpy() for name in file.tensors}
     change(metadata, tensors)
     changed = path.with_name("changed.gguf")
     writer = GGUFWriter(changed, metadata.get("general.architecture", "none"))
@@ -83,3 +86,38 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]
     writer.write_tensors_to_file()
     writer.close()
     return changed
+
+
+def random_blocks(kind: str, shape: tuple[int, ...], seed: int, scale: float | None = None) -> torch.Tensor:
+    """Blocks of random codes for numbers of this shape. scale: of every group; None: any finite float16."""
+    form = FORMATS[kind]
+    generator = np.random.default_rng(seed)
+    raw = generator.integers(0, 256, (*shape[:-1], shape[-1] // form.numbers, form.n_bytes), dtype=np.uint8)
+    for place in form.scales:
+        if scale is None:
+            raw[..., place + 1] &= 0xBF  # the exponent's highest bit: without it no number is infinite or NaN
+        else:
+            signed = scale * generator.choice([-1, 1], raw.shape[:-1]).astype(np.float16)
+            raw[..., place : place + 2] = signed.astype(np.float16)[..., None].view(np.uint8)
+    return torch.from_numpy(raw.reshape(*shape[:-1], -1))
+
+
+def quantised_file(config: dict[str, Any], kind: str, folder: Path, but: str = "") -> Path:
+    """The file of a model whose matrices hold random blocks of a format. but: names of tensors that stay float32."""
+    file = GGUFFile(written(model_of(config), folder))
+    path = folder / f"{kind}.gguf"
+    writer = GGUFWriter(path, file.metadata["general.architecture"])
+    for key, value in file.metadata.items():
+        _add(writer, key, value)
+    for seed, (name, info) in enumerate(file.tensors.items()):
+        whole = len(info.shape) > 1 and info.shape[-1] % FORMATS[kind].numbers == 0
+        if whole and name.endswith("weight") and not (but and re.search(but, name)):
+            blocks = random_blocks(kind, tuple(info.shape), seed, 0.01 if FORMATS[kind].numbers == 32 else 0.0005)
+            writer.add_tensor(name, blocks.numpy(), raw_dtype=GGMLQuantizationType[kind])
+        else:
+            writer.add_tensor(name, file.read(name).opened(torch.float32).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

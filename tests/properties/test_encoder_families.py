@@ -13,7 +13,8 @@ from strategies import classifiers, encoder_decoder_specs, encoder_specs, image_
 
 from pellucid.errors import CheckpointError
 from pellucid.families.registry import config_of, spec_of
-from pellucid.families.table import export_weights, load_weights, plan
+from pellucid.families.table import plan
+from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import build_model
 
 few = settings(max_examples=12)

@@ -16,7 +16,7 @@ from pellucid import designs
 from pellucid.errors import CheckpointError
 from pellucid.families import config as reading
 from pellucid.families.registry import FAMILIES, config_of, differences, family, plain, spec_of
-from pellucid.families.table import to_theirs
+from pellucid.families.weights import to_theirs
 from pellucid.nn.models import build_model
 from pellucid.spec import AttentionSpec
 

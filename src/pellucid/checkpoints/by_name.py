@@ -12,7 +12,7 @@ from pellucid.checkpoints.hub import fetch, is_name
 from pellucid.checkpoints.load import load_checkpoint, open_checkpoint
 from pellucid.checkpoints.native import SPEC, TOKENIZER, load_model
 from pellucid.checkpoints.safetensors_files import CONFIG, WEIGHTS
-from pellucid.errors import CheckpointError
+from pellucid.errors import CheckpointError, UsageError
 from pellucid.families.source import Checkpoint
 from pellucid.files import nearest
 from pellucid.nn.models import AnyModel
@@ -55,22 +55,40 @@ def is_ours(path: Path) -> bool:
 
 
 def load(
-    name: str | Path, dtype: torch.dtype = torch.float32, *, architecture: str | None = None, tokenizer: bool = True
+    name: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    architecture: str | None = None,
+    tokenizer: bool = True,
+    quantised: bool = False,
 ) -> AnyModel:
     """A model with its tokenizer, in eval mode: ours, a published folder, a ``.gguf`` file, or ORG/NAME on the hub.
 
     name: a path that exists wins over a name on the hub; ORG/NAME:FILE.gguf is one file of many. architecture: the
     class of a published model's head, where it is not the one that its config names. tokenizer: False leaves it out.
-    Raises CheckpointError when something is missing, damaged, or does not belong together. ::
+    quantised: the weights of a ``.gguf`` file stay quantised in memory, and are opened a few rows at a time while they
+    are multiplied; they have no gradients. (A folder that such a model was saved in opens so by itself.) Raises
+    CheckpointError when something is missing, damaged, or does not belong together, UsageError for ``quantised`` of
+    what is no GGUF file. ::
 
         model = pellucid.load("runs/book")
         model = pellucid.load("HuggingFaceTB/SmolLM2-135M-Instruct", torch.bfloat16)
+        model = pellucid.load("SmolLM2-135M-Instruct.Q4_1.gguf", quantised=True)
         logits = model(torch.tensor([model.tokenizer.encode("Once upon a time", bos=True)]))  # (batch, time, vocab)
     """
     path = locate(name)
     if path.name == WEIGHTS and is_ours(path.parent):
         path = path.parent
-    if is_ours(path):
+    if quantised:
+        from pellucid.checkpoints.gguf.read import GGUFSource
+
+        checkpoint = open_quantised(path)
+        own = _tokenizer_of(path, checkpoint) if tokenizer else None  # first: what it needs on the way is then free
+        if isinstance(checkpoint.source, GGUFSource):
+            checkpoint.source.release_vocabulary()
+        model = load_checkpoint(checkpoint, dtype, architecture, quantised=True)
+        model.tokenizer = own
+    elif is_ours(path):
         model = load_model(path, dtype)
         if tokenizer and (path / TOKENIZER).exists():
             model.tokenizer = Tokenizer.load(path / TOKENIZER)
@@ -82,6 +100,13 @@ def load(
     if model.tokenizer is not None:
         _refuse_foreign(model.tokenizer, model.spec.vocab_size, path)
     return model
+
+
+def open_quantised(path: Path) -> Checkpoint:
+    """A GGUF file, opened. Raises UsageError for anything else: other files hold no quantised weights."""
+    if path.suffix.lower() != ".gguf":
+        raise UsageError(f"quantised = True, but {path} is no GGUF file", "leave quantised out: nothing in it is")
+    return open_checkpoint(path)
 
 
 def _tokenizer_of(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:

@@ -13,9 +13,10 @@ from pellucid.checkpoints.sentence import write_sentence_head
 from pellucid.checkpoints.tensors import write_tensors
 from pellucid.families.encoders import name_attributes
 from pellucid.families.registry import config_of
-from pellucid.families.table import export_weights, refuse_nonfinite
+from pellucid.families.weights import export_weights, refuse_nonfinite
 from pellucid.files import write_folder, write_json
 from pellucid.nn.models import AnyModel
+from pellucid.nn.stored import Plain
 from pellucid.spec import EncoderDecoderSpec, PoolerHeadSpec
 
 
@@ -33,7 +34,9 @@ def to_hf(model: AnyModel, folder: str | Path, family: str | None = None) -> str
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
 
     def fill(aside: Path) -> None:
-        weights = {name: refuse_nonfinite(weight.cpu(), name) for name, weight in export_weights(model, table).items()}
+        weights = {name: weight.cpu() for name, weight in export_weights(model, table).items()}
+        for name, weight in weights.items():
+            refuse_nonfinite(Plain(weight), name, weight.dtype)
         write_tensors(aside / WEIGHTS, weights, {"format": "pt"})
         said = {name: value for name, value in config.items() if value is not None}  # a family may need its own id
         names = name_attributes(model.class_names) if model.class_names else {}

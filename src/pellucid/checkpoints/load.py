@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,17 @@ from pellucid.checkpoints.sentence import sentence_head
 from pellucid.errors import CheckpointError
 from pellucid.families.config import SAMPLING, TOKENS
 from pellucid.families.encoders import class_names
-from pellucid.families.registry import family, spec_of
+from pellucid.families.registry import as_stored, family, spec_of
 from pellucid.families.source import Checkpoint
-from pellucid.families.table import Table, plan, shapes_of, stream_weights
+from pellucid.families.table import Plan, Table, plan
+from pellucid.families.weights import shapes_of, stream_weights
 from pellucid.nn.init import build_undrawn
 from pellucid.nn.models import AnyModel
-from pellucid.spec import EncoderSpec, PoolerHeadSpec
+from pellucid.nn.quantised import hold_quantised, quantisable
+from pellucid.spec import EncoderSpec, ModelSpec, PoolerHeadSpec
 
 OF_GENERATION = (*SAMPLING.split(), *TOKENS.split())
-IGNORED_OF_GENERATION = ("_from_model_config", "transformers_version")  # of the file, not of the model
+IGNORED_OF_GENERATION = ("_from_model_config", "transformers_version")  # they describe the file, not the model
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -48,25 +51,53 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, architecture: str | None = None
+    checkpoint: Checkpoint,
+    dtype: torch.dtype = torch.float32,
+    architecture: str | None = None,
+    *,
+    quantised: bool = False,
 ) -> AnyModel:
     """The model of a checkpoint, in this type and in eval mode, without its tokenizer (``pellucid.load`` adds it).
 
     architecture: the class that the weights are of (default: the one that the config names; but an encoder has the head
-    that a ``modules.json`` beside it describes). A bare encoder has no pooler where the file lacks it. All names and
-    shapes are checked before a weight is read or its memory taken. Raises CheckpointError naming what does not fit.
+    that a ``modules.json`` beside it describes). A bare encoder has no pooler where the file lacks it. quantised: what
+    is quantised in the file stays so in memory, where whole rows of it become whole rows of a weight; the rest is
+    opened. All names and shapes are checked before a weight is read or its memory taken. Raises CheckpointError naming
+    what does not fit.
     """
     source = checkpoint.source
-    with _naming(checkpoint.where):
-        spec, table = spec_of(_stored_config(checkpoint), architecture)
-        if isinstance(spec, EncoderSpec):
-            spec, table = _as_published(checkpoint, spec, table, with_modules=architecture is None)
-        found = plan(source.shapes, shapes_of(spec), table)
+    spec, found = _planned(checkpoint, architecture)
     generation = _generation(checkpoint)
     model = build_undrawn(spec)
+    if quantised:
+        hold_quantised(model, found.stays(source.kinds, quantisable(model)))
     stream_weights(model, source, found, dtype)
     model.generation, model.class_names = generation, class_names(checkpoint.config, spec)
     return model.to(dtype).eval()
+
+
+def _planned(checkpoint: Checkpoint, architecture: str | None) -> tuple[ModelSpec, Plan]:
+    source = checkpoint.source
+    with _naming(checkpoint.where):
+        spec, table = spec_of(as_stored(checkpoint.config, source), architecture)
+        if isinstance(spec, EncoderSpec):
+            spec, table = _as_published(checkpoint, spec, table, with_modules=architecture is None)
+        return spec, plan(source.shapes, shapes_of(spec), table)
+
+
+def formats(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many numbers of the model stay in each format when it is loaded quantised; "float32": those that are opened.
+
+    Reads no weight. Raises CheckpointError as ``load_checkpoint`` does.
+    """
+    spec, found = _planned(checkpoint, None)
+    with torch.device("meta"):
+        model = build_undrawn(spec)
+    kinds = found.stays(checkpoint.source.kinds, quantisable(model))
+    numbers: Counter[str] = Counter()
+    for name, shape in shapes_of(spec).items():
+        numbers[kinds.get(name, "float32")] += shape.numel()
+    return dict(numbers)
 
 
 def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -76,15 +107,6 @@ def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
     if (path := checkpoint.where / GENERATION).is_file():
         return {name: value for name, value in read_object(path).items() if name not in IGNORED_OF_GENERATION}
     return {name: checkpoint.config[name] for name in OF_GENERATION if checkpoint.config.get(name) is not None}
-
-
-def _stored_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The config, corrected where the tensors are known to know better."""
-    if checkpoint.config.get("model_type") not in ("t5", "mt5"):
-        return checkpoint.config
-    from pellucid.families.t5 import as_stored
-
-    return as_stored(checkpoint.config, checkpoint.source)
 
 
 def _as_published(

@@ -11,17 +11,21 @@ from typing import Any, cast
 import torch
 from torch import Size, Tensor
 
-from pellucid.checkpoints.tensors import load_tensors, save_tensors
+from pellucid.checkpoints.tensors import TensorFile, save_tensors
 from pellucid.errors import CheckpointError, SpecError, suggest
-from pellucid.families.table import refuse_nonfinite, shapes_of, weights_of
+from pellucid.families.weights import refuse_nonfinite, shapes_of, tensors_of
 from pellucid.files import sha256
+from pellucid.nn.formats import FORMATS
 from pellucid.nn.init import build_undrawn
 from pellucid.nn.models import AnyModel, Model
-from pellucid.spec import load_spec
+from pellucid.nn.quantised import hold_quantised, quantisable, stored_of
+from pellucid.nn.stored import Plain, Quantised
+from pellucid.spec import ModelSpec, load_spec
 from pellucid.values import Value
 
 PUBLISHED = ("generation", "class_names")  # what a model keeps of the folder that it was published in
 WEIGHTS, SPEC, TOKENIZER = "model.safetensors", "spec.json", "tokenizer.json"
+RUN = "run.json"  # what a run that writes models into this folder, or has written one, is
 _TOKENIZER_FILES = {"tokenizer": TOKENIZER, "tokenizer_config": "tokenizer_config.json"}  # the second where needed
 
 
@@ -30,27 +34,32 @@ def value_hash(value: Value) -> str:
     return hashlib.sha256(json.dumps(value.to_json(), sort_keys=True).encode()).hexdigest()
 
 
-def refuse_misfit(own: Mapping[str, Size], tensors: Mapping[str, Tensor], source: Path) -> None:
+def refuse_misfit(own: Mapping[str, Size], found: Mapping[str, Size], source: Path) -> None:
     """Raise CheckpointError for a weight that is missing, unknown or of another shape than the model's ``own``."""
-    for name in tensors:
+    for name in found:
         if name not in own:
             raise CheckpointError(f"{source}: this model has no weight {name!r}", suggest(name, own))
     for name, shape in own.items():
-        if name not in tensors:
+        if name not in found:
             raise CheckpointError(f"{source}: the weight {name!r} is missing", "the file belongs to another spec")
-        if tensors[name].shape != shape:
+        if found[name] != shape:
             raise CheckpointError(
-                f"{source}: {name} has shape {tuple(tensors[name].shape)}, the spec wants {tuple(shape)}",
+                f"{source}: {name} has shape {tuple(found[name])}, the spec wants {tuple(shape)}",
                 "the file belongs to another spec",
             )
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Copy weights into the model, by name. Raises CheckpointError for a missing, unknown or differently shaped one."""
-    refuse_misfit({name: weight.shape for name, weight in weights_of(model).items()}, tensors, source)
+    own = tensors_of(model)
+    refuse_misfit(_shapes(own), _shapes(tensors), source)
     with torch.no_grad():
-        for name, weight in weights_of(model).items():
-            weight.copy_(tensors[name])
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _tokenizer_hashes(folder: Path) -> dict[str, str]:
@@ -61,8 +70,9 @@ def _tokenizer_hashes(folder: Path) -> dict[str, str]:
 def save_model(model: Model, folder: Path) -> None:
     """Write spec, weights and (when the model has one) tokenizer; each file is whole or as it was before.
 
-    The weights carry the hashes of the other two, so that a mixed-up folder is refused when it is loaded. The spec is
-    written last: where it stands, everything does.
+    The weights carry the hashes of the other two, so that a mixed-up folder is refused when it is loaded. Quantised
+    weights are written as they are, with the names of their formats, and come back so. The spec is written last: where
+    it stands, everything does.
     """
     metadata: dict[str, Any] = {"spec": value_hash(model.spec)}
     if published := {name: value for name in PUBLISHED if (value := getattr(model, name))}:
@@ -70,7 +80,8 @@ def save_model(model: Model, folder: Path) -> None:
     if model.tokenizer is not None:
         model.tokenizer.save(folder / TOKENIZER)
         metadata |= _tokenizer_hashes(folder)
-    save_tensors(folder / WEIGHTS, weights_of(model), **metadata)
+    kinds = {name: stored.kind for name, stored in stored_of(model).items() if isinstance(stored, Quantised)}
+    save_tensors(folder / WEIGHTS, tensors_of(model), **metadata, **({"quantised": kinds} if kinds else {}))
     model.spec.save(folder / SPEC)
 
 
@@ -83,7 +94,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a model folder", "give the folder that `pellucid train --out` wrote")
     if not (folder / SPEC).is_file():
-        unfinished = (folder / "run.json").is_file()
+        unfinished = (folder / RUN).is_file()
         remedy = "its training has not finished: run the same `pellucid train` again"
         remedy = remedy if unfinished else f"it needs {SPEC}, or a published model's config.json and {WEIGHTS}"
         raise CheckpointError(f"{folder} holds no finished model", remedy)
@@ -91,22 +102,59 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:
         spec = load_spec(folder / SPEC)
     except SpecError as error:
         raise CheckpointError(error.problem, error.remedy) from error
-    tensors, metadata = load_tensors(folder / WEIGHTS)
+    file = TensorFile(folder / WEIGHTS)
+    metadata = file.metadata
     if metadata.get("spec") != value_hash(spec):
         raise CheckpointError(f"{folder}: {WEIGHTS} was saved with another {SPEC}", "restore the pair from one run")
     found = _tokenizer_hashes(folder) if "tokenizer" in metadata else {}
-    for key, file in _TOKENIZER_FILES.items():
+    for key, name in _TOKENIZER_FILES.items():
         if "tokenizer" in metadata and found.get(key) != metadata.get(key):
             raise CheckpointError(
-                f"{folder}: {file} is missing or not the one this model was trained with", "restore it from the run"
+                f"{folder}: {name} is missing or not the one this model was trained with", "restore it from the run"
             )
-    refuse_misfit(shapes_of(spec), tensors, folder / WEIGHTS)
+    refuse_misfit(_shapes_on_disk(spec, metadata.get("quantised", {}), file.path), file.shapes, file.path)
     model = build_undrawn(spec)
-    for name, weight in weights_of(model).items():
-        tensor = tensors.pop(name).to(dtype)
-        weight.data = refuse_nonfinite(tensor, f"{folder / WEIGHTS}: {name}")  # not copied: it becomes the weight
+    hold_quantised(model, metadata.get("quantised", {}))
+    _take(model, file, dtype)
     _keep_published(model, metadata.get("published", {}), folder)
     return model.to(dtype).eval()
+
+
+def _shapes_on_disk(spec: ModelSpec, kinds: Any, source: Path) -> dict[str, Size]:
+    """What the file of such a model must hold. Raises CheckpointError for formats that ``save_model`` never writes."""
+    shapes = shapes_of(spec)
+    if not kinds:
+        return shapes
+    with torch.device("meta"):
+        model = build_undrawn(spec)
+        able = quantisable(model)
+        if not isinstance(kinds, dict) or not all(
+            name in able and kind in FORMATS and shapes[name][-1] % FORMATS[kind].numbers == 0
+            for name, kind in cast("dict[str, str]", kinds).items()
+        ):
+            raise CheckpointError(f"{source}: its metadata are damaged", "use another copy")
+        hold_quantised(model, cast("dict[str, str]", kinds))
+    return _shapes(tensors_of(model))
+
+
+def _take(model: AnyModel, file: TensorFile, dtype: torch.dtype) -> None:
+    """Read every weight into its place, tensor by tensor: what is read becomes the weight, without a copy."""
+    own, stored = tensors_of(model), stored_of(model)
+    for tensor in own.values():
+        tensor.data = tensor.new_empty(0)
+    refused: CheckpointError | None = None  # a damaged file is to be called damaged, whatever numbers it holds
+    for name, tensor in file:
+        plain = isinstance(stored[name], Plain)
+        if plain != tensor.is_floating_point():
+            refused = refused or CheckpointError(f"{file.path}: {name} is {tensor.dtype}", "use another copy")
+            continue
+        own[name].data = tensor.to(dtype) if plain else tensor
+        try:
+            refuse_nonfinite(stored[name], f"{file.path}: {name}", dtype)
+        except CheckpointError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
 
 
 def _keep_published(model: AnyModel, published: Any, folder: Path) -> None:

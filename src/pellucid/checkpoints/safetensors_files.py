@@ -14,6 +14,7 @@ from torch import Size, Tensor
 from pellucid.errors import CheckpointError
 from pellucid.families.source import Checkpoint
 from pellucid.files import parse_json, read_json
+from pellucid.nn.stored import Plain
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -73,18 +74,19 @@ class SafetensorsFiles:
                     raise CheckpointError(f"{path} and {self._homes[name].name} both hold {name}", "keep one of them")
                 shapes[name], self._types[name], self._homes[name] = Size(shape), kind, path
         self.shapes: Mapping[str, Size] = shapes
+        self.kinds: Mapping[str, str] = {}
 
     def names_in(self, path: Path) -> set[str]:
         """The tensors that one of the files holds."""
         return {name for name, home in self._homes.items() if home == path}
 
-    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Plain:
         """One tensor, converted piece by piece. Raises CheckpointError for one that is not of floating point."""
         path, kind = self._homes[name], self._types[name]
         if kind not in FLOATS:
             raise CheckpointError(f"{path}: {name} is {kind}, not floating point", "load an unquantised checkpoint")
         try:
-            return read_tensor(path, name, dtype)
+            return Plain(read_tensor(path, name, dtype))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} has changed while it was read: {error}", "load it again") from error
 

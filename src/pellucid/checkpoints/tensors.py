@@ -6,28 +6,42 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Size, Tensor
 
 from pellucid.checkpoints.safetensors_files import read_tensor
 from pellucid.errors import CheckpointError
 from pellucid.files import parse_json, write_file
 
 
+class Digest:
+    """sha256 over names, types, shapes and bytes of tensors that come one after the other, in the order of names."""
+
+    def __init__(self) -> None:
+        self._running = hashlib.sha256()
+
+    def update(self, name: str, tensor: Tensor) -> None:
+        tensor = tensor.detach().cpu().contiguous()
+        self._running.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        self._running.update(tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+
+    def hex(self) -> str:
+        return self._running.hexdigest()
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of names."""
-    running = hashlib.sha256()
+    """The ``Digest`` of all of these."""
+    running = Digest()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        running.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        running.update(tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return running.hexdigest()
+        running.update(name, tensors[name])
+    return running.hex()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: Any) -> None:
@@ -55,25 +69,55 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
+class TensorFile:
+    """A file that ``save_tensors`` wrote, opened: ``shapes`` and ``metadata`` are there, tensors come one at a time.
+
+    Raises CheckpointError when it is missing, truncated, or not written by ``save_tensors``.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist", "give a folder that training or `save_model` wrote")
+        with self._explained(), safe_open(path, "pt") as file:
+            written = (file.metadata() or {}).get("pellucid", "{}")
+            self.shapes = {name: Size(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+        metadata = parse_json(written, f"the metadata of {path}", CheckpointError)
+        if not isinstance(metadata, dict) or "sha256" not in metadata:
+            raise CheckpointError(f"{path} carries no sha256, so it was not written by pellucid", "convert it first")
+        self.metadata: dict[str, Any] = metadata
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor by its name, each in memory of its own.
+
+        Raises CheckpointError, after the last one at the latest, where any byte differs from what was saved: until it
+        has ended, nothing that it gave is to be believed.
+        """
+        running = Digest()
+        for name in self.shapes:
+            with self._explained():
+                tensor = read_tensor(self.path, name)
+            running.update(name, tensor)
+            yield name, tensor
+        if running.hex() != self.metadata["sha256"]:
+            raise CheckpointError(
+                f"{self.path} is damaged: its contents do not match the hash inside",
+                "use another copy, or an earlier checkpoint",
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            remedy = "use another copy, or an earlier checkpoint"
+            raise CheckpointError(f"{self.path} is damaged: {error}", remedy) from error
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file that ``save_tensors`` wrote.
 
-    Raises CheckpointError when it is missing, truncated, or not one byte is as it was saved.
+    Raises CheckpointError when it is missing or truncated, or any byte differs from what was saved.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist", "give a folder that training or `save_model` wrote")
-    try:
-        with safe_open(path, "pt") as file:
-            written, names = (file.metadata() or {}).get("pellucid", "{}"), list(file.keys())
-        tensors = {name: read_tensor(path, name) for name in names}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}", "use another copy, or an earlier checkpoint") from error
-    metadata = parse_json(written, f"the metadata of {path}", CheckpointError)
-    if not isinstance(metadata, dict) or "sha256" not in metadata:
-        raise CheckpointError(f"{path} carries no sha256, so it was not written by pellucid", "convert it first")
-    if digest(tensors) != metadata["sha256"]:
-        raise CheckpointError(
-            f"{path} is damaged: its contents do not match the hash inside",
-            "use another copy, or an earlier checkpoint",
-        )
-    return tensors, metadata
+    file = TensorFile(path)
+    return dict(file), file.metadata

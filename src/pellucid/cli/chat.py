@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -47,6 +47,7 @@ def chat(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     speculation: SpeculationOptions = SpeculationOptions(),  # noqa: B008 - frozen
+    quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Talk with a model that was taught to answer. Ctrl-C stops an answer, Ctrl-D ends; /help lists what else there is.
 
@@ -63,6 +64,7 @@ def chat(
         min_p: Drop tokens less likely than this share of the likeliest; 0 drops none.
         repetition_penalty: Above 1, tokens that were seen become less likely; 1 changes nothing.
         seed: The same seed, in the same conversation, gives the same answers.
+        quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
     """
     from pellucid.cli.opening import open_model
     from pellucid.generate.chat import Chat
@@ -72,7 +74,7 @@ def chat(
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     policy = sampled(sampling, speculation)
     source = None if template is None else _read(template)
-    loaded = open_model(model)
+    loaded = open_model(model, quantised)
     names = {} if loaded.tokenizer is None else special_names(loaded.tokenizer)
     own = None if source is None else ChatTemplate(source, names)
     talk = Chat(loaded, system, max_new_tokens=max_new_tokens, policy=policy, seed=seed, template=own)

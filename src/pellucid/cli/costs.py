@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -162,6 +163,24 @@ def totals_table(spec: ModelSpec, time: int) -> Table:
     if kept:
         table.add_row("cache", f"{kept / 1e6:,.2f} MB", f"fp32, one row of {reads}{grows}")
     table.add_row("activations", f"{activation_bytes(spec, 1, time) / 1e6:,.1f} MB", "fp32, the same row in training")
+    return table
+
+
+def stored_table(formats: Mapping[str, int]) -> Table:
+    """What the weights of a checkpoint take where those that can stay quantised do. formats: numbers in each."""
+    import torch
+    from rich.table import Table
+
+    from pellucid.nn.formats import FORMATS
+    from pellucid.nn.products import choose_product
+    from pellucid.nn.stored import Plain, Quantised
+
+    table = Table("stored as", "numbers", "MB", "multiplied by", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for kind, numbers in formats.items():
+        x, form = torch.empty(1, 1), FORMATS.get(kind)
+        stored = Plain(x) if form is None else Quantised(torch.empty(1, form.n_bytes, dtype=torch.uint8), kind)
+        size = 4 * numbers if form is None else numbers // form.numbers * form.n_bytes
+        table.add_row(kind, f"{numbers:,}", f"{size / 1e6:,.1f}", str(choose_product(x, stored)))
     return table
 
 

@@ -48,6 +48,7 @@ def generate(
     n: Annotated[int, tyro.conf.arg(aliases=["--n-best"])] = 1,
     search: BeamOptions = BeamOptions(),  # noqa: B008 - frozen
     speculation: SpeculationOptions = SpeculationOptions(),  # noqa: B008 - frozen
+    quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Continue a prompt, a token at a time, and show it as it is written.
 
@@ -63,6 +64,7 @@ def generate(
         stop: End before any of these strings (\\n is a line end).
         seed: The same seed writes the same text.
         n: Write so many texts: samples, or with --beams the best ones with their scores.
+        quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
     """
     from pellucid.cli.opening import open_model
     from pellucid.generate.decode import generate, stream
@@ -72,7 +74,7 @@ def generate(
     policy = searched(sampling, Sampling(), search, speculation)
     text = text_of(prompt)
     stops = [s.replace("\\n", "\n") for s in stop]
-    opened = open_model(model)
+    opened = open_model(model, quantised)
     started = time.perf_counter()
     if n == 1 and policy.streams:
         pieces = stream(opened, text, max_new_tokens=max_new_tokens, policy=policy, stop=stops, seed=seed)

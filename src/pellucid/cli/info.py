@@ -37,6 +37,7 @@ def info(
     context: int | None = None,
     tokens: int | None = None,
     svg: Path | None = None,
+    quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Say what a model is made of and what it must cost, from its spec alone: no weight is made.
@@ -50,6 +51,7 @@ def info(
         context: Context of a design [default: 1024].
         tokens: Length at which costs are counted [default: the model's context].
         svg: Draw the model into this file.
+        quantised: Say also which weights of a .gguf file can stay quantised in memory, and what they take.
         list_: List all designs and published models.
     """
     from rich.console import Console
@@ -74,6 +76,8 @@ def info(
 
         write_text(svg, draw(spec, subject))
     explain(console, subject, spec, tokens or spec.context)
+    if quantised:
+        _stored(console, subject)
     if svg is not None:
         console.print(f"\ndrawn in {svg}", highlight=False, markup=False, soft_wrap=True)
 
@@ -125,6 +129,7 @@ def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
 
 def _saved(path: Path) -> ModelSpec:
     from pellucid.checkpoints.load import open_checkpoint
+    from pellucid.checkpoints.native import RUN, SPEC
     from pellucid.checkpoints.safetensors_files import CONFIG, read_object
     from pellucid.errors import SpecError
     from pellucid.families.registry import spec_of
@@ -134,15 +139,15 @@ def _saved(path: Path) -> ModelSpec:
         return spec_of(read_object(path))[0] if path.name == CONFIG else load_spec(path)
     if not path.is_dir():
         return spec_of(open_checkpoint(path).config)[0]
-    if (path / "spec.json").exists():
-        return load_spec(path / "spec.json")
-    if (path / "run.json").exists():
+    if (path / SPEC).exists():
+        return load_spec(path / SPEC)
+    if (path / RUN).exists():
         from pellucid.train.config import Run
 
-        return Run.load(path / "run.json").model
+        return Run.load(path / RUN).model
     if (path / CONFIG).is_file():
         return spec_of(read_object(path / CONFIG))[0]
-    raise SpecError(f"{path} holds no spec.json", "give a folder that `pellucid train` wrote, or a published model's")
+    raise SpecError(f"{path} holds no {SPEC}", "give a folder that `pellucid train` wrote, or a published model's")
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -191,6 +196,15 @@ def explain(console: Console, name: str, spec: ModelSpec, time: int) -> None:
     console.print(chosen)
     if name.startswith("attention_is_all_you_need") and name in PUBLISHED:
         _beside_the_paper(console)
+
+
+def _stored(console: Console, subject: str) -> None:
+    from pellucid.checkpoints.by_name import locate, open_quantised
+    from pellucid.checkpoints.load import formats
+    from pellucid.cli.costs import stored_table
+
+    console.print()
+    console.print(stored_table(formats(open_quantised(locate(subject)))))
 
 
 def _beside_the_paper(console: Console) -> None:

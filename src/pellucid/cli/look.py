@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -25,6 +26,7 @@ def look(
     target: str | None = None,
     html: Path | None = None,
     top: int = 10,
+    quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """See what a model makes of a text: its guesses layer by layer, every head's attention, the loss of each token.
 
@@ -37,6 +39,7 @@ def look(
         target: What an encoder–decoder writes; without it, what it would write itself.
         html: Also write one self-contained page, to be opened in any browser.
         top: How many guesses to list.
+        quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
     """
     from rich.console import Console
 
@@ -46,7 +49,7 @@ def look(
     from pellucid.look.page.html import to_html
     from pellucid.look.terminal import show
 
-    loaded, read = open_model(model), text_of(text)
+    loaded, read = open_model(model, quantised), text_of(text)
     with Console(stderr=True).status("reading"):
         seen = look_into(loaded, read, top=top, name=Path(os.path.abspath(model)).name, target=target)
     if html is not None:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pellucid.nn.models import AnyModel
 
 
-def open_model(name: str) -> AnyModel:
+def open_model(name: str, quantised: bool = False) -> AnyModel:
     """``pellucid.load``, with a line on the terminal until it is there; standard output stays free of it."""
     from rich.console import Console
     from rich.markup import escape
@@ -17,4 +17,4 @@ def open_model(name: str) -> AnyModel:
 
     path = locate(name)  # before anything is shown: the hub's client has bars of its own
     with Console(stderr=True).status(f"opening {escape(path.name)}"):
-        return load(path)
+        return load(path, quantised=quantised)

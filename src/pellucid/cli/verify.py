@@ -32,6 +32,7 @@ def verify(
     seed: int = 0,
     through: Literal["auto", "pellucid", "transformers"] = "auto",
     kind: Literal["decoder", "encoder", "encoder-decoder"] | None = None,
+    quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     why: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -47,6 +48,7 @@ def verify(
         seed: Of what is drawn: the same seed asks the same questions.
         through: What opens a published model: pellucid or transformers [default: transformers where it is installed].
         kind: What a function or published model is, where that is not what it seems.
+        quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
         why: Say what the tolerance of each check follows from, too.
         list_: List all checks and their promises.
     """
@@ -65,7 +67,7 @@ def verify(
     console = Console(stderr=json_ == "-")
     how = {} if kind is None else {"kind": kind}
     with _bar(console) as progress:
-        report = try_all(subject, only, seed=seed, progress=progress, through=through, **how)
+        report = try_all(subject, only, seed=seed, progress=progress, through=through, quantised=quantised, **how)
     if json_ == "-":
         json.dump(report.to_json(), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")

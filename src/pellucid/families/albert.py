@@ -13,8 +13,7 @@ from pellucid.errors import CheckpointError
 from pellucid.families import encoders
 from pellucid.families.bert import embedding_rows
 from pellucid.families.config import DEEPEST, Config, need
-from pellucid.families.decoders import projection
-from pellucid.families.table import Row, Table
+from pellucid.families.table import Row, Table, projection
 from pellucid.spec import (
     ClassifierHeadSpec,
     EmbedSpec,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pellucid.errors import CheckpointError
-from pellucid.families.config import ACTIVATION_NAMES, Config, brief, need
-from pellucid.families.decoders import projection
-from pellucid.families.table import ROW, Row, Table
+from pellucid.families.config import ACTIVATION_NAMES, Config, named_class, need
+from pellucid.families.table import ROW, Row, Table, projection
 from pellucid.spec import (
     CAUSAL,
     POST_NORM,
@@ -87,18 +85,6 @@ def table(spec: EncoderDecoderSpec) -> Table:
 # --- from a config ---------------------------------------------------------------------------------------------------
 
 
-def named(read: Config, architecture: str | None, known: Iterable[str]) -> str:
-    """The library's class that the weights are of, by default the one that the config names, else the first known.
-
-    Raises CheckpointError for a class that is not known.
-    """
-    listed = read.take("architectures", list, [])
-    name = str(architecture or (listed[0] if listed else next(iter(known))))
-    if name not in known:
-        raise CheckpointError(f"{read.where}: no head of ours is that of {brief(name)}", f"known: {', '.join(known)}")
-    return name
-
-
 def refuse_variants(read: Config) -> None:
     """Raise CheckpointError for what some configs could ask for and no published model does."""
     read.expect("is_encoder_decoder", True)
@@ -142,7 +128,7 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Encod
     read.expect("normalize_embedding", True)
     read.expect("static_position_embeddings", False)
     refuse_variants(read)
-    name = named(read, architecture, ("BartForConditionalGeneration", "BartModel"))
+    name = named_class(read, architecture, ("BartForConditionalGeneration", "BartModel"))
     vocab_size, context = read.count("vocab_size"), read.count("max_position_embeddings", 1024)
     embed, head = EmbedSpec(LearnedSpec(UNUSED_ROWS), scale(read), NORM), LMHeadSpec(bias=name != "BartModel")
     spec = EncoderDecoderSpec(

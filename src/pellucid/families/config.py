@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 from pellucid.errors import CheckpointError, suggest
@@ -146,3 +146,15 @@ class Config:
                 "it may change what the model computes; take it out of the config where the code that it was published"
                 " with reads it nowhere",
             )
+
+
+def named_class(read: Config, architecture: str | None, known: Iterable[str]) -> str:
+    """The library's class that the weights are of, by default the one that the config names, else the first known.
+
+    Raises CheckpointError for a class that is not known.
+    """
+    listed = read.take("architectures", list, [])
+    name = str(architecture or (listed[0] if listed else next(iter(known))))
+    if name not in known:
+        raise CheckpointError(f"{read.where}: no head of ours is that of {brief(name)}", f"known: {', '.join(known)}")
+    return name

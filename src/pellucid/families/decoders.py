@@ -10,7 +10,7 @@ from typing import Any
 from pellucid.errors import CheckpointError
 from pellucid.families.config import ACTIVATION_NAMES, Config, brief, need
 from pellucid.families.rotary import rotary_attributes
-from pellucid.families.table import Row
+from pellucid.families.table import Row, projection
 from pellucid.predicates import And
 from pellucid.spec import (
     AttentionSpec,
@@ -31,12 +31,6 @@ PLAIN = EmbedSpec()
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 # --- names of weights ------------------------------------------------------------------------------------------------
-
-
-def projection(theirs: str, ours: str) -> tuple[Row, Row]:
-    """The rows of a matrix and of its bias."""
-    return Row(f"{theirs}.weight", f"{ours}.weight"), Row(f"{theirs}.bias", f"{ours}.bias")
-
 
 ENDS = (
     Row("model.embed_tokens.weight", "embed.tokens.weight"),

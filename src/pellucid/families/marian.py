@@ -16,12 +16,11 @@ from pellucid.families.bart import (
     SIDES,
     attributes,
     layer_rows,
-    named,
     refuse_variants,
     scale,
     stack,
 )
-from pellucid.families.config import Config, need
+from pellucid.families.config import Config, named_class, need
 from pellucid.families.table import Row, Table
 from pellucid.spec import (
     DecoderSpec,
@@ -63,7 +62,7 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Encod
     read.expect("normalize_embedding", False)
     read.expect("static_position_embeddings", True)
     refuse_variants(read)
-    name = named(read, architecture, ("MarianMTModel", "MarianModel"))
+    name = named_class(read, architecture, ("MarianMTModel", "MarianModel"))
     context, vocab_size = read.count("max_position_embeddings", 1024), read.count("vocab_size")
     writes, shared = (
         read.count("decoder_vocab_size", vocab_size),

@@ -22,6 +22,7 @@ SILENT = {"num_key_value_heads": 8}  # default of an absent key; an explicit nul
 SIDE_BY_SIDE = Transform(  # of each expert, the rows of gate and then those of up
     lambda theirs, shapes: torch.split(theirs, [shape[1] for shape in shapes], 1),
     lambda ours: torch.cat(list(ours), 1),
+    by_rows=True,
 )
 
 STACKED_TABLE = Table(  # as transformers 5 holds it in memory: all experts in one tensor

@@ -10,9 +10,9 @@ import torch
 from torch import Size, Tensor
 
 from pellucid.families.config import ACTIVATION_NAMES, Config, need
-from pellucid.families.decoders import attentions, decoder, projection, require_even_heads
+from pellucid.families.decoders import attentions, decoder, require_even_heads
 from pellucid.families.rotary import base_of, rotary, rotary_attributes
-from pellucid.families.table import Row, Table, Transform
+from pellucid.families.table import Row, Table, Transform, projection
 from pellucid.spec import (
     AttentionSpec,
     BlockSpec,
@@ -38,7 +38,7 @@ def by_head(n_heads: int) -> Transform:
     def give(ours: Sequence[Tensor]) -> Tensor:
         return torch.stack([x.unflatten(0, (n_heads, -1)) for x in ours], 1).flatten(0, 2)
 
-    return Transform(take, give)
+    return Transform(take, give, by_rows=True)
 
 
 def table(spec: DecoderSpec) -> Table:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from pellucid.errors import CheckpointError, SpecError, suggest
 from pellucid.families.config import brief
+from pellucid.families.source import Source
 from pellucid.families.table import Table
 from pellucid.spec import AttentionSpec, ModelSpec
 from pellucid.values import Value
@@ -29,6 +30,15 @@ class Family(Protocol):
 
     def table(self, spec: Any) -> Table:
         """The names of the weights of a model with this spec."""
+        ...
+
+
+@runtime_checkable
+class ReadsStored(Protocol):
+    """What a family offers whose published configs are known to contradict the tensors beside them."""
+
+    def as_stored(self, config: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+        """The config, corrected where the tensors know better."""
         ...
 
 
@@ -77,6 +87,13 @@ def _known(model_type: str) -> str:
 
 def _load(module: str) -> Family:
     return cast(Family, importlib.import_module(f"pellucid.families.{module}"))
+
+
+def as_stored(config: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+    """The config, corrected by its family where the tensors are known to know better."""
+    module = FAMILIES.get(str(config.get("model_type")))
+    reads = None if module is None else importlib.import_module(f"pellucid.families.{module}")
+    return reads.as_stored(config, source) if isinstance(reads, ReadsStored) else config
 
 
 def spec_of(config: Mapping[str, Any], architecture: str | None = None) -> tuple[ModelSpec, Table]:

@@ -11,8 +11,7 @@ from typing import Any
 from pellucid.families import encoders
 from pellucid.families.bert import encoder_rows
 from pellucid.families.config import Config, need
-from pellucid.families.decoders import projection
-from pellucid.families.table import Row, Table
+from pellucid.families.table import Row, Table, projection
 from pellucid.spec import (
     ClassifierHeadSpec,
     EmbedSpec,

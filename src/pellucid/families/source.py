@@ -8,24 +8,30 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Size, Tensor
+from torch import Size
+
+from pellucid.nn.stored import Stored
 
 
 @runtime_checkable
 class Source(Protocol):
     """Tensors in a file or several, under the names that the published safetensors have; nothing is read until asked.
 
-    shapes: of every tensor, so that all can be checked before one is read.
+    shapes: of every tensor, so that all can be checked before one is read. kinds: the tensors that are quantised, each
+    with the name of its format in ``nn.formats``.
     """
 
     where: Path
     shapes: Mapping[str, Size]
+    kinds: Mapping[str, str]
 
-    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """One tensor, in this type and in memory of its own, which the reader may keep.
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Stored:
+        """One tensor as it is stored, in memory of its own, which the reader may keep: ``Quantised`` where ``kinds``
+        names it, else ``Plain``, whose ``opened`` gives the tensor in any type.
 
-        Large ones are converted piece by piece, so that reading takes little more memory than the result. Raises
-        CheckpointError where it is not of floating point, or its bytes are not what its header says.
+        dtype: the type that it will be opened in (default: the file's own). Large tensors are then converted piece by
+        piece while they are read, so that reading takes little more memory than the result. Raises CheckpointError for
+        a tensor that is not of floating point, and for bytes that are not what the header says.
         """
         ...
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from pellucid.errors import suggest
-from pellucid.families.bart import named
-from pellucid.families.config import ACTIVATION_NAMES, ACTIVATIONS, DEEPEST, Config, need
+from pellucid.families.config import ACTIVATION_NAMES, ACTIVATIONS, DEEPEST, Config, named_class, need
 from pellucid.families.source import Source
 from pellucid.families.table import Row, Table
 from pellucid.spec import (
@@ -89,7 +88,7 @@ def as_stored(config: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
         return config
     if head not in source.shapes or source.shapes[head] != source.shapes.get(shared):
         return config
-    same = torch.equal(source.read(head), source.read(shared))
+    same = torch.equal(*(source.read(name, torch.float32).opened(torch.float32) for name in (head, shared)))
     return config if same else {**config, "tie_word_embeddings": False}
 
 
@@ -118,7 +117,7 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Encod
     read.expect("model_type", "t5", "mt5")
     read.expect("is_encoder_decoder", True)
     read.expect("is_decoder", False)
-    named(read, architecture, CLASSES)
+    named_class(read, architecture, CLASSES)
     d_model, n_heads = read.count("d_model"), read.count("num_heads")
     vocab_size, context = read.count("vocab_size"), read.count("n_positions", 512)
     n_layers = read.layers("num_layers")

@@ -10,36 +10,41 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from pellucid.errors import CheckpointError, suggest
-from pellucid.families.source import Source
-from pellucid.nn.init import build_undrawn
-from pellucid.spec import ModelSpec
 
-MOST_PARTS = 4096  # experts, of which each has a name: a damaged config must not ask for billions
+MOST_PARTS = 4096  # experts; each has a name, and a damaged config must not ask for billions of them
 
 
 @dataclass(frozen=True)
 class Transform:
-    """take: one tensor of theirs, and the shapes of ours, to the tensors of ours. give: the way back, exactly."""
+    """take: one tensor of theirs, and the shapes of ours, to the tensors of ours. give: the way back, exactly.
+
+    by_rows: whether both only rename, cut, join or move whole rows. A row of quantised blocks goes through such a
+    transform as it is; for any other, the tensor must be opened.
+    """
 
     take: Callable[[Tensor, Sequence[Size]], Sequence[Tensor]]
     give: Callable[[Sequence[Tensor]], Tensor]
+    by_rows: bool = False
 
     def then(self, after: Transform) -> Transform:
         """This transform, and ``after`` on its one result."""
         return Transform(
             lambda theirs, shapes: after.take(self.take(theirs, shapes)[0], shapes),
             lambda ours: self.give([after.give(ours)]),
+            self.by_rows and after.by_rows,
         )
 
 
-SAME = Transform(lambda theirs, _: [theirs], lambda ours: ours[0])
+SAME = Transform(lambda theirs, _: [theirs], lambda ours: ours[0], by_rows=True)
 TRANSPOSED = Transform(lambda theirs, _: [theirs.mT], lambda ours: ours[0].mT)
 ROW = Transform(lambda theirs, _: [theirs[0]], lambda ours: ours[0][None])  # of a matrix with one row
 STACKED = Transform(  # several of ours are the rows of one of theirs, as in a fused q, k, v
-    lambda theirs, shapes: torch.split(theirs, [shape[0] for shape in shapes]), lambda ours: torch.cat(list(ours))
+    lambda theirs, shapes: torch.split(theirs, [shape[0] for shape in shapes]),
+    lambda ours: torch.cat(list(ours)),
+    by_rows=True,
 )
 
 
@@ -61,6 +66,11 @@ class Row:
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
+def projection(theirs: str, ours: str) -> tuple[Row, Row]:
+    """The rows of a weight and of its bias."""
+    return Row(f"{theirs}.weight", f"{ours}.weight"), Row(f"{theirs}.bias", f"{ours}.bias")
+
+
 @dataclass(frozen=True)
 class Table:
     """A family's weights.
@@ -79,7 +89,9 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Link:
+class Link:
+    """A row for one layer, or one expert of a layer: a tensor of theirs, and the weights of ours that it becomes."""
+
     theirs: str
     ours: tuple[str, ...]
     transform: Transform
@@ -90,10 +102,10 @@ class _Link:
         return [shapes[name] if self.part is None else shapes[name][1:] for name in self.ours]
 
 
-def _links(table: Table, ours: Mapping[str, Size]) -> list[_Link]:
+def links_of(table: Table, ours: Mapping[str, Size]) -> list[Link]:
     """The rows that count for a model with weights of these shapes, layer by layer. Raises where one has no row."""
     layers = [int(number[1]) for name in ours if (number := re.search(r"\.(\d+)\.", name))]
-    links: list[_Link] = []
+    links: list[Link] = []
     for row in table.rows:
         for layer in range(max(layers, default=-1) + 1) if "#" in row.theirs else [0]:
             targets = tuple(name.replace("#", str(layer)) for name in row.targets)
@@ -103,9 +115,9 @@ def _links(table: Table, ours: Mapping[str, Size]) -> list[_Link]:
                 if held[0][0] > MOST_PARTS:
                     raise CheckpointError(f"the config asks for {held[0][0]:,} of {theirs}", "the config is damaged")
                 parts = range(held[0][0])
-                links += [_Link(theirs.replace("*", str(part)), targets, row.transform, part) for part in parts]
+                links += [Link(theirs.replace("*", str(part)), targets, row.transform, part) for part in parts]
             elif held:
-                links.append(_Link(theirs, targets, row.transform))
+                links.append(Link(theirs, targets, row.transform))
     linked = {name for link in links for name in link.ours}
     if linked != set(ours):
         raise CheckpointError(
@@ -125,7 +137,7 @@ def _version(theirs: Collection[str], ours: Mapping[str, Size], table: Table) ->
 
     def known(version: Table) -> int:
         bare = _bare(theirs, version)
-        return sum(link.theirs.removeprefix(bare) in theirs for link in _links(version, ours))
+        return sum(link.theirs.removeprefix(bare) in theirs for link in links_of(version, ours))
 
     return max((table, *table.versions), key=known)
 
@@ -136,7 +148,7 @@ def few(names: Iterable[str]) -> str:
     return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
 
 
-def _doubles(theirs: Collection[str], links: Sequence[_Link], table: Table, bare: str) -> list[tuple[str, str]]:
+def _doubles(theirs: Collection[str], links: Sequence[Link], table: Table, bare: str) -> list[tuple[str, str]]:
     """The tied (copy, original) that are both there. Raises for any weight missing, or with no place in the model."""
     known = {link.theirs for link in links}
     missing, unmapped = known - set(theirs), set(theirs) - known
@@ -168,8 +180,21 @@ def _doubles(theirs: Collection[str], links: Sequence[_Link], table: Table, bare
 class Plan:
     """What is to be read, in which order, and which repeated weights must equal which; nothing has been read yet."""
 
-    links: tuple[_Link, ...]
+    links: tuple[Link, ...]
     doubles: tuple[tuple[str, str], ...]
+
+    def stays(self, kinds: Mapping[str, str], able: set[str]) -> dict[str, str]:
+        """The weights that can stay quantised, each with its format. kinds: the formats of their tensors, by their
+        names. able: the weights of ours that the model can hold quantised.
+
+        Every tensor that becomes a part of such a weight has one format, and is moved by whole rows only.
+        """
+        found: dict[str, set[str | None]] = {}
+        for link in self.links:
+            moves = link.transform.by_rows and able.issuperset(link.ours)
+            for name in link.ours:
+                found.setdefault(name, set()).add(kinds.get(link.theirs) if moves else None)
+        return {name: kind for name, each in found.items() if len(each) == 1 and (kind := next(iter(each))) is not None}
 
 
 def plan(theirs: Mapping[str, Size], ours: Mapping[str, Size], table: Table) -> Plan:
@@ -179,7 +204,7 @@ def plan(theirs: Mapping[str, Size], ours: Mapping[str, Size], table: Table) -> 
     """
     table = _version(theirs, ours, table)
     bare = _bare(theirs, table)
-    links = [replace(link, theirs=link.theirs.removeprefix(bare)) for link in _links(table, ours)]
+    links = [replace(link, theirs=link.theirs.removeprefix(bare)) for link in links_of(table, ours)]
     doubles = _doubles(theirs, links, table, bare)
     for link in links:
         shape = link.transform.give([torch.empty(size, device="meta") for size in link.wanted(ours)]).shape
@@ -189,120 +214,3 @@ def plan(theirs: Mapping[str, Size], ours: Mapping[str, Size], table: Table) -> 
                 "the config describes another model than the weights do",
             )
     return Plan(tuple(links), tuple(doubles))
-
-
-def _refuse_untied(copy: Tensor, original: Tensor, names: tuple[str, str]) -> None:
-    if not torch.equal(copy, original):
-        raise CheckpointError(
-            f"{names[0]} differs from {names[1]}, but the config says that they are tied",
-            "set tie_word_embeddings to false in the config if the checkpoint really has both",
-        )
-
-
-def to_ours(theirs: Mapping[str, Tensor], shapes: Mapping[str, Size], table: Table) -> dict[str, Tensor]:
-    """Their tensors under our names, as views where that is possible. ``shapes``: those of our weights, by name.
-
-    Raises CheckpointError naming each weight that is unmapped, missing, of another shape, or not of floating point.
-    """
-    found = plan({name: tensor.shape for name, tensor in theirs.items()}, shapes, table)
-    for copy, original in found.doubles:
-        _refuse_untied(theirs[copy], theirs[original], (copy, original))
-    taken: dict[str, list[Tensor]] = {}
-    for link in found.links:
-        tensor = theirs[link.theirs]
-        if not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{link.theirs} is {tensor.dtype}, not floating point", "load an unquantised checkpoint"
-            )
-        for name, ours in zip(link.ours, link.transform.take(tensor, link.wanted(shapes)), strict=True):
-            taken.setdefault(name, []).append(ours)
-    sliced = {name for link in found.links if link.part is not None for name in link.ours}
-    return {name: torch.stack(parts) if name in sliced else parts[0] for name, parts in taken.items()}
-
-
-def to_theirs(ours: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """The way back, for weights or what else has one tensor a weight, such as gradients. Copies are not repeated."""
-    links = _links(table, {name: tensor.shape for name, tensor in ours.items()})
-    return {
-        link.theirs: link.transform.give(
-            [ours[name] if link.part is None else ours[name][link.part] for name in link.ours]
-        ).contiguous()
-        for link in links
-    }
-
-
-def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every weight by its name; one that several places share, by its first."""
-    return dict(model.named_parameters())
-
-
-def shapes_of(spec: ModelSpec) -> dict[str, Size]:
-    """The shapes that a model of this spec has, by name; none of its memory is taken.
-
-    Raises CheckpointError for a size whose product no number of torch holds.
-    """
-    try:
-        with torch.device("meta"):
-            return {name: weight.shape for name, weight in weights_of(build_undrawn(spec)).items()}
-    except RuntimeError as error:
-        raise CheckpointError(f"a model of these sizes is too large for any memory: {error}", "restore it") from error
-
-
-def load_weights(model: nn.Module, theirs: Mapping[str, Tensor], table: Table) -> None:
-    """Copy a checkpoint's weights into the model, all of them or, on an error, none; the model's dtype stays.
-
-    Raises CheckpointError naming each weight that is unmapped, missing, of another shape, or not of floating point.
-    """
-    ours = weights_of(model)
-    taken = to_ours(theirs, {name: weight.shape for name, weight in ours.items()}, table)
-    with torch.no_grad():
-        for name, tensor in taken.items():
-            ours[name].copy_(tensor)
-
-
-def stream_weights(model: nn.Module, source: Source, found: Plan, dtype: torch.dtype) -> None:
-    """Read a planned checkpoint into the model, tensor by tensor; what is read becomes the weight, without a copy.
-
-    So no more is held at once than the model and what one tensor's transform needs. Raises CheckpointError naming a
-    tensor that is not of floating point or not finite; the model is then not to be used.
-    """
-    ours = weights_of(model)
-    shapes = {name: weight.shape for name, weight in ours.items()}
-    for weight in ours.values():
-        weight.data = torch.empty(0, dtype=dtype)
-    doubles: dict[str, list[str]] = {}
-    for copy, original in found.doubles:
-        doubles.setdefault(original, []).append(copy)
-    for link in found.links:
-        tensor = refuse_nonfinite(source.read(link.theirs, dtype), f"{source.where}: {link.theirs}")
-        for copy in doubles.get(link.theirs, []):
-            _refuse_untied(source.read(copy, dtype), tensor, (copy, link.theirs))
-        for name, taken in zip(link.ours, link.transform.take(tensor, link.wanted(shapes)), strict=True):
-            weight = ours[name]
-            if link.part is None:
-                weight.data = _alone(taken)
-                continue
-            if weight.numel() == 0:
-                weight.data = torch.empty(shapes[name], dtype=dtype)
-            weight.data[link.part] = taken
-
-
-def refuse_nonfinite(tensor: Tensor, what: str) -> Tensor:
-    """The tensor itself. Raises CheckpointError where it holds NaN, infinity, or what its type cannot hold."""
-    if tensor.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):  # NaN is both extremes
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise CheckpointError(
-            f"{what} holds NaN or infinite numbers in {kind}", "use another copy, or a type of larger range"
-        )
-    return tensor
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor in memory that it shares with no other, and with its rows in order."""
-    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def export_weights(model: nn.Module, table: Table) -> dict[str, Tensor]:
-    """The weights under the family's names, as ``load_weights`` takes them; they may share memory with the model."""
-    return to_theirs({name: weight.detach() for name, weight in weights_of(model).items()}, table)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pellucid.families import encoders
 from pellucid.families.config import Config, need
-from pellucid.families.decoders import projection
-from pellucid.families.table import ROW, Row, Table, Transform
+from pellucid.families.table import ROW, Row, Table, Transform, projection
 from pellucid.spec import (
     PRE_NORM,
     AttentionSpec,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pellucid.checkpoints.native import SPEC, WEIGHTS, fill, save_model, value_hash
+from pellucid.checkpoints.native import RUN, SPEC, WEIGHTS, fill, save_model, value_hash
 from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.errors import CheckpointError
 from pellucid.files import explain_os_errors, read_json, sha256, write_folder, write_json
@@ -19,7 +19,7 @@ from pellucid.nn.models import AnyModel
 from pellucid.train.config import Run
 from pellucid.train.optim import load_state_tensors, state_tensors
 
-RUN, FOLDER, OPTIMIZER, STATE = "run.json", "checkpoints", "optimizer.safetensors", "checkpoint.json"
+FOLDER, OPTIMIZER, STATE = "checkpoints", "optimizer.safetensors", "checkpoint.json"
 
 
 def path_of(folder: Path, step: int) -> Path:

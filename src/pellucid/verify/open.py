@@ -12,16 +12,19 @@ from pellucid.verify.subject import Subject
 Through = Literal["auto", "pellucid", "transformers"]
 
 
-def open_subject(what: Any, *, through: Through = "auto", **how: Any) -> Subject:
+def open_subject(what: Any, *, through: Through = "auto", quantised: bool = False, **how: Any) -> Subject:
     """A model of ours, a transformers model, a callable; or a folder, name, GGUF file or ``file.py:function``.
 
-    through: what opens a folder or name: "pellucid", "transformers", or whichever made it. how: for a callable, see
-    ``function.Function``. Raises UsageError for anything else, and where through does not fit.
+    through: what opens a folder or name: "pellucid", "transformers", or whichever made it. quantised: as in
+    ``pellucid.load``. how: for a callable, see ``function.Function``. Raises UsageError for anything else, and where
+    through or quantised does not fit.
     """
     if isinstance(what, Subject):
         return what
     if isinstance(what, str | Path):
-        return _named(str(what), through, how)
+        return _named(str(what), through, quantised, how)
+    if quantised:
+        raise UsageError("quantised = True is for the name of a GGUF file", "leave it out")
     from torch import nn
 
     from pellucid.nn.models import Model
@@ -45,7 +48,9 @@ def open_subject(what: Any, *, through: Through = "auto", **how: Any) -> Subject
     )
 
 
-def _named(name: str, through: Through, how: dict[str, Any]) -> Subject:
+def _named(name: str, through: Through, quantised: bool, how: dict[str, Any]) -> Subject:
+    if quantised and not name.lower().endswith(".gguf"):
+        raise UsageError(f"quantised = True, but {name} is no GGUF file", "leave quantised out: nothing in it is")
     if ".py:" in name:
         from pellucid.verify.function import load_function
 
@@ -62,7 +67,8 @@ def _named(name: str, through: Through, how: dict[str, Any]) -> Subject:
         _nothing_more(how)
         from pellucid.verify.ours import Ours
 
-        return Ours(load(path), Path(name).stem if path.suffix == ".gguf" else Path(os.path.abspath(name)).name)
+        opened = load(path, quantised=quantised)
+        return Ours(opened, Path(name).stem if path.suffix == ".gguf" else Path(os.path.abspath(name)).name)
     from pellucid.verify.hugging_face import load_hugging_face
 
     return load_hugging_face(path, Path(os.path.abspath(name)).name, **how)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ MOST_HEADS, MOST_WIDTH = 1 << 14, 1 << 22  # so that no product of sizes overflo
 IGNORED = "tensor_data_layout rope.scaling.finetuned"  # how the file came about
 
 LLAMA_3 = {"original_context": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of all versions since 3.1
-BIGGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers of the 27B, whose scores are scaled otherwise
-GEMMA_PERIOD = {"gemma2": 2, "gemma3": 6}  # each so manieth layer is global
+BIGGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models; they scale scores in another way
+GEMMA_PERIOD = {"gemma2": 2, "gemma3": 6}  # every n-th layer attends globally; n
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _vocabulary(read: Config, file: Contents) -> int:
         raise read.refuse("embedding_length", f"is not the width of {EMBEDDING}, {width}")
     read.expect("vocab_size", vocab_size)
     tokens = file.metadata.get("tokenizer.ggml.tokens", [])
-    if isinstance(tokens, list) and len(tokens) > vocab_size:
+    if isinstance(tokens, Sequence) and len(tokens) > vocab_size:
         raise CheckpointError(
             f"{file.where}: tokenizer.ggml.tokens has {len(tokens)} entries, but {EMBEDDING} {vocab_size} rows",
             "the vocabulary is of another model",
@@ -75,7 +75,7 @@ def _head_dim(read: Config) -> int:
 
 
 def _by_parts(read: Config, factors: Tensor, base: float, head_dim: int) -> dict[str, Any] | None:
-    """The Llama 3 rule, of which the file keeps only the result: by what each pair's rate is divided.
+    """The Llama 3 rule. The file keeps only its result: the factor by which each pair's rate is divided.
 
     factor is the largest of them. Pairs in between lie on a line, from which the two limits follow; where there are not
     two such pairs, they are Llama's own. Raises CheckpointError where the rule then gives other factors than the file.

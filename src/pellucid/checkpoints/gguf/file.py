@@ -1,23 +1,25 @@
 """GGUF, the file of llama.cpp: metadata and tensors, mostly quantised. No number in it is believed unchecked.
 
 A file is a magic, a version and two counts; pairs of a key and a value; a description of each tensor; padding; their
-bytes (ggml, docs/gguf.md, versions 2 and 3). What the quantised bytes mean is the ``gguf`` package's business.
+bytes (ggml, docs/gguf.md, versions 2 and 3). What the bytes of a quantised tensor mean, ``nn.formats`` knows.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Size, Tensor
 
+from pellucid.checkpoints.gguf.texts import Texts
 from pellucid.errors import CheckpointError
+from pellucid.nn.formats import FORMATS
+from pellucid.nn.stored import Plain, Quantised, Stored, row_bytes
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 FLOAT32, BOOL, STRING, ARRAY = 6, 7, 8, 9
@@ -26,11 +28,10 @@ SCALARS = dict(enumerate(["u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "u1", "
 # beyond any published file, and little enough to hold: a vocabulary of 262,144 takes 7 MB and 800,000 items
 MAX_HEADER, MAX_ITEMS, MAX_ENTRIES, MAX_DIMS = 1 << 28, 1 << 21, 1 << 16, 4
 ALIGNMENTS = [1 << i for i in range(21)]
-CHUNK = 1 << 17  # numbers turned into floats at a time; all blocks have 1, 32 or 256 of them
+CHUNK = 1 << 17  # numbers converted at a time
 
-# which of ggml's types are read: these as they are, and those through the gguf package
+# which of ggml's types are read: these, and the quantised ones of ``FORMATS``
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-QUANTISED = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,22 @@ class _Header:
             raise self.damaged(f"it says that {n:,} {what} follow; no file has more than {most:,}")
         return n
 
-    def strings(self, n: int, what: str) -> list[str]:
-        """``n`` texts, in one loop: vocabularies are long. Raises CheckpointError for one cut short, or no UTF-8."""
-        read, texts = self.stream.read, list[str]()
-        for _ in range(n):
-            length = int.from_bytes(read(8), "little")
-            self.left -= 8 + length
-            if self.left < 0:
-                raise self.damaged(f"{what} is a text of {length:,} bytes, which the header cannot hold")
-            try:
-                texts.append(read(length).decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise self.damaged(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from error
-        return texts
+    def strings(self, n: int, what: str) -> Texts:
+        """``n`` texts. Raises CheckpointError for one cut short, or not UTF-8."""
+
+        def each() -> Iterator[bytes]:
+            read = self.stream.read
+            for _ in range(n):
+                length = int.from_bytes(read(8), "little")
+                self.left -= 8 + length
+                if self.left < 0:
+                    raise self.damaged(f"{what} is a text of {length:,} bytes, which the header cannot hold")
+                yield read(length)
+
+        try:
+            return Texts(each())
+        except UnicodeDecodeError as error:
+            raise self.damaged(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from error
 
     def string(self, what: str) -> str:
         return self.strings(1, what)[0]
@@ -162,8 +166,8 @@ def _tensor(header: _Header, name: str, alignment: int) -> TensorInfo:
         known = GGMLQuantizationType(kind)
     except ValueError as error:
         raise header.damaged(f"{name} is of the unknown type {kind}") from error
-    if known.name not in PLAIN and known.name not in QUANTISED:
-        remedy = f"use a file with other types: {', '.join((*PLAIN, *QUANTISED))}"
+    if known.name not in PLAIN and known.name not in FORMATS:
+        remedy = f"use a file with other types: {', '.join((*PLAIN, *FORMATS))}"
         raise header.damaged(f"{name} is of the type {known.name}, which is not read", remedy)
     block, block_bytes = GGML_QUANT_SIZES[known]
     size, limit = 1, 8 * header.size  # no type has less than a bit a number
@@ -247,38 +251,40 @@ class GGUFFile:
             remedy = "join the parts with llama.cpp's `llama-gguf-split --merge`"
             raise header.damaged(f"it is number {number!r:.80}, from 0, of {parts!r:.80} parts of a model", remedy)
 
-    def read(self, name: str, dtype: torch.dtype = torch.float32, part: int | None = None) -> Tensor:
-        """One tensor, turned into ``dtype`` chunk by chunk; ``part``: only that slice along its first axis.
+    def read(self, name: str, dtype: torch.dtype | None = None, part: int | None = None) -> Stored:
+        """One tensor as the file has it; ``part``: only that slice along its first axis.
 
-        Raises CheckpointError where the file has become shorter, or is gone.
+        dtype: what plain numbers are converted to while they are read (default: the file's own type). Raises
+        CheckpointError where the file has become shorter, or is gone.
         """
         info = self.tensors[name]
-        out = torch.empty(info.shape if part is None else info.shape[1:], dtype=dtype)
+        shape = info.shape if part is None else info.shape[1:]
         try:
-            self._fill(out.view(-1), info, part or 0, name)
+            with self.path.open("rb") as stream:
+                stream.seek(info.offset + (part or 0) * shape.numel() // info.block * info.block_bytes)
+                if info.kind in PLAIN:
+                    return Plain(self._numbers(stream, shape, PLAIN[info.kind], dtype, name))
+                blocks = torch.empty((*shape[:-1], row_bytes(shape[-1], info.kind)), dtype=torch.uint8)
+                self._fill(stream, blocks, name)
+                return Quantised(blocks, info.kind)
         except OSError as error:
             raise CheckpointError(
                 f"{self.path} cannot be read: {error.strerror}", "did it change meanwhile?"
             ) from error
+
+    def _numbers(self, stream: BinaryIO, shape: Size, own: torch.dtype, dtype: torch.dtype | None, name: str) -> Tensor:
+        """The next numbers of the type ``own``, in ``dtype``."""
+        out = torch.empty(shape, dtype=dtype or own)
+        if out.dtype == own:
+            self._fill(stream, out, name)
+            return out
+        for piece in out.view(-1).split(CHUNK):
+            read = torch.empty(piece.shape, dtype=own)
+            self._fill(stream, read, name)
+            piece.copy_(read)
         return out
 
-    def _fill(self, flat: Tensor, info: TensorInfo, part: int, name: str) -> None:
-        """Read the numbers of a tensor, or of its slice ``part``, into ``flat``."""
-        with self.path.open("rb") as stream:
-            stream.seek(info.offset + part * flat.numel() // info.block * info.block_bytes)
-            for start in range(0, flat.numel(), CHUNK):
-                piece = flat[start : start + CHUNK]
-                raw = np.fromfile(stream, np.uint8, piece.numel() // info.block * info.block_bytes)
-                if raw.size * info.block != piece.numel() * info.block_bytes:
-                    raise CheckpointError(f"{self.path}: it ends in {_shown(name)}", "it changed while it was read")
-                piece.copy_(_floats(raw, info.kind))
-
-
-def _floats(raw: NDArray[np.uint8], kind: str) -> Tensor:
-    if kind in PLAIN:
-        return torch.from_numpy(raw).view(PLAIN[kind])
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    with np.errstate(all="ignore"):  # a scale may be anything; who uses the numbers refuses those that are not finite
-        return torch.from_numpy(dequantize(raw, GGMLQuantizationType[kind]))
+    def _fill(self, stream: BinaryIO, out: Tensor, name: str) -> None:
+        """Read the next bytes into a tensor. Raises CheckpointError where the file ends before it is full."""
+        if stream.readinto(out.view(-1).view(torch.uint8).numpy().data) != out.nbytes:  # type: ignore[attr-defined]
+            raise CheckpointError(f"{self.path}: it ends in {_shown(name)}", "it changed while it was read")

@@ -11,10 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """do: a published tensor as llama.cpp keeps it. undo: the way back."""
+    """do: a published tensor as llama.cpp keeps it. undo: the way back.
+
+    by_rows: whether both only move whole rows, so that the blocks of a quantised row stay as they are.
+    """
 
     do: Callable[[Tensor], Tensor]
     undo: Callable[[Tensor], Tensor]
+    by_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,24 @@ ONE_MORE = Layout(lambda theirs: theirs + 1, lambda kept: kept - 1)  # a gain th
 
 
 def _swapped(tensor: Tensor, sizes: tuple[int, int, int], axis: int) -> Tensor:
-    """Rows seen as three axes, of which this one and the next change places."""
+    """Rows seen as three axes; this one and the next change places."""
     return tensor.unflatten(0, sizes).transpose(axis, axis + 1).flatten(0, 2)
 
 
 def side_by_side(head_dim: int) -> Layout:
     """Rows of q and k whose dimensions turn together next to each other, published with half a head between them."""
     half = head_dim // 2
-    return Layout(lambda theirs: _swapped(theirs, (-1, 2, half), 1), lambda kept: _swapped(kept, (-1, half, 2), 1))
+    return Layout(
+        lambda theirs: _swapped(theirs, (-1, 2, half), 1), lambda kept: _swapped(kept, (-1, half, 2), 1), by_rows=True
+    )
 
 
 def q_then_k_then_v(head_dim: int) -> Layout:
     """Rows of all heads' q, then k, then v, published head by head."""
     return Layout(
-        lambda theirs: _swapped(theirs, (-1, 3, head_dim), 0), lambda kept: _swapped(kept, (3, -1, head_dim), 0)
+        lambda theirs: _swapped(theirs, (-1, 3, head_dim), 0),
+        lambda kept: _swapped(kept, (3, -1, head_dim), 0),
+        by_rows=True,
     )
 
 

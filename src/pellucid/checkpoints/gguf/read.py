@@ -16,8 +16,11 @@ from pellucid.checkpoints.gguf.names import Place, places
 from pellucid.errors import CheckpointError
 from pellucid.families.registry import spec_of
 from pellucid.families.source import Checkpoint
-from pellucid.families.table import Table, export_weights, few
+from pellucid.families.table import Table, few
+from pellucid.families.weights import export_weights
+from pellucid.nn.formats import FORMATS
 from pellucid.nn.init import build_undrawn
+from pellucid.nn.stored import Plain, Quantised, Stored
 from pellucid.spec import AttentionSpec, DecoderSpec, ModelSpec
 
 
@@ -27,13 +30,30 @@ class GGUFSource:
     def __init__(self, file: GGUFFile, shapes: Mapping[str, Size], kept: Mapping[str, Place]):
         self.where, self.shapes, self.metadata = file.path, shapes, file.metadata
         self._file, self._kept = file, kept
+        found = {name: file.tensors[place.name].kind for name, place in kept.items() if _by_rows(place)}
+        self.kinds: Mapping[str, str] = {name: kind for name, kind in found.items() if kind in FORMATS}
 
-    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """One tensor under its published name. Raises CheckpointError where the file has become shorter."""
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Stored:
+        """One tensor under its published name. Raises CheckpointError where the file has become shorter.
+
+        Where llama.cpp's layout goes through the rows, as a transposed one does, a quantised tensor is opened.
+        """
         place = self._kept[name]
         if place.layout is None:
             return self._file.read(place.name, dtype, place.part)
-        return place.layout.undo(self._file.read(place.name, part=place.part)).to(dtype).contiguous()
+        stored = self._file.read(place.name, torch.float32, place.part)
+        if isinstance(stored, Quantised) and place.layout.by_rows:
+            return Quantised(place.layout.undo(stored.blocks).contiguous(), stored.kind)
+        return Plain(place.layout.undo(stored.opened(torch.float32)).to(dtype or torch.float32).contiguous())
+
+    def release_vocabulary(self) -> None:
+        """Let go of what the metadata say about the tokenizer, once it has been made: it may take tens of megabytes."""
+        for key in [key for key in self.metadata if key.startswith("tokenizer.")]:
+            del self.metadata[key]
+
+
+def _by_rows(place: Place) -> bool:
+    return place.layout is None or place.layout.by_rows
 
 
 def published(spec: ModelSpec, table: Table) -> dict[str, Tensor]:
@@ -93,7 +113,8 @@ def open_gguf(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{file.path}: {ROPE_FACTORS} has the shape {tuple(shapes[ROPE_FACTORS])}", "fetch it again"
         )
-    contents = Contents(file.path, file.metadata, shapes, file.read(ROPE_FACTORS) if ROPE_FACTORS in shapes else None)
+    factors = file.read(ROPE_FACTORS).opened(torch.float32) if ROPE_FACTORS in shapes else None
+    contents = Contents(file.path, file.metadata, shapes, factors)
     config = config_of_contents(contents)
     try:
         spec, table = spec_of(config)

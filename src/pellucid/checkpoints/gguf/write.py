@@ -17,7 +17,7 @@ from pellucid.checkpoints.gguf.names import Place, places
 from pellucid.checkpoints.gguf.read import head_dim_of
 from pellucid.errors import CheckpointError, UsageError, suggest
 from pellucid.families.registry import config_of, differences, plain, spec_of
-from pellucid.families.table import export_weights
+from pellucid.families.weights import export_weights
 from pellucid.files import write_file
 from pellucid.nn.models import Model
 from pellucid.nn.rope import frequencies

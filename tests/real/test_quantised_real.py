@@ -1,0 +1,51 @@
+"""Real GGUF files with their weights left quantised: the same logits, in little more memory than the file takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import gemma, smollm2
+
+import pellucid
+
+BOTH = pytest.mark.parametrize("path", [smollm2, gemma])
+TEXT = "The capital of France is Paris. The capital of Germany is"
+
+
+@BOTH
+def test_logits_equal_those_of_the_opened_model(path: Callable[[], Path]) -> None:
+    """Most of them bit for bit; in products that come in several parts, sums may be made in another order."""
+    opened, quantised = pellucid.load(path()), pellucid.load(path(), quantised=True)
+    ids = torch.tensor([opened.tokenizer.encode_prompt(TEXT)])
+    with torch.inference_mode():
+        wanted, found = opened(ids), quantised(ids)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+
+
+MEASURE = """
+import re, sys, torch
+from pathlib import Path
+def most():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = most()
+import pellucid
+model = pellucid.load(sys.argv[1], quantised=True, tokenizer=False)
+print((most() - before) / Path(sys.argv[1]).stat().st_size)
+with torch.inference_mode():
+    model(torch.tensor([[1, 2, 3]]))
+print((most() - before) / Path(sys.argv[1]).stat().st_size)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says a process's largest memory")
+@BOTH
+def test_model_takes_at_most_1_3_times_its_file(path: Callable[[], Path]) -> None:
+    """In a process of its own, above what ``import torch`` takes; a vocabulary, which takes its own, is left out."""
+    run = subprocess.run([sys.executable, "-c", MEASURE, str(path())], check=True, capture_output=True, text=True)
+    loaded, _ = map(float, run.stdout.split())
+    assert 0.9 <= loaded <= 1.3
