@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 from pellucid.batch import Batch
 from pellucid.data.packing import Packed, evaluation
 from pellucid.data.store import TokenStore
+from pellucid.predicates import Ahead
 
 
 @runtime_checkable  # the shape checks of the tests look
@@ -61,7 +62,8 @@ class Feed(Protocol):
 class PackedText:
     """The next token of a text: rows cut from its stream (``packing``). Measured in bits per byte.
 
-    batch_size: rows of ``context`` tokens in a step, on all processes together; micro: of them, at once in evaluation.
+    batch_size: rows of ``context`` tokens in a step, on all processes together. rows_at_once: in one batch of the
+    evaluation. ahead: which later tokens the model sees, so that their labels are not scored (``packing.Packed``).
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class PackedText:
         batch_size: int,
         seed: int,
         rows_at_once: int | None = None,
+        ahead: Ahead | None = None,
     ):
         """Raises DataError when the text is too short for a single row."""
-        self.rows, self.validation = Packed(training, context, seed), validation
+        self.rows, self.validation = Packed(training, context, seed, ahead), validation
         self.batch_size, self._at_once = batch_size, rows_at_once or batch_size
 
     @property
@@ -92,7 +95,7 @@ class PackedText:
     def evaluation(self, stride: int | None = None) -> Iterator[Batch]:
         """Batches in which every token of the held-out stream but the first is scored exactly once."""
         if self.validation is not None:
-            yield from evaluation(self.validation, self.rows.context, self._at_once, stride)
+            yield from evaluation(self.validation, self.rows.context, self._at_once, stride, self.rows.ahead)
 
     def score(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Bits per byte: a unit that no tokenizer can flatter.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Int64
-from torch import Tensor
+from jaxtyping import Bool, Int64
 
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.data.store import TokenStore
 from pellucid.errors import DataError, UsageError
+from pellucid.predicates import Ahead
+
+Places = Int64[np.ndarray, "rows context"]
+Marks = Bool[np.ndarray, "rows context"]
+_FOR_PREFIXES = 0x9EF1  # keeps random numbers for prefixes apart from those for the order
 
 
 @lru_cache(maxsize=4)
@@ -28,13 +33,16 @@ class Packed:
     An epoch shifts all cuts by its own random offset, so a document is not cut at the same places every time, and reads
     the rows in its own random order. A row may hold several documents: segments keep them apart, and the positions of
     each begin at 0 (as do those of a document whose beginning was cut off).
+    A model that lets tokens see later ones (``ahead``; ``DecoderSpec.ahead``) is not scored where it sees the label. If
+    these are the tokens of a prefix of each document's own, then sample n says which: of a document's tokens in the row
+    the first 1, 2, … or all, each number as likely as the others (Raffel et al. 2020, section 3.2.3).
     There is no state: sample number n is the same for ever, and step s reads samples s·batch_size, s·batch_size + 1, …
 
     rows: how many samples an epoch has. Their labels are different tokens of the stream, never the same one twice; less
     than two contexts of tokens, before the first row and after the last, are left to other epochs.
     """
 
-    def __init__(self, store: TokenStore, context: int, seed: int):
+    def __init__(self, store: TokenStore, context: int, seed: int, ahead: Ahead | None = None):
         """Raises DataError when the stream is too short for a single row."""
         if context < 1:
             raise UsageError(f"context={context} is no length", "choose a context of at least 1 token")
@@ -45,7 +53,7 @@ class Packed:
                 f"the text has {store.n_tokens} tokens, too few for a context of {context}",
                 f"give more text, or a shorter --context (at most {store.n_tokens - 1})",
             )
-        self.store, self.context, self.seed = store, context, seed
+        self.store, self.context, self.seed, self.ahead = store, context, seed, ahead or Ahead()
         self.rows = max(1, (store.n_tokens - context) // context)  # the same number, however far an epoch is shifted
         self._slack = min(context - 1, store.n_tokens - 1 - self.rows * context)
 
@@ -54,7 +62,19 @@ class Packed:
         numbers = range(first, first + count)
         starts = np.array([self._start(number) for number in numbers], dtype=np.int64)
         window = self.store.tokens[starts[:, None] + np.arange(self.context + 1)]  # (count, context + 1)
-        return _batch(self.store, window[:, :-1], window[:, 1:])
+        ids, labels = window[:, :-1], window[:, 1:]
+        seg = _documents(self.store, ids)
+        part = None
+        if self.ahead.marked:
+            part = np.stack([self._prefixes(number, row) for number, row in zip(numbers, seg, strict=True)])
+        return _batch(self.store, ids, labels, seg, part=part, scored=_unseen(seg, self.ahead.first, part))
+
+    def _prefixes(self, number: int, seg: Int64[np.ndarray, " context"]) -> Bool[np.ndarray, " context"]:
+        """Which tokens of sample ``number`` are in the prefix of their document."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, number, _FOR_PREFIXES])))
+        lengths = np.bincount(seg)
+        ends = 1 + (rng.random(len(lengths)) * lengths).astype(np.int64)
+        return _positions(seg[None])[0] < ends[seg]
 
     def _start(self, number: int) -> int:
         epoch, index = divmod(number, self.rows)
@@ -84,12 +104,16 @@ class Packed:
         return [self.batch(step, micro, batch_size, micro_batches, rank, world) for micro in range(micro_batches)]
 
 
-def evaluation(store: TokenStore, context: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
+def evaluation(
+    store: TokenStore, context: int, batch_size: int, stride: int | None = None, ahead: Ahead | None = None
+) -> Iterator[Batch]:
     """Batches in which every token of the stream but the first is scored exactly once.
 
     A window of ``context`` tokens moves on by ``stride`` (``context`` if None) and scores what it has not scored yet:
     each token after the first window is predicted from at least ``context - stride`` tokens, less where its document
     began later. So the sum of nats / ln 2 / the sum of ``n_bytes`` is bits per byte of the text, with nothing left out.
+    With ``ahead``, tokens that the model sees before they are due are left out after all: those of a fixed prefix. No
+    document has a prefix of its own here.
     """
     stride = context if stride is None else stride
     if not 1 <= stride <= context:
@@ -105,32 +129,56 @@ def evaluation(store: TokenStore, context: int, batch_size: int, stride: int | N
         inside = np.minimum(at, n_labels - 1)
         scored = valid & ((number == 0) | (at >= number * stride + context - stride))
         ids = np.where(valid, store.tokens[inside], store.eot)
-        yield _batch(store, ids, store.tokens[inside + 1], valid, scored)
+        seg = _documents(store, ids, valid)
+        if ahead is not None and ahead.first:
+            scored &= _unseen(seg, ahead.first)
+        yield _batch(store, ids, store.tokens[inside + 1], seg, scored=scored)
+
+
+def _documents(store: TokenStore, ids: np.ndarray, valid: Marks | None = None) -> Places:
+    """The number of each token's document in its row, from 0; -1 where ``valid`` is False.
+
+    A document begins wherever <|endoftext|> stands (and nowhere else: text never encodes to it).
+    """
+    seg = (ids == store.eot).cumsum(axis=1)
+    seg -= seg[:, :1]
+    return seg if valid is None else np.where(valid, seg, -1)
+
+
+def _positions(seg: Places) -> Places:
+    """Of each token in its document."""
+    place = np.broadcast_to(np.arange(seg.shape[1]), seg.shape)
+    begins = np.diff(seg, axis=1, prepend=seg[:, :1] - 1) != 0
+    return place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+
+
+def _unseen(seg: Places, first: int, part: Marks | None = None) -> Marks | None:
+    """Where the label is a token not seen yet: of another document, or at position ``first`` or later and not marked in
+    ``part``. None means everywhere."""
+    if not first and part is None:
+        return None
+    early = _positions(seg) < first
+    early = early if part is None else early | part
+    seen = np.zeros(seg.shape, dtype=bool)
+    seen[:, :-1] = early[:, 1:] & (seg[:, 1:] == seg[:, :-1])
+    return ~seen
 
 
 def _batch(
     store: TokenStore,
     ids: np.ndarray,
     labels: np.ndarray,
-    valid: np.ndarray | None = None,
-    scored: np.ndarray | None = None,
+    seg: Places,
+    *,
+    part: Marks | None = None,
+    scored: Marks | None = None,
 ) -> Batch:
-    """``valid`` is False at padding, ``scored`` where the label does not count; None means True everywhere."""
+    """``scored`` is False where the label does not count; None means True everywhere."""
     wide_ids, wide_labels = ids.astype(np.int64), labels.astype(np.int64)
     n_bytes = int(store.token_bytes[labels if scored is None else labels[scored]].sum(dtype=np.int64))
     if scored is not None:
         wide_labels[~scored] = IGNORE
-    return Batch(torch.from_numpy(wide_ids), _places(store, ids, valid), torch.from_numpy(wide_labels), n_bytes)
-
-
-def _places(store: TokenStore, ids: np.ndarray, valid: np.ndarray | None) -> Tokens:
-    """A document begins wherever <|endoftext|> stands (and nowhere else: text never encodes to it)."""
-    seg = (ids == store.eot).cumsum(axis=1)
-    seg -= seg[:, :1]
-    padded = valid is not None and not valid.all()
-    if valid is not None and padded:
-        seg[~valid] = -1
-    if not padded and not seg.any():
-        return Tokens.plain(*ids.shape)
-    tensor: Tensor = torch.from_numpy(seg)
-    return Tokens.packed(tensor)
+    tokens = Tokens.packed(torch.from_numpy(seg)) if seg.any() else Tokens.plain(*ids.shape)
+    if part is not None:
+        tokens = replace(tokens, part=torch.from_numpy(part.astype(np.int64)))
+    return Batch(torch.from_numpy(wide_ids), tokens, torch.from_numpy(wide_labels), n_bytes)

@@ -17,7 +17,7 @@ from pellucid.engine.modes import evaluating
 from pellucid.engine.reader import writer_of
 from pellucid.errors import DataError, UsageError
 from pellucid.nn.models import Decoder, EncoderDecoder, Model
-from pellucid.predicates import ORDINARY, PREFIX, Ahead
+from pellucid.predicates import ORDINARY, PREFIX
 
 BATCH_TOKENS = 8192  # in one forward, padding included
 
@@ -126,7 +126,7 @@ def _rows(
             f"text {to[0]} has {len(ids) - 1} tokens to read, but the model's context is {writer.spec.context}",
             "leave out the beginning of its context",
         )
-    ahead: Ahead = writer.ahead
+    ahead = writer.spec.ahead
     marked = len(before) if prefix and ahead.marked and source is None else 0
     alone = range(len(before), min(ahead.first, len(ids)))
     for place in alone:

@@ -71,7 +71,7 @@ class Reader:
     def __init__(self, model: Model, capacity: int, slack: int, fixed: bool):
         self.model, self.writer = model, writer_of(model)
         self.capacity, self.slack, self.fixed = capacity, slack, fixed
-        self.ahead = self.writer.ahead
+        self.ahead = self.writer.spec.ahead
         self.cache: Cache | None = None
         self.lengths: list[int] = []  # how many tokens each row of the cache holds
         self.before: tuple[Snapshot, list[int]] | None = None  # where running states were before the last forward

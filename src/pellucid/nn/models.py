@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeAlias
@@ -21,7 +19,6 @@ from pellucid.nn.loss import Predictions
 from pellucid.nn.quantised import stored_of
 from pellucid.nn.stack import Stack
 from pellucid.nn.stores import StorePlan
-from pellucid.predicates import Ahead
 from pellucid.spec import (
     ClassifierHeadSpec,
     DecoderSpec,
@@ -175,12 +172,6 @@ class Decoder(Stack, Model):
     def predictions(self, batch: Batch, memory: Memory | None = None) -> Predictions:
         """Of the token after each one, given what an encoder has read."""
         return self.head.predictions(self.hidden(batch.ids, batch.tokens, memory=memory), self.embed.head_table)
-
-    @property
-    def ahead(self) -> Ahead:
-        """Which tokens of a text must be read in one piece, because some layer lets them see later ones."""
-        known = (block.ahead for block in self.spec.stack.blocks)  # a decoder's blocks all have one
-        return functools.reduce(operator.or_, (ahead for ahead in known if ahead is not None), Ahead())
 
     def new_cache(
         self,

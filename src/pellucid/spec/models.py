@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 from pellucid.errors import SpecError
 from pellucid.files import read_json
+from pellucid.predicates import Ahead
 from pellucid.spec.blocks import Activation, StackSpec
 from pellucid.spec.parts import LayerNormSpec, NormSpec, PositionSpec, SinusoidalSpec, require
 from pellucid.values import Value
@@ -188,6 +189,14 @@ class DecoderSpec(Value):
     def reads_memory(self) -> bool:
         """Whether it needs an encoder."""
         return any(block.reads_memory for block in self.stack.blocks)
+
+    @property
+    def ahead(self) -> Ahead:
+        """Which tokens of a text must be read in one piece, because some layer lets them see later ones."""
+        found = Ahead()
+        for block in self.stack.blocks:
+            found |= block.ahead or Ahead()  # a block without a bound is refused above
+        return found
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def train(
         feed = open_feed(
             prepared,
             wanted.objective.name,
+            wanted.model,
             context=wanted.feed.context,
             batch_size=wanted.feed.batch_size,
             micro_batches=wanted.runtime.micro_batches,
