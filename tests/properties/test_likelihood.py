@@ -106,7 +106,7 @@ def test_mode_of_the_model_is_left_as_it_was() -> None:
     assert model.training and all(module.training for module in model.modules())
 
 
-def test_what_has_no_likelihood_is_refused() -> None:
+def test_pairs_without_a_likelihood_are_refused() -> None:
     model = build(EXAMPLE)
     for pair, problem in ((([], [1]), "its context has no tokens"), (([1], []), "its continuation has no tokens")):
         with pytest.raises(DataError, match=f"pair 1: {problem}"):
