@@ -23,8 +23,9 @@ from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel, Encoder, EncoderDecoder
 from pellucid.taps import point_axes
 
-Readable: TypeAlias = Batch | Int[Tensor, "batch time"] | tuple[Int[Tensor, "batch source"], Int[Tensor, "batch time"]]
-Positions: TypeAlias = Literal["tokens"] | slice | Sequence[int] | Callable[[Batch], Bool[Tensor, "batch time"]]
+# (batch, time), or (batch, source time) and (batch, time); sizes differ from one to the next
+Readable: TypeAlias = Batch | Int[Tensor, "_ _"] | tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]
+Positions: TypeAlias = Literal["tokens"] | slice | Sequence[int] | Callable[[Batch], Bool[Tensor, "_ _"]]
 Loss: TypeAlias = Callable[[AnyModel, Batch], Float[Tensor, ""]]
 TIME = ("time", "query", "key")  # names of the axis, in ``point_axes``, along which tokens stand
 
@@ -74,7 +75,7 @@ def record(
     The model's modes are given back, and it is not listened to between the batches. Raises TapError for a point that
     does not exist, and UsageError for positions that a row does not have.
     """
-    loss = (lambda model, batch: model.nll_sum(batch)) if gradients is True else gradients or None
+    loss = _own_loss if gradients is True else gradients or None
     names, axes, here = [points] if isinstance(points, str) else list(points), point_axes(model), _device(model)
     for given in batches:
         batch = as_batch(given).to(here)
@@ -156,6 +157,10 @@ def _side(name: str, batch: Batch) -> Batch:
     if batch.source is None or not name.startswith("encoder."):
         return batch
     return Batch(batch.source.ids, batch.source.tokens, batch.labels)
+
+
+def _own_loss(model: AnyModel, batch: Batch) -> Float[Tensor, ""]:
+    return model.nll_sum(batch)
 
 
 def _device(model: AnyModel) -> torch.device:
