@@ -22,6 +22,8 @@ import pellucid
 from pellucid.batch import Batch, Tokens
 from pellucid.cli.diagram import draw
 from pellucid.designs import DESIGNS
+from pellucid.generate.sample import temperature, top_p
+from pellucid.generate.speculate import accept
 from pellucid.nn.biases import ALiBi, BucketedBias
 from pellucid.nn.ffn import ACTIVATIONS
 from pellucid.nn.flops import cache_bytes, count_parameters, forward_flops, visible_pairs
@@ -350,12 +352,43 @@ def caches() -> Any:
     return figure
 
 
+def decoding() -> Any:
+    """What the order of filters leaves, and how many tokens a step of speculation writes."""
+    figure, (left, right) = panels(2)
+    logits, heats = normal(1, 1000) * 2, [0.5 + 0.1 * i for i in range(26)]
+    orders: dict[str, Callable[[float], Tensor]] = {
+        "temperature, then top-p": lambda t: top_p(temperature(logits, t), 0.9),
+        "top-p, then temperature": lambda t: temperature(top_p(logits, 0.9), t),
+    }
+    for name, order in orders.items():
+        left.plot(heats, [int(order(t).isfinite().sum()) for t in heats], label=name)
+    left.legend(fontsize=7)
+    name_axes(left, "top-p 0.9 of 1,000 tokens", "temperature", "candidates left")
+    shares, n_steps, generator = [0.1 * i for i in range(1, 10)], 400, torch.Generator().manual_seed(0)
+    for guesses in (2, 4):
+        drawn = torch.zeros(len(shares))
+        for i, share in enumerate(shares):
+            p, q = torch.tensor([share, 1 - share]), torch.tensor([1.0, 0.0])  # token 0 is always guessed
+            for _ in range(n_steps):
+                accepted = 0
+                while accepted < guesses and accept(0, p, q, generator) == 0:
+                    accepted += 1
+                drawn[i] += accepted + 1
+        (line,) = right.plot(
+            shares, [sum(a**n for n in range(guesses + 1)) for a in shares], label=f"{guesses} guesses"
+        )
+        right.plot(shares, drawn / n_steps, "o", color=line.get_color(), markersize=3)
+    right.legend(fontsize=7)
+    name_axes(right, "tokens a step", "share of guesses accepted", "tokens")
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(attention, masks, positions, residual_and_norms, feed_forward, mixture_of_experts),
         *(encoder, encoder_decoder, recurrence, the_quadratic_cost, sparse_attention, linear_attention),
-        *(hybrids, caches),
+        *(hybrids, caches, decoding),
     )
 }
 
