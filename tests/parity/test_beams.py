@@ -25,7 +25,7 @@ from pellucid.generate.decode import generate
 from pellucid.generate.sample import Sampling
 
 CLOSE = 1e-5  # of two sums of float32 logarithms
-SEEDS, NEW, WIDTH = range(8), 8, 3
+SEEDS, NEW, WIDTH = range(6), 8, 3
 MAKERS = {"decoder": tiny_llama, "encoder–decoder": tiny_marian}
 every_rule = pytest.mark.parametrize(
     ("length_penalty", "early_stopping"), [(penalty, stopping) for penalty in PENALTIES for stopping in STOPPINGS]
