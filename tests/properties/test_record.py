@@ -47,7 +47,7 @@ def padded() -> Batch:
 
 @given(specs().map(build), st.lists(ids(), min_size=1, max_size=3))
 @few
-def test_what_is_recorded_is_what_each_forward_passes(model: Decoder, texts: list[Tensor]) -> None:
+def test_recorded_activations_are_those_of_each_forward(model: Decoder, texts: list[Tensor]) -> None:
     recorded = list(record(model, texts, "*"))
     assert len(recorded) == len(texts)
     for text, seen in zip(texts, recorded, strict=True):

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from pellucid.look.ink import spark
 from pellucid.nn.models import AnyModel, Decoder
 from pellucid.train.config import Run
 from pellucid.train.loop import Result
@@ -21,7 +22,6 @@ from pellucid.train.report import Progress as State
 from pellucid.train.report import Reporter
 
 SAMPLE_TOKENS = 60
-SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def write_sample(model: AnyModel) -> str:
@@ -51,8 +51,7 @@ def sparkline(values: list[float], width: int) -> str:
     means = [
         sum(part) / len(part) for i in range(n) if (part := values[i * len(values) // n : (i + 1) * len(values) // n])
     ]
-    low, high = min(means), max(means)
-    return "".join(SPARKS[round((m - low) / ((high - low) or 1) * (len(SPARKS) - 1))] for m in means)
+    return spark(means)
 
 
 class Lines(Reporter):

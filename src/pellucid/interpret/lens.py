@@ -49,41 +49,41 @@ def logit_lens(
 
     residuals: by point name, shallow to deep; the last one must be the last block's ``resid_post``, whose row is then
     exactly the model's output. ahead: which token a position guesses, 1 for the next one, 0 for its own (a masked-LM
-    head). Positions are decoded a few at a time, so that a large vocabulary takes no more memory than a small one.
-    Raises UsageError where there is nothing to read.
+    head). Tokens are decoded a few at a time, so that many rows of a large vocabulary take no more memory than one of a
+    small one. Raises UsageError where there is nothing to read.
     """
     if not residuals:
         raise UsageError("the logit lens needs at least one residual", "record 'embed' and 'blocks.*.resid_post'")
-    streams = list(residuals.values())
     batch, time = ids.shape
+    streams = [stream.flatten(0, 1) for stream in residuals.values()]  # (tokens, d_model)
     # as many tokens as positions; behind the end the first ones stand in, and what is said of them is cut off below
-    actual = torch.cat((ids[:, ahead:], ids[:, :ahead]), 1)
-    size = max(1, CHUNK_BYTES // (4 * batch * model.spec.vocab_size))
+    actual = torch.cat((ids[:, ahead:], ids[:, :ahead]), 1).flatten()
+    size = max(1, CHUNK_BYTES // (4 * model.spec.vocab_size))
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in streams]
-    for start in range(0, time, size):
+    for start in range(0, batch * time, size):
         part = slice(start, start + size)
-        output = _log_probs(model, streams[-1][:, part])
+        output = _log_probs(model, streams[-1][part])
         p_output = output.exp()
         for found, stream in zip(parts, streams, strict=True):
-            logp = output if stream is streams[-1] else _log_probs(model, stream[:, part])
-            found.append(_read_out(logp, output, p_output, actual[:, part], top))
-    rows = [[torch.cat(column, 1).cpu() for column in zip(*found, strict=True)] for found in parts]
-    ids_, probs, nll, rank, entropy, kl = (torch.stack(column) for column in zip(*rows, strict=True))
+            logp = output if stream is streams[-1] else _log_probs(model, stream[part])
+            found.append(_read_out(logp, output, p_output, actual[part], top))
+    rows = [[torch.cat(column).cpu() for column in zip(*found, strict=True)] for found in parts]
+    columns = (torch.stack(column).unflatten(1, (batch, time)) for column in zip(*rows, strict=True))
+    ids_, probs, nll, rank, entropy, kl = columns
     guessing = time - ahead  # positions that have a token to guess
     return Lens(tuple(residuals), ids_, probs, nll[..., :guessing], rank[..., :guessing], entropy, kl)
 
 
-def _log_probs(
-    model: Decoder | Encoder, residual: Float[Tensor, "batch part d_model"]
-) -> Float[Tensor, "batch part vocab"]:
-    return model.unembed(residual).float().log_softmax(-1)
+def _log_probs(model: Decoder | Encoder, residual: Float[Tensor, "part d_model"]) -> Float[Tensor, "part vocab"]:
+    logits = model.unembed(residual[None])[0]
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _read_out(
-    logp: Float[Tensor, "batch part vocab"],
-    output: Float[Tensor, "batch part vocab"],
-    p_output: Float[Tensor, "batch part vocab"],
-    actual: Int[Tensor, "batch part"],
+    logp: Float[Tensor, "part vocab"],
+    output: Float[Tensor, "part vocab"],
+    p_output: Float[Tensor, "part vocab"],
+    actual: Int[Tensor, " part"],
     top: int,
 ) -> tuple[Tensor, ...]:
     """The fields of ``Lens`` for some positions of one layer."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from pellucid.look.numbers import plain
 
 NATS_TO_BITS = 1 / np.log(2.0)
 
@@ -200,7 +202,7 @@ class Look:
         The fields of all parts stand side by side. What this model does not have is empty or null.
         """
         across = self.across
-        told = _plain(
+        told = plain(
             {
                 "model": self.model,
                 "layers": self.layers,
@@ -216,7 +218,7 @@ class Look:
             }
         )
         told["patterns"] = [
-            [[_plain(row[: _row_end(row, q)]) for q, row in enumerate(head)] for head in layer]
+            [[plain(row[: _row_end(row, q)]) for q, row in enumerate(head)] for head in layer]
             for layer in self.attention.patterns
         ]
         told["source"] = across.source.to_json() if across else None
@@ -225,20 +227,3 @@ class Look:
 
 def _row_end(row: Float[np.ndarray, " key"], query: int) -> int:
     return len(row) if row[query + 1 :].any() else query + 1
-
-
-def _round(value: float) -> float | None:
-    """Four significant digits; infinities and NaN, which JSON has no word for, become null."""
-    return float(f"{value:.4g}") if np.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if is_dataclass(value):
-        return _plain(vars(value))
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return _round(value) if isinstance(value, float) else value

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pellucid.look.numbers import plain
 from pellucid.look.page.packing import pack_across, pack_likeness, pack_patterns
 from pellucid.look.seen import Encoding, Guesses, Look
 
@@ -82,14 +83,7 @@ def _guesses(guesses: Guesses | None, *, both_ways: bool) -> dict[str, Any]:
 
 
 def _short(values: np.ndarray) -> Any:
-    """Nested lists with three significant digits; null for what is not finite."""
-
-    def shorten(value: Any) -> Any:
-        if isinstance(value, list):
-            return [shorten(item) for item in value]
-        return float(f"{value:.3g}") if np.isfinite(value) else None
-
-    return shorten(values.tolist())
+    return plain(values, digits=3)
 
 
 def embed_json(value: Any) -> str:
