@@ -144,13 +144,13 @@ def number(run: Run, name: str) -> Any:
 
 def test_the_list_above_is_whole() -> None:
     open_ones = {name for name, field in TrainOptions.__dataclass_fields__.items() if field.default is None}
-    assert open_ones - {"minutes"} == set(DERIVED)
+    assert open_ones - {"minutes", "init_from"} == set(DERIVED)
 
 
 @pytest.mark.parametrize("n_tokens", [200, 3_000, 100_000, 5_000_000, 1_000_000_000])
 @pytest.mark.parametrize("asked", [{}, {"minutes": 0.01}, {"minutes": 60.0}, {"steps": 1}, {"steps": 100_000}], ids=str)
 def test_every_derived_number_has_a_reason(prepared: Prepared, n_tokens: int, asked: dict[str, Any]) -> None:
-    run = resolve.resolve(("text.txt",), TrainOptions(**asked), of_size(prepared, n_tokens))
+    run, _ = resolve.resolve(("text.txt",), TrainOptions(**asked), of_size(prepared, n_tokens))
     reasons = {reason.field: reason for reason in run.reasons}
     assert len(reasons) == len(run.reasons), "one reason a number"
     for name in DERIVED:
@@ -173,7 +173,7 @@ def test_options_asked_for_are_kept(prepared: Prepared, n_tokens: int, optimizer
         **{"init": "xavier", "validate_every": 50, "sample_every": 0, "checkpoint_every": 3},
         **{"micro_batches": 3, "dropout": 0.2, "clip": None, "schedule": "cosine", "compile": True, "seed": 4},
     }
-    run = resolve.resolve(("t",), TrainOptions(**asked, optimizer=optimizer), of_size(prepared, n_tokens))
+    run, _ = resolve.resolve(("t",), TrainOptions(**asked, optimizer=optimizer), of_size(prepared, n_tokens))
     assert {name: number(run, name) for name in asked} == asked
     why = {reason.field: reason.why for reason in run.reasons}
     assert {name for name in asked if why.get(name, "asked for") != "asked for"} == set()
@@ -182,7 +182,7 @@ def test_options_asked_for_are_kept(prepared: Prepared, n_tokens: int, optimizer
 def test_more_time_or_text_makes_no_smaller_model(prepared: Prepared) -> None:
     def depths(minutes: list[float], n_tokens: list[int]) -> list[int]:
         found = zip(minutes, n_tokens, strict=True)
-        return [resolve.resolve((), TrainOptions(minutes=m), of_size(prepared, n)).model.n_layers for m, n in found]
+        return [resolve.resolve((), TrainOptions(minutes=m), of_size(prepared, n))[0].model.n_layers for m, n in found]
 
     by_time, by_text = (
         depths([1.0, 10.0, 100.0, 1000.0], [10**9] * 4),
@@ -211,7 +211,7 @@ def run(prepared: Prepared) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "measure", lambda *_: 0.1)
         patch.setattr(resolve, "measure_peak", lambda *_: Peak(2e11, 1e11))
-        return resolve.resolve(("text.txt",), TrainOptions(**TINY), prepared)
+        return resolve.resolve(("text.txt",), TrainOptions(**TINY), prepared)[0]
 
 
 def test_json_round_trip(run: Run, tmp_path: Path) -> None:

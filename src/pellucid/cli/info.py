@@ -102,16 +102,16 @@ def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
 
     from pellucid.checkpoints.hub import fetch, fetch_config, is_name
     from pellucid.checkpoints.safetensors_files import read_object
-    from pellucid.designs import DESIGNS, PUBLISHED, width
+    from pellucid.designs import PUBLISHED, sized, width
     from pellucid.errors import SpecError, suggest
     from pellucid.families.registry import spec_of
 
     path = Path(subject)
-    if subject in DESIGNS and not path.exists():
+    if subject in sized() and not path.exists():
         depth = sizes.get("depth", DEPTH)
         d_model = sizes.get("d_model", width(depth))
         vocab_size, context = sizes.get("vocab_size", VOCAB_SIZE), sizes.get("context", CONTEXT)
-        return DESIGNS[subject](vocab_size, context, depth, d_model, math.gcd(d_model, 64))
+        return sized()[subject](vocab_size, context, depth, d_model, math.gcd(d_model, 64))
     if sizes and (path.exists() or subject in PUBLISHED):
         raise UsageError(f"{_flag(next(iter(sizes)))} is for a design, and {subject} has its own", "leave it out")
     if path.exists():
@@ -124,7 +124,7 @@ def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
         return spec_of(read_object(fetch_config(subject)))[0]
     if path.suffix or len(path.parts) > 1:
         raise SpecError(f"{path} does not exist", "give a model folder, a spec.json, or a design's name")
-    raise SpecError(f"there is no design {subject!r}", suggest(subject, [*DESIGNS, *PUBLISHED]))
+    raise SpecError(f"there is no design {subject!r}", suggest(subject, [*sized(), *PUBLISHED]))
 
 
 def _saved(path: Path) -> ModelSpec:
@@ -157,10 +157,10 @@ def show_list(console: Console) -> None:
     """All designs and published models, one a line."""
     from rich.table import Table
 
-    from pellucid.designs import DESIGNS, PUBLISHED, summary
+    from pellucid.designs import PUBLISHED, sized, summary
 
     for title, names in (
-        ("designs, of any size: pellucid train --design NAME", DESIGNS),
+        ("designs, of any size: pellucid train --design NAME", sized()),
         ("published models, in their own sizes", PUBLISHED),
     ):
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, title=title, title_justify="left")
@@ -179,9 +179,9 @@ def explain(console: Console, name: str, spec: ModelSpec, time: int) -> None:
 
     from pellucid.cli.costs import kernels, parts_table, totals_table
     from pellucid.cli.outline import outline
-    from pellucid.designs import DESIGNS, PUBLISHED, summary
+    from pellucid.designs import PUBLISHED, sized, summary
 
-    if name in DESIGNS or name in PUBLISHED:
+    if name in sized() or name in PUBLISHED:
         console.print(summary(name), style="bold", highlight=False, markup=False)
         console.print()
     console.print(outline(spec, min(console.width, 100)), highlight=False, markup=False)

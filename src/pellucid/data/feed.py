@@ -59,6 +59,11 @@ class Feed(Protocol):
         ...
 
 
+def perplexity(sums: Mapping[str, float]) -> float:
+    """exp of the mean of -ln p over scored places; at most e^700, which a number can still hold."""
+    return math.exp(min(sums["nats"] / sums["count"], 700.0))
+
+
 class PackedText:
     """The next token of a text: rows cut from its stream (``packing``). Measured in bits per byte.
 

@@ -27,6 +27,26 @@ def _epoch_order(seed: int, epoch: int, rows: int, slack: int) -> tuple[int, Int
     return int(rng.integers(slack + 1)), rng.permutation(rows)
 
 
+def share(batch_size: int, micro_batches: int, rank: int, world: int) -> list[range]:
+    """Which of a step's rows, 0 … batch_size - 1, are in each micro-batch of this rank. Shares differ by at most one.
+
+    Raises UsageError where there are fewer rows than shares, and for a rank that does not exist.
+    """
+    parts = world * micro_batches
+    if not 0 <= rank < world:
+        raise UsageError(f"micro 0 of {micro_batches} on rank {rank} of {world} does not exist")
+    if batch_size < parts:
+        raise UsageError(
+            f"batch_size={batch_size} cannot be shared by {world} ranks × {micro_batches} micro-batches",
+            f"choose a batch_size of at least {parts}",
+        )
+    first = rank * micro_batches
+    return [
+        range(batch_size * part // parts, batch_size * (part + 1) // parts)
+        for part in range(first, first + micro_batches)
+    ]
+
+
 class Packed:
     """Rows of ``context`` tokens cut from the stream of a store, for training.
 
@@ -88,16 +108,10 @@ class Packed:
 
         However they are shared out, the same samples are read in each step. Shares differ by at most one sample.
         """
-        parts, part = world * micro_batches, rank * micro_batches + micro
-        if not (0 <= micro < micro_batches and 0 <= rank < world):
+        if not 0 <= micro < micro_batches:
             raise UsageError(f"micro {micro} of {micro_batches} on rank {rank} of {world} does not exist")
-        if batch_size < parts:
-            raise UsageError(
-                f"batch_size={batch_size} cannot be shared by {world} ranks × {micro_batches} micro-batches",
-                f"choose a batch_size of at least {parts}",
-            )
-        begin, end = batch_size * part // parts, batch_size * (part + 1) // parts
-        return self.samples(step * batch_size + begin, end - begin)
+        part = share(batch_size, micro_batches, rank, world)[micro]
+        return self.samples(step * batch_size + part.start, len(part))
 
     def batches(self, step: int, batch_size: int, micro_batches: int = 1, rank: int = 0, world: int = 1) -> list[Batch]:
         """All micro-batches of one rank in ``step``; ``batch_size`` counts the samples of all ranks together."""

@@ -336,3 +336,15 @@ def _dataset_rows(url: str, field: str) -> Iterator[tuple[str, int, str]]:
         raise DataError(
             f"{url} cannot be read: {error}", "check name, config, split and network (and HF_TOKEN)"
         ) from error
+
+
+def lines(name: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers from 1. Raises DataError for what is no text."""
+    with _opened(name) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                text = line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{name} line {number} is not UTF-8", "convert it, e.g. with iconv") from error
+            if text.strip():
+                yield number, text

@@ -1,17 +1,20 @@
-"""Model designs: a choice of parts. ``DESIGNS`` take sizes and can be trained by name; ``PUBLISHED`` have their own."""
+"""Model designs: a choice of parts. Those of ``sized()`` can be trained by name; ``PUBLISHED`` have their sizes.
+
+``DESIGNS`` are language models, all comparable, and ``READERS`` read a whole text at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pellucid.designs import language_models, published
+from pellucid.designs import language_models, published, readers
 from pellucid.designs.language_models import HEAD_DIM as HEAD_DIM
 from pellucid.designs.language_models import classic as classic
 from pellucid.designs.language_models import modern as modern
 from pellucid.designs.language_models import width as width
 from pellucid.designs.published import attention_is_all_you_need as attention_is_all_you_need
 from pellucid.errors import SpecError, suggest
-from pellucid.spec import DecoderSpec, ModelSpec
+from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, ModelSpec
 
 _MODELS = (
     *(language_models.modern, language_models.classic, language_models.parallel, language_models.moe),
@@ -21,21 +24,30 @@ _MODELS = (
     *(language_models.hybrid, language_models.lstm, language_models.gru, language_models.lstm_attention),
 )
 DESIGNS: dict[str, Callable[[int, int, int, int, int], DecoderSpec]] = {each.__name__: each for each in _MODELS}
-_SIZED = (
+READERS: dict[str, Callable[[int, int, int, int, int], EncoderSpec | EncoderDecoderSpec]] = {
+    "encoder": readers.encoder,
+    "encoder_decoder": readers.encoder_decoder,
+}
+_PUBLISHED = (
     *(published.seq2seq, published.seq2seq_luong),
     *(published.attention_is_all_you_need, published.attention_is_all_you_need_big),
     *(published.bert_base, published.gpt2, published.t5_base, published.llama3_8b),
 )
-PUBLISHED: dict[str, Callable[[], ModelSpec]] = {each.__name__: each for each in _SIZED}
+PUBLISHED: dict[str, Callable[[], ModelSpec]] = {each.__name__: each for each in _PUBLISHED}
 
 
-def design(name: str) -> Callable[[int, int, int, int, int], DecoderSpec]:
+def sized() -> dict[str, Callable[[int, int, int, int, int], ModelSpec]]:
+    """All that take sizes, by name: language models and readers."""
+    return {**DESIGNS, **READERS}
+
+
+def design(name: str) -> Callable[[int, int, int, int, int], ModelSpec]:
     """(vocab_size, context, n_layers, d_model, head_dim) -> spec, by name. Raises SpecError with a suggestion."""
-    if name not in DESIGNS:
-        raise SpecError(f"there is no design {name!r}", suggest(name, DESIGNS))
-    return DESIGNS[name]
+    if name not in sized():
+        raise SpecError(f"there is no design {name!r}", suggest(name, sized()))
+    return sized()[name]
 
 
 def summary(name: str) -> str:
     """What a design or a published model is, in one sentence: the first of its docstring."""
-    return ((DESIGNS | PUBLISHED)[name].__doc__ or "").strip().splitlines()[0]
+    return ((sized() | PUBLISHED)[name].__doc__ or "").strip().splitlines()[0]

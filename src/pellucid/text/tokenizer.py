@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 Progress = Callable[[int], None]  # told how many more bytes of text are done; whoever passes it owns the display
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT, MASK = "<|endoftext|>", "[MASK]"
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 _LOCK = threading.RLock()  # a vocabulary's one switch, whether special tokens are seen in text, is turned under it
 
@@ -83,7 +83,9 @@ class Tokenizer:
                 raise CheckpointError(
                     f"the tokenizer has no token {END_OF_TEXT!r}", "only such vocabularies can be used"
                 )
-            roles = Roles(bos_id=end, eos_id=end, stop_ids=(end,))
+            known = inner.get_added_tokens_decoder()
+            masks = [number for number, token in known.items() if token.content == MASK and token.special]
+            roles = Roles(bos_id=end, eos_id=end, stop_ids=(end,), mask_id=masks[0] if masks else None)
         self.roles = roles
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = roles.bos_id, roles.eos_id, roles.pad_id, roles.unk_id
         self.mask_id, self.stop_ids, self.never_ids = roles.mask_id, roles.stop_ids, roles.never_ids
@@ -125,10 +127,13 @@ class Tokenizer:
         return encoding.ids[:first], encoding.ids[last:]
 
     @staticmethod
-    def train(texts: Iterable[str], vocab_size: int, progress: Progress | None = None) -> Tokenizer:
+    def train(
+        texts: Iterable[str], vocab_size: int, progress: Progress | None = None, *, mask: bool = False
+    ) -> Tokenizer:
         """Learn merges from ``texts``; the same texts give the same vocabulary, of at most ``vocab_size`` tokens.
 
         A short text has fewer pairs to merge: ``vocab_size`` of the result says how many there are.
+        mask: with a second special token, ``[MASK]``, for models that fill in what it hides.
         Raises UsageError below 257 (256 bytes and one special token).
         """
         if vocab_size < 257:
@@ -146,7 +151,7 @@ class Tokenizer:
         inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT],
+            special_tokens=[END_OF_TEXT, *([MASK] if mask else [])],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )

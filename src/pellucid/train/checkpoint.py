@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pellucid.checkpoints.native import RUN, SPEC, WEIGHTS, fill, save_model, value_hash
+from pellucid.checkpoints.native import RUN, SPEC, save_model, value_hash
 from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.errors import CheckpointError
 from pellucid.files import explain_os_errors, read_json, sha256, write_folder, write_json
@@ -100,12 +100,10 @@ def newest(folder: Path, run: Run, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def load(path: Path, model: AnyModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Put weights and optimiser state back. The checkpoint has been checked."""
-    weights, _ = load_tensors(path / WEIGHTS)
-    fill(model, weights, path / WEIGHTS)
+def load_state(path: Path, model: AnyModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Put the optimisers' state back; the model is ``load_model``'s of the same checkpoint, which has been checked."""
     state, _ = load_tensors(path / OPTIMIZER)
     load_state_tensors(model, optimizers, state)
 
 
-__all__ = ["FOLDER", "RUN", "SPEC", "check", "load", "newest", "path_of", "save"]
+__all__ = ["FOLDER", "RUN", "SPEC", "check", "load_state", "newest", "path_of", "save"]

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pellucid.designs import DESIGNS
+from pellucid.designs import sized
 from pellucid.errors import SpecError, UsageError, suggest
 from pellucid.files import read_json
 from pellucid.spec import InitRule, ModelSpec
@@ -206,8 +206,8 @@ class TrainOptions(Value):
         def __getattr__(self, name: str) -> Any: ...
 
     def __post_init__(self) -> None:
-        if self.design is not None and self.design not in DESIGNS:
-            raise UsageError(f"there is no design {self.design!r}", suggest(self.design, DESIGNS))
+        if self.design is not None and self.design not in sized():
+            raise UsageError(f"there is no design {self.design!r}", suggest(self.design, sized()))
         if self.minutes is not None and self.steps is not None:
             raise UsageError("both minutes and steps are given", "give the one that should decide")
         refuse_illegal(self, self.options.values(), by_flag=True)

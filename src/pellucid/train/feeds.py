@@ -1,33 +1,106 @@
-"""From what was prepared to the feed of a run."""
+"""From texts to the feed of a run: which is made for which objective."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pellucid.checkpoints.native import TOKENIZER
 from pellucid.data.feed import Feed, PackedText
-from pellucid.spec import DecoderSpec, ModelSpec
-from pellucid.train.config import ObjectiveName
-from pellucid.train.prepare import Prepared
+from pellucid.data.masked import MaskedText
+from pellucid.data.pairs import EncodedPairs, PairedText, encode_pairs, read_pairs, split_pairs
+from pellucid.errors import DataError, UsageError
+from pellucid.spec import DecoderSpec, EncoderDecoderSpec
+from pellucid.text.tokenizer import Tokenizer
+from pellucid.train.config import ObjectiveName, Reason, Run, TextSpec, TrainOptions
+from pellucid.train.prepare import Prepared, choose_vocab_size, prepare
+from pellucid.train.report import Reporter
 
 
-def open_feed(
-    prepared: Prepared,
+@dataclass(frozen=True)
+class PreparedPairs:
+    """What a run trains on where it reads pairs; ``validation`` is None when nothing is held out."""
+
+    tokenizer: Tokenizer
+    training: EncodedPairs
+    validation: EncodedPairs | None
+    reasons: tuple[Reason, ...]
+
+
+def prepare_for(
     objective: ObjectiveName,
-    model: ModelSpec | None = None,
+    texts: tuple[str, ...],
+    options: TrainOptions,
+    folder: Path,
+    reporter: Reporter,
     *,
-    context: int,
-    batch_size: int,
-    micro_batches: int,
-    seed: int,
-) -> Feed:
-    """The feed that this objective learns from. model: where it sees later tokens, their labels are not scored.
+    resumed: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> Prepared | PreparedPairs:
+    """Read what is named and encode it, by ``tokenizer`` or one that is learned from it and kept in the folder.
 
-    Raises DataError where there is not a single row.
+    resumed: the folder holds this very run, so its tokenizer is used. Raises DataError for what cannot be used,
+    UsageError for an objective that is not learned from texts, or options that do not go with it.
     """
-    return PackedText(
-        prepared.training,
-        prepared.validation,
-        context=context,
-        batch_size=batch_size,
-        seed=seed,
-        rows_at_once=max(1, batch_size // micro_batches),
-        ahead=model.ahead if isinstance(model, DecoderSpec) else None,
+    if objective == "labels":
+        raise UsageError("texts have no labels for a model that tells classes apart", "pass a feed that has them")
+    if objective == "seq2seq":
+        return _prepare_pairs(texts, options, folder, reporter, resumed, tokenizer)
+    return prepare(texts, options, folder, reporter, resumed=resumed, tokenizer=tokenizer, mask=objective == "mlm")
+
+
+def _prepare_pairs(
+    files: tuple[str, ...],
+    options: TrainOptions,
+    folder: Path,
+    reporter: Reporter,
+    resumed: bool,
+    tokenizer: Tokenizer | None,
+) -> PreparedPairs:
+    if options.held_out:
+        raise UsageError("held_out names documents, and pairs have no names", "use --validation")
+    training, validation = split_pairs(read_pairs(files), options.validation, options.seed)
+    texts = [text for pair in training for text in pair]
+    size, why = choose_vocab_size(options, sum(len(text.encode()) for text in texts))
+    path = folder / TOKENIZER
+    if resumed and path.exists():
+        tokenizer = Tokenizer.load(path)
+    else:
+        if tokenizer is None:
+            with reporter.working("learning the tokenizer", sum(len(text.encode()) for text in texts)) as advance:
+                tokenizer = Tokenizer.train(texts, size, advance)
+        tokenizer.save(path)
+    encoded = encode_pairs(training, tokenizer)
+    held = encode_pairs(validation, tokenizer) if validation else None
+    reasons = (
+        Reason("pairs", f"{len(training):,}", f"{encoded.n_tokens:,} tokens to write"),
+        Reason("held out", f"{len(validation):,}", "pairs, by their source"),
+        Reason("vocab_size", f"{tokenizer.vocab_size:,}", why),
     )
+    return PreparedPairs(tokenizer, encoded, held, reasons)
+
+
+def open_feed(run: Run, prepared: Prepared | PreparedPairs) -> Feed:
+    """The feed that a run says it learns from.
+
+    Raises DataError where there is not a single row, or the vocabulary has no token that the objective needs.
+    """
+    said, model = run.feed, run.model
+    assert isinstance(said, TextSpec)
+    rows: Any = {
+        "context": said.context,
+        "batch_size": said.batch_size,
+        "seed": run.seed,
+        "rows_at_once": max(1, said.batch_size // run.runtime.micro_batches),
+    }
+    if isinstance(prepared, PreparedPairs):
+        assert isinstance(model, EncoderDecoderSpec)
+        fixed = run.runtime.compile  # a shape more would be compiled again
+        return PairedText(prepared.training, prepared.validation, start_id=model.start_id, fixed=fixed, **rows)
+    if run.objective.name == "causal":
+        ahead = model.ahead if isinstance(model, DecoderSpec) else None  # labels that it sees too early are not scored
+        return PackedText(prepared.training, prepared.validation, ahead=ahead, **rows)
+    if (mask_id := prepared.tokenizer.mask_id) is None:
+        raise DataError("the tokenizer has no [MASK] to hide a token behind", "begin with a model that has one")
+    return MaskedText(prepared.training, prepared.validation, mask_id=mask_id, masked=said.masked, **rows)

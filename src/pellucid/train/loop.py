@@ -23,7 +23,6 @@ from pellucid.train.config import Run
 from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder, Silence
 from pellucid.train.precision import measure_peak
 from pellucid.train.report import Progress, Reporter
-from pellucid.train.start import Base
 from pellucid.train.step import StepResult
 from pellucid.train.trainer import Trainer
 from pellucid.train.world import ALONE, World
@@ -132,7 +131,7 @@ def fit(
     folder: Path,
     feed: Feed,
     *,
-    base: Base | None = None,
+    base: AnyModel | None = None,
     reporter: Reporter | None = None,
     sampler: Sampler | None = None,
     tokenizer: object = None,

@@ -24,7 +24,7 @@ class Objective(Protocol):
 
     def __call__(self, model: Model, batch: Batch) -> Float[Tensor, ""]: ...
 
-    def count(self, batch: Batch) -> float | int: ...
+    def count(self, batch: Batch) -> int | float: ...
 
 
 class NegativeLogLikelihood:
@@ -91,7 +91,7 @@ class Routed:
             loss = loss + self.count(batch) * extra
         return loss
 
-    def count(self, batch: Batch) -> float:
+    def count(self, batch: Batch) -> int | float:
         """As many terms as the other objective."""
         return self.base.count(batch)
 

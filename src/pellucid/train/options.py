@@ -23,12 +23,12 @@ class Legal(NamedTuple):
     words: str
 
 
-def at_least(least: float | int, words: str) -> Legal:
+def at_least(least: int, words: str) -> Legal:
     """Numbers from ``least`` on."""
     return Legal(lambda x: x >= least, words)
 
 
-def up_to(first: float | int, end: float | int, words: str) -> Legal:
+def up_to(first: int | float, end: int | float, words: str) -> Legal:
     """Numbers from ``first`` up to, not including, ``end``."""
     return Legal(lambda x: first <= x < end, words)
 

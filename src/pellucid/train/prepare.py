@@ -42,28 +42,37 @@ def choose_vocab_size(options: TrainOptions, n_bytes: int) -> tuple[int, str]:
 
 
 def prepare(
-    texts: Sequence[str], options: TrainOptions, folder: Path, reporter: Reporter, *, resumed: bool = False
+    texts: Sequence[str],
+    options: TrainOptions,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    resumed: bool = False,
+    tokenizer: Tokenizer | None = None,
+    mask: bool = False,
 ) -> Prepared:
     """Read, split, learn the tokenizer from the training part, and encode both parts; the text may exceed memory.
 
     resumed: the folder holds this very run, so its tokenizer is used again; any other may be of another text. Where the
     stores are intact, too, the text is then only read to see that it is what it was.
+    tokenizer: used instead of learning one; mask: the one that is learned has a token to hide others behind.
     Raises DataError for texts that cannot be used.
     """
     path, division = folder / TOKENIZER, f"{options.validation} {options.seed} {sorted(options.held_out)}"
-    tokenizer = Tokenizer.load(path) if resumed and path.exists() else None
-    known = _known(folder, tokenizer)
+    kept = Tokenizer.load(path) if resumed and path.exists() else None
+    known = _known(folder, kept)
     if known is not None and "-" not in texts:  # what comes from standard input can be read but once
         described = _read(texts, folder, reporter, keep=False)
         if known[0].manifest.origin == _origin(described, division, known[1] is not None):
-            assert tokenizer is not None
-            return Prepared(tokenizer, *known, ())
+            assert kept is not None
+            return Prepared(kept, *known, ())
     found = _read(texts, folder, reporter)
     training, validation = split(found, options.validation, options.seed, options.held_out)
     size, why = choose_vocab_size(options, sum(d.n_bytes for d in training))
-    if tokenizer is None:
-        tokenizer = _learn(training, size, reporter)
-        tokenizer.save(path)
+    if kept is None:
+        kept = tokenizer or _learn(training, size, reporter, mask)
+        kept.save(path)
+    tokenizer = kept
     origin = _origin(found, division, bool(validation))
     stores: list[TokenStore | None] = []
     for name, part in zip(_STORES, (training, validation), strict=True):
@@ -111,10 +120,10 @@ def _known(folder: Path, tokenizer: Tokenizer | None) -> tuple[TokenStore, Token
     return training, validation
 
 
-def _learn(training: Sequence[Text], size: int, reporter: Reporter) -> Tokenizer:
+def _learn(training: Sequence[Text], size: int, reporter: Reporter, mask: bool) -> Tokenizer:
     """A vocabulary from pieces spread evenly over the text."""
     total = sum(document.n_characters for document in training)
     parts = itertools.chain.from_iterable(pieces_of(document.blocks()) for document in training)
     n_bytes = sum(document.n_bytes for document in training)
     with reporter.working("learning the tokenizer", min(n_bytes, TOKENIZER_CHARACTERS)) as advance:
-        return Tokenizer.train(sample(parts, total, TOKENIZER_CHARACTERS), size, advance)
+        return Tokenizer.train(sample(parts, total, TOKENIZER_CHARACTERS), size, advance, mask=mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import EncoderDecoderSpec, InitRule, ModelSpec
 from pellucid.train.config import (
+    FeedSpec,
     Keeping,
     ObjectiveName,
     ObjectiveSpec,
@@ -30,11 +32,13 @@ from pellucid.train.config import (
     TextSpec,
     TrainOptions,
 )
-from pellucid.train.feeds import open_feed
+from pellucid.train.feeds import PreparedPairs, open_feed
+from pellucid.train.fits import DESIGN_OF, choose_objective, refuse_unfit_feed
 from pellucid.train.optim import default_eps
 from pellucid.train.options import declared
 from pellucid.train.precision import measure_peak
 from pellucid.train.prepare import Prepared
+from pellucid.train.start import Base
 from pellucid.train.trainer import Trainer
 from pellucid.train.world import ALONE, World
 from pellucid.values import Value
@@ -43,7 +47,10 @@ DEFAULT_MINUTES = 5.0
 TOKENS_PER_PARAMETER = 2.5  # of the blocks: brief training with Muon wants far fewer than Hoffmann et al.'s 20
 MAX_EPOCHS = 8.0  # of the text that a size is planned for: further repetition teaches little (Muennighoff et al. 2023)
 ASSUMED_UTILISATION = 0.25  # of the measured peak, for planning the size; the number of steps is then measured
+GENTLENESS = 0.1  # of the learning rates, for a model that has learned already
 MAX_DEPTH = 32
+
+Known = Prepared | PreparedPairs
 
 T = TypeVar("T", bound=object)
 P = TypeVar("P", bound=Value)
@@ -78,8 +85,12 @@ def attends(spec: ModelSpec) -> bool:
 class Numbers:
     """Every open number of a run, by the name of its option, and the reason of each that was read."""
 
-    def __init__(self, asked: TrainOptions, prepared: Prepared, seconds_per_step: float | None = None):
-        self.asked, self.prepared, self.seconds = asked, prepared, seconds_per_step
+    def __init__(
+        self, asked: TrainOptions, prepared: Known | None, base: ModelSpec | None = None, *, gently: bool = False
+    ):
+        """prepared: None where the feed is given. base: a model whose sizes are settled; gently: so are its weights."""
+        self.asked, self._prepared, self.base, self.gently = asked, prepared, base, gently
+        self.seconds: float | None = None  # of a step, once it was measured
         self.reasons: list[Reason] = []
         self.minutes = DEFAULT_MINUTES if asked.minutes is None and asked.steps is None else asked.minutes
 
@@ -87,6 +98,11 @@ class Numbers:
         """Keep the reason of a number."""
         forms: dict[type, str] = {int: ",", float: "g"}
         self.reasons.append(Reason(field, format(value, forms.get(type(value), "")), why))
+
+    @property
+    def prepared(self) -> Known:
+        assert self._prepared is not None  # whoever gives a feed gives no text whose sizes could be asked for
+        return self._prepared
 
     # --- sizes
 
@@ -101,11 +117,17 @@ class Numbers:
         longest = 256 if (self.minutes or 0) < 20 else 512
         while longest > 32 and n_tokens < 8 * longest:
             longest //= 2
+        if self.base is not None and self.base.context < longest:
+            return self.base.context, "as much as the model reads"
         return longest, "longer for more text and time"
 
     @derived
+    def objective(self) -> tuple[ObjectiveName, str]:
+        return choose_objective(self.asked, self.base)
+
+    @derived
     def design(self) -> tuple[str, str]:
-        return "modern", "the default"
+        return DESIGN_OF[self.objective], f"for the objective {self.objective}"
 
     @cached_property
     def _budget(self) -> float:
@@ -154,12 +176,13 @@ class Numbers:
 
     @cached_property
     def model(self) -> ModelSpec:
-        return self._spec(self.depth)
+        return self._spec(self.depth) if self.base is None else self.base
 
     def note_sizes(self) -> None:
         """Read the sizes of the model, in the order in which people ask for them."""
-        _ = self.depth, self.d_model
-        if attends(self.model):
+        if self.base is None:
+            _ = self.design, self.depth, self.d_model
+        if self.base is None and attends(self.model):
             _ = self.head_dim
         parameters = count_parameters(self.model)
         self.note("parameters", parameters.total, f"{parameters.mixers + parameters.ffn:,} of them in the blocks")
@@ -175,12 +198,21 @@ class Numbers:
 
     @derived
     def learning_rate(self) -> tuple[float, str]:
-        peak = 0.03 if self.asked.optimizer == "muon" else 0.004
-        return peak * math.sqrt(128 / self.model.d_model), "of AdamW, at the peak; lower for wider models"
+        peak = (0.03 if self.asked.optimizer == "muon" else 0.004) * self._gentleness
+        why = "of AdamW, at the peak; lower for wider models" + self._and_gentler
+        return peak * math.sqrt(128 / self.model.d_model), why
 
     @derived
     def matrix_learning_rate(self) -> tuple[float, str]:
-        return 0.02, "of Muon, at the peak"
+        return 0.02 * self._gentleness, "of Muon, at the peak" + self._and_gentler
+
+    @property
+    def _gentleness(self) -> float:
+        return GENTLENESS if self.gently else 1.0
+
+    @property
+    def _and_gentler(self) -> str:
+        return ", and for weights that have learned" if self.gently else ""
 
     @derived
     def weight_decay(self) -> tuple[float, str]:
@@ -193,10 +225,6 @@ class Numbers:
     @derived
     def init(self) -> tuple[InitRule, str]:
         return "fan_in" if self.asked.optimizer == "muon" else "normal", f"goes with {self.asked.optimizer}"
-
-    @derived
-    def objective(self) -> tuple[ObjectiveName, str]:
-        return "causal", "fits a decoder"
 
     # --- how long: once a step was measured
 
@@ -226,6 +254,31 @@ class Numbers:
     def checkpoint_every(self) -> tuple[int, str]:
         return self._often()
 
+    # --- parts and the whole
+
+    def runtime(self) -> Runtime:
+        """Raises UsageError where compilation is asked for and impossible."""
+        if self.asked.compile and not compiler_here():
+            raise UsageError(
+                "compile was asked for, but there is no C++ compiler", "install g++ or clang++, or leave it out"
+            )
+        return self.part(Runtime, threads=torch.get_num_threads(), torch=torch.__version__)
+
+    def run(self, feed: FeedSpec, runtime: Runtime, base: Base | None) -> Run:
+        """The run but for what follows from the time of a step: until that is measured, it has one step."""
+        return Run(
+            model=self.model,
+            feed=feed,
+            objective=self.part(ObjectiveSpec),
+            start=self.part(Start, weights=None if base is None else base.weights),
+            optimiser=self.part(Optimiser),
+            schedule=Schedule(name=self.asked.schedule, steps=self.asked.steps or 1, warmup=0),
+            runtime=runtime,
+            keeping=Keeping(validate_every=1, sample_every=0, checkpoint_every=1),
+            seed=self.asked.seed,
+            options=self.asked,
+        )
+
     def part(self, kind: type[P], **known: Any) -> P:
         """A part of the run: its options asked for or derived here, in the order of its fields; the rest as given."""
         for each in declared(kind):
@@ -234,63 +287,47 @@ class Numbers:
         return kind(**known)
 
 
-def resolve(texts: tuple[str, ...], options: TrainOptions, prepared: Prepared, world: World = ALONE) -> Run:
-    """Fix every number of the run.
+def resolve(
+    texts: tuple[str, ...], options: TrainOptions, prepared: Known, base: Base | None = None, world: World = ALONE
+) -> tuple[Run, Feed]:
+    """Fix every number of a run that learns from texts; its feed beside it. base: the model that it goes on from.
 
     With ``minutes``, the number of steps is measured on this machine: the one number that another machine would choose
     differently, besides the size and precision that follow from its speed. Raises DataError for a text shorter than a
     context, UsageError or SpecError for sizes that do not fit together.
     """
-    if options.compile and not compiler_here():
-        raise UsageError(
-            "compile was asked for, but there is no C++ compiler", "install g++ or clang++, or leave it out"
-        )
-    numbers = Numbers(options, prepared)
-    runtime = numbers.part(Runtime, threads=torch.get_num_threads(), torch=torch.__version__)
-    feed = _feed(numbers, texts)
-    run = Run(
-        model=numbers.model,
-        feed=feed[0],
-        objective=numbers.part(ObjectiveSpec),
-        start=numbers.part(Start),
-        optimiser=numbers.part(Optimiser),
-        schedule=Schedule(name=options.schedule, steps=options.steps or 1, warmup=0),
-        runtime=runtime,
-        keeping=Keeping(validate_every=1, sample_every=0, checkpoint_every=1),
-        seed=options.seed,
-        options=options,
-    )
-    numbers.seconds = Trainer(run, feed[1], World(world.device)).measure() / world.size
-    schedule = numbers.part(Schedule)
-    each = schedule.steps * run.tokens_per_step / prepared.training.n_tokens
-    numbers.note("tokens", schedule.steps * run.tokens_per_step, f"{each:.2g} times the text")
-    keeping = numbers.part(Keeping)
-    return replace(run, schedule=schedule, keeping=keeping, reasons=(*prepared.reasons, *numbers.reasons))
-
-
-def _feed(numbers: Numbers, texts: tuple[str, ...]) -> tuple[TextSpec, Feed]:
-    """The feed and what the run says of it. Refuses what cannot be cut into rows before anything is measured."""
-    options, prepared, context = numbers.asked, numbers.prepared, numbers.context
+    numbers = Numbers(options, prepared, None if base is None else base.model.spec, gently=base is not None)
+    runtime = numbers.runtime()
+    _ = numbers.context
     numbers.note_sizes()
-    batch_size, micro_batches = numbers.batch_size, options.micro_batches
-    if batch_size < micro_batches:
+    said = numbers.part(TextSpec, hash="", tokens_per_step=1, texts=texts, tokenizer=prepared.tokenizer.hash)
+    if said.batch_size < runtime.micro_batches:
         raise UsageError(
-            f"batch_size = {batch_size} cannot be split into {micro_batches} micro-batches",
-            f"choose --micro-batches from 1 to {batch_size}, or a larger --batch-size",
+            f"batch_size = {said.batch_size} cannot be split into {runtime.micro_batches} micro-batches",
+            f"choose --micro-batches from 1 to {said.batch_size}, or a larger --batch-size",
         )
-    feed = open_feed(
-        prepared,
-        numbers.objective,
-        context=context,
-        batch_size=batch_size,
-        micro_batches=micro_batches,
-        seed=options.seed,
-    )
-    spec = numbers.part(
-        TextSpec,
-        hash=feed.hash,
-        tokens_per_step=feed.tokens_per_step,
-        texts=texts,
-        tokenizer=prepared.tokenizer.hash,
-    )
-    return spec, feed
+    run = numbers.run(said, runtime, base)
+    feed = open_feed(run, prepared)
+    run = replace(run, feed=replace(said, hash=feed.hash, tokens_per_step=feed.tokens_per_step))
+    run = _measured(numbers, run, feed, base, world)
+    each = run.steps * run.tokens_per_step / prepared.training.n_tokens
+    numbers.note("tokens", run.steps * run.tokens_per_step, f"{each:.2g} times the text")
+    return replace(run, reasons=(*prepared.reasons, *numbers.reasons)), feed
+
+
+def resolve_feed(
+    feed: Feed, model: ModelSpec, options: TrainOptions, base: Base | None = None, world: World = ALONE
+) -> Run:
+    """Fix every number of a run of a known model that learns from a feed which the caller made."""
+    numbers = Numbers(options, None, model, gently=base is not None)
+    said = FeedSpec(hash=feed.hash, tokens_per_step=feed.tokens_per_step)
+    run = _measured(numbers, numbers.run(said, numbers.runtime(), base), feed, base, world)
+    return replace(run, reasons=tuple(numbers.reasons))
+
+
+def _measured(numbers: Numbers, run: Run, feed: Feed, base: Base | None, world: World) -> Run:
+    """The run with what follows from the time of a step, measured by a trainer of this very run that is thrown away."""
+    refuse_unfit_feed(feed, run.model, run.runtime.micro_batches)
+    trainer = Trainer(run, feed, World(world.device), base=None if base is None else copy.deepcopy(base.model))
+    numbers.seconds = trainer.measure() / world.size
+    return replace(run, schedule=numbers.part(Schedule), keeping=numbers.part(Keeping))

@@ -11,91 +11,174 @@ from typing import Any
 import torch
 
 from pellucid.checkpoints.native import SPEC, TOKENIZER, WEIGHTS, load_model
+from pellucid.data.feed import Feed
 from pellucid.errors import CheckpointError, RunError, SpecError, UsageError, suggest
 from pellucid.files import locked, sweep
+from pellucid.spec import ModelSpec
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.checkpoint import FOLDER, RUN
-from pellucid.train.config import Run, TextSpec, TrainOptions, changed
-from pellucid.train.feeds import open_feed
+from pellucid.train.config import Run, Sizing, TextSpec, TrainOptions, changed
+from pellucid.train.feeds import open_feed, prepare_for
+from pellucid.train.fits import choose_objective
 from pellucid.train.loop import Result, Sampler, fit
 from pellucid.train.memory import keep_freed_memory
 from pellucid.train.metrics import METRICS, finals, read_metrics
-from pellucid.train.prepare import Prepared, prepare
+from pellucid.train.options import declared
 from pellucid.train.report import Reporter
-from pellucid.train.resolve import resolve
+from pellucid.train.resolve import resolve, resolve_feed
+from pellucid.train.start import Base
 from pellucid.train.world import ALONE, World
 
 
 def train(
-    texts: str | Path | Sequence[str | Path],
+    data: str | Path | Sequence[str | Path] | Feed,
     out: str | Path,
     run: Run | None = None,
     *,
     options: TrainOptions | None = None,
+    model: ModelSpec | None = None,
     reporter: Reporter | None = None,
     sampler: Sampler | None = None,
     world: World = ALONE,
     **asked: Any,
 ) -> Result:
-    """Train a model on ``texts`` into the folder ``out``; every number that is not given is derived.
+    """Train a model on ``data`` into the folder ``out``; every number that is not given is derived.
 
-    texts: files, folders, globs, .jsonl, "-" or hf://org/name.
+    data: files, folders, globs, .jsonl, "-" or hf://org/name; files of tab-separated pairs for objective="seq2seq"; or
+    a feed of your own (``pellucid.data.feed.Feed``), with the spec of a ``model`` for it or ``init_from``.
     run: a resolved run to repeat exactly (``Run.load("run.json")``); options then only say what is kept and shown.
-    options, or its fields as keywords (minutes=5, depth=4). world: the processes that train together.
+    options, or its fields as keywords (minutes=5, depth=4, init_from="runs/book"). world: who trains together.
     The folder ends with model.safetensors, spec.json, tokenizer.json and run.json. When it holds an unfinished run of
     the same options, that run goes on, bit for bit as if it had never stopped.
 
-    Raises DataError for unusable texts, UsageError for impossible options, RunError when the folder is in use, not
-    writable or holds another run, and Interrupted after Ctrl-C (saved).
+    Raises DataError for unusable texts or feeds, UsageError for impossible options or an objective that does not fit
+    the model, RunError when the folder is in use, not writable or holds another run, and Interrupted after Ctrl-C
+    (saved).
     """
-    names = tuple(str(t) for t in ([texts] if isinstance(texts, str | Path) else texts))
+    own = data if isinstance(data, Feed) else None
+    names = () if isinstance(data, Feed) else tuple(str(t) for t in ([data] if isinstance(data, str | Path) else data))
     for name in asked:
         if name not in TrainOptions.options:
             raise UsageError(f"there is no option {name!r}", suggest(name, TrainOptions.options))
     options = replace(options or TrainOptions(), **asked)
-    reporter = reporter or Reporter()
-    folder = Path(out)
+    _refuse_idle_options(options, own, model)
+    reporter, folder = reporter or Reporter(), Path(out)
     keep_freed_memory()
     with _held(folder, world):
+        if not world.first:
+            world.barrier()  # the first process prepares everything; then the folder holds this run
         saved = _saved(folder, names, options)
         if run is not None:
-            run = replace(run, feed=replace(run.feed, texts=names))
+            run = replace(run, feed=replace(run.feed, texts=names)) if own is None else run
             _refuse_other_run(run, options, saved, folder)
         if saved is not None and (folder / SPEC).exists():
             reporter.message(f"{folder} is finished: nothing to do")
             return _finished(folder, saved)
         wanted = saved or run
-        prepared = prepare(names, wanted.options if wanted else options, folder, reporter, resumed=saved is not None)
-        if wanted is not None:
-            _refuse_other_data(wanted, prepared, folder)
-            wanted = wanted.with_operations(options)
+        base = _base(wanted, options, folder)
+        if own is None:
+            wanted, feed, tokenizer = _of_texts(names, wanted, options, base, folder, reporter, world)
         else:
-            wanted = resolve(names, options, prepared, world)
-        wanted.save(folder / RUN)
+            wanted, feed = _of_feed(own, model, wanted, options, base, world), own
+            tokenizer = _keep_tokenizer(base, folder)
+        if world.first:
+            wanted.save(folder / RUN)
+            world.barrier()
         torch.set_num_threads(wanted.runtime.threads)
-        assert isinstance(wanted.feed, TextSpec)
-        feed = open_feed(
-            prepared,
-            wanted.objective.name,
-            wanted.model,
-            context=wanted.feed.context,
-            batch_size=wanted.feed.batch_size,
-            micro_batches=wanted.runtime.micro_batches,
-            seed=wanted.seed,
-        )
         return fit(
             wanted,
             folder,
             feed,
+            base=None if base is None else base.model,
             reporter=reporter,
             sampler=sampler,
-            tokenizer=prepared.tokenizer,
+            tokenizer=tokenizer,
             world=world,
         )
+
+
+def _of_texts(
+    names: tuple[str, ...],
+    wanted: Run | None,
+    options: TrainOptions,
+    base: Base | None,
+    folder: Path,
+    reporter: Reporter,
+    world: World,
+) -> tuple[Run, Feed, Tokenizer]:
+    """The run that learns from texts, its feed and its tokenizer: ``wanted`` as far as it goes on, or a new one."""
+    given = None if base is None else base.tokenizer
+    if base is not None and given is None:
+        raise UsageError("the model to begin with has no tokenizer, so no text can be encoded for it", "use another")
+    if wanted is None:
+        objective, _ = choose_objective(options, None if base is None else base.model.spec)
+        prepared = prepare_for(objective, names, options, folder, reporter, tokenizer=given)
+        return *resolve(names, options, prepared, base, world), prepared.tokenizer
+    objective, resumed = wanted.objective.name, (folder / RUN).exists()
+    prepared = prepare_for(objective, names, wanted.options, folder, reporter, resumed=resumed, tokenizer=given)
+    _refuse_other_data(wanted, prepared.training.hash, prepared.tokenizer.hash, folder)
+    return wanted.with_operations(options), open_feed(wanted, prepared), prepared.tokenizer
+
+
+def _of_feed(
+    feed: Feed, model: ModelSpec | None, wanted: Run | None, options: TrainOptions, base: Base | None, world: World
+) -> Run:
+    """The run that learns from a feed of the caller's own: ``wanted``, or a new one."""
+    if wanted is not None:
+        if wanted.feed.hash != feed.hash:
+            raise RunError(
+                "the feed is not what it was when this run began", "restore its data, or choose another --out"
+            )
+        return wanted.with_operations(options)
+    spec = model if base is None else base.model.spec
+    if spec is None:
+        raise UsageError("a feed was given, but no model for it", "give model=a spec, or init_from=a model")
+    choose_objective(options, spec)
+    return resolve_feed(feed, spec, options, base, world)
+
+
+def _keep_tokenizer(base: Base | None, folder: Path) -> Tokenizer | None:
+    """The tokenizer of the model that a run began with, kept in the folder for the time when it is gone on with."""
+    path = folder / TOKENIZER
+    if base is not None and base.tokenizer is not None:
+        base.tokenizer.save(path)
+        return base.tokenizer
+    return Tokenizer.load(path) if path.exists() else None
+
+
+def _refuse_idle_options(options: TrainOptions, feed: Feed | None, model: ModelSpec | None) -> None:
+    """Raise UsageError for options that would decide nothing, since a feed, a model or a base has settled them."""
+    default, settled = TrainOptions(), set[str]()
+    if feed is not None:
+        settled |= {each.flag for each in declared(TextSpec)}
+    elif model is not None:
+        raise UsageError("a model's spec goes with a feed of your own", "for texts, choose a design and its sizes")
+    if options.init_from is not None or model is not None:
+        settled |= {each.flag for each in declared(Sizing)} - {"minutes"}
+    if options.init_from is not None and model is not None:
+        raise UsageError("both a model's spec and init_from are given", "give the one to begin with")
+    for name in sorted(settled):
+        if getattr(options, name) != getattr(default, name):
+            raise UsageError(f"{name} = {getattr(options, name)} decides nothing here: it is settled", "leave it out")
+
+
+def _base(wanted: Run | None, options: TrainOptions, folder: Path) -> Base | None:
+    """The model that the run goes on from; None where there is none, or the run has gone on already."""
+    name = options.init_from if wanted is None else wanted.start.init_from
+    if name is None or any((folder / FOLDER).glob("step-*")):
+        return None
+    base = Base.load(name)
+    if wanted is not None and base.weights != wanted.start.weights:
+        raise RunError(f"{name} is not the model that this run began with", "restore it, or choose another --out")
+    return base
 
 
 @contextmanager
 def _held(folder: Path, world: World) -> Iterator[None]:
     """The folder, for this run alone; what a killed process left in it half written is gone."""
+    if not world.first:
+        yield
+        return
     with locked(folder):
         for place in (folder, folder / FOLDER, folder / "tokens"):
             sweep(place)
@@ -134,10 +217,11 @@ def _refuse_other_run(run: Run, options: TrainOptions, saved: Run | None, folder
         raise RunError(f"{folder} holds another run than the one to be repeated", "choose another folder with --out")
 
 
-def _refuse_other_data(run: Run, prepared: Prepared, folder: Path) -> None:
-    if run.feed.hash == prepared.training.hash:  # which the tokenizer's hash is part of
+def _refuse_other_data(run: Run, data: str, tokenizer: str, folder: Path) -> None:
+    """Raise RunError where these are the hashes of other data, or another tokenizer, than the run began with."""
+    if run.feed.hash == data:  # which the tokenizer's hash is part of
         return
-    if isinstance(run.feed, TextSpec) and run.feed.tokenizer != prepared.tokenizer.hash and (folder / RUN).exists():
+    if isinstance(run.feed, TextSpec) and run.feed.tokenizer != tokenizer and (folder / RUN).exists():
         raise RunError(
             f"the tokenizer in {folder} is not the one of this run",
             f"restore {TOKENIZER} from a checkpoint in {folder / FOLDER}, or choose another folder with --out",
@@ -149,8 +233,6 @@ def _refuse_other_data(run: Run, prepared: Prepared, folder: Path) -> None:
 
 
 def _finished(folder: Path, run: Run) -> Result:
-    from pellucid.text.tokenizer import Tokenizer
-
     try:
         model = load_model(folder)
     except CheckpointError as error:

@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+import torch
+
+from pellucid.checkpoints.by_name import load
 from pellucid.engine.compiling import compilable, compile_each
-from pellucid.errors import UsageError, suggest
+from pellucid.errors import UsageError
+from pellucid.families.table import weights_of
 from pellucid.nn.embed import Embedding
-from pellucid.nn.init import build_undrawn, initialise
+from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, Model, build_model
 from pellucid.nn.residual import Sublayer
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.config import Run
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """The model that a run goes on from. weights: hash of its weights, by which the run knows it again."""
+    """The model that a run goes on from, with its tokenizer. weights: their hash, by which the run knows it again."""
 
     model: AnyModel
     weights: str
 
+    @staticmethod
+    def load(name: str) -> Base:
+        """What ``pellucid.load`` finds under a name. Raises CheckpointError where that is no model."""
+        model = load(name)
+        digest = hashlib.sha256()
+        for key, tensor in sorted(weights_of(model).items()):
+            digest.update(key.encode())
+            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        return Base(model, digest.hexdigest())
 
-def starting_model(run: Run, base: Base | None = None, *, blank: bool = False) -> AnyModel:
-    """The run's model in training mode: weights by (rule, seed) or those of ``base``, the ones to freeze frozen,
-    dropout set, blocks compiled if asked.
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.model.tokenizer
 
-    blank: the weights hold anything; the caller fills them. Raises UsageError for a pattern that freezes nothing.
+
+def starting_model(run: Run, model: AnyModel | None = None) -> AnyModel:
+    """The run's model in training mode: ``model``, or a new one whose weights are drawn by (rule, seed).
+
+    The parameters to freeze are frozen, dropout is set, and the blocks are compiled if that was asked for.
     """
-    if blank:
-        model = build_undrawn(run.model)
-    elif base is not None:
-        model = build_undrawn(run.model)
-        model.load_state_dict(base.model.state_dict())
-    else:
+    if model is None:
         model = initialise(build_model(run.model), run.start.init, run.seed)
     freeze(model, run.start.freeze)
     for module in model.modules():
@@ -53,7 +68,8 @@ def freeze(model: Model, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         found = [name for name in parameters if fnmatchcase(name, pattern)]
         if not found:
-            raise UsageError(f"freeze: the model has no parameter {pattern!r}", suggest(pattern, parameters))
+            near = get_close_matches(pattern, parameters, 1) or [next(iter(parameters))]
+            raise UsageError(f"freeze: the model has no parameter {pattern!r}", f"name some, such as {near[0]!r}")
         for name in found:
             parameters[name].requires_grad_(False)
     if patterns and not any(p.requires_grad for p in parameters.values()):

@@ -21,7 +21,7 @@ class StepResult:
 
     loss: float
     grad_norm: float
-    count: float
+    count: int | float
     finite: bool
 
 
@@ -31,7 +31,7 @@ def accumulate(
     batches: Sequence[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     world: World = ALONE,
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, int | float]:
     """Gradients of the mean loss over all batches of all processes, this one's part, added to ``.grad``.
 
     Returns this process's part of that loss, and how many terms all have. Dividing by the global count first makes any

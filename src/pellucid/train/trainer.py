@@ -11,15 +11,17 @@ from pathlib import Path
 import torch
 
 from pellucid.batch import Batch
+from pellucid.checkpoints.native import load_model
 from pellucid.checkpoints.tensors import save_tensors
 from pellucid.data.feed import Feed
 from pellucid.engine.compiling import eagerly
+from pellucid.nn.models import AnyModel
 from pellucid.train import checkpoint
-from pellucid.train.config import Run
+from pellucid.train.config import Run, TextSpec
 from pellucid.train.objectives import objective_for
 from pellucid.train.optim import build_optimizers, set_rate
 from pellucid.train.precision import autocast
-from pellucid.train.start import Base, starting_model
+from pellucid.train.start import starting_model
 from pellucid.train.step import StepResult, step
 from pellucid.train.validate import held_out_sums
 from pellucid.train.world import ALONE, World
@@ -34,14 +36,16 @@ class Trainer:
     """
 
     def __init__(
-        self, run: Run, feed: Feed, world: World = ALONE, *, base: Base | None = None, resume: Path | None = None
+        self, run: Run, feed: Feed, world: World = ALONE, *, base: AnyModel | None = None, resume: Path | None = None
     ):
         """As before the first step, or as the checkpoint ``resume`` left everything.
 
-        base: the model that ``run.start.init_from`` names, where the run has not gone on from it yet.
+        base: the model that ``run.start.init_from`` names, where the run has not gone on from it yet; it is trained.
         """
+        if resume is not None:
+            base = load_model(resume)
         self.run, self.feed, self.world = run, feed, world
-        self.model = starting_model(run, base, blank=resume is not None).to(world.device)
+        self.model = starting_model(run, base).to(world.device)
         asked = run.optimiser
         self.optimizers = build_optimizers(
             self.model,
@@ -56,7 +60,7 @@ class Trainer:
         self.autocast = autocast(run.runtime.precision, world.device.type)
         self.done = 0
         if resume is not None:
-            checkpoint.load(resume, self.model, self.optimizers)
+            checkpoint.load_state(resume, self.model, self.optimizers)
             self.done = checkpoint.step_of(resume)
 
     def batches(self, index: int) -> list[Batch]:
@@ -122,7 +126,8 @@ class Trainer:
         """
 
         def batches() -> Iterator[Batch]:
-            for batch in self.feed.evaluation(stride=max(1, self.run.model.context // 2)):
+            said = self.run.feed
+            for batch in self.feed.evaluation(max(1, said.context // 2) if isinstance(said, TextSpec) else None):
                 before_each()
                 yield batch
 

@@ -30,4 +30,4 @@ def held_out_sums(
                 nats += float(model.nll_sum(batch.to(world.device)))
                 count += int((batch.labels != IGNORE).sum())
                 n_bytes += batch.n_bytes
-    return {"nats": world.total(nats), "count": world.total(count), "bytes": world.total(n_bytes)}
+    return {name: float(world.total(x)) for name, x in (("nats", nats), ("count", count), ("bytes", n_bytes))}

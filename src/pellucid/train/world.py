@@ -32,7 +32,7 @@ class World:
     def barrier(self) -> None:
         """Return when all processes have called it."""
 
-    def total(self, value: float | int) -> float:
+    def total(self, value: int | float) -> int | float:
         """The sum of a number over all processes, on each of them."""
         if self.size == 1:
             return value

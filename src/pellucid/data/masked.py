@@ -1,0 +1,86 @@
+"""Masked tokens: a feed for encoders. Which are hidden, and behind what, is a pure function of (seed, step, row)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pellucid.batch import IGNORE, Batch
+from pellucid.data.feed import Share, perplexity
+from pellucid.data.packing import Packed, evaluation, share
+from pellucid.data.store import TokenStore
+from pellucid.errors import DataError
+
+_TRAINING, _EVALUATION = 0, 1  # so that no held-out row is corrupted as a training row is
+
+
+class MaskedText:
+    """Rows cut from a text's stream, some tokens of which are hidden and predicted (Devlin et al. 2018, section 3.1).
+
+    A share ``masked`` of the tokens is drawn, anew each time a row is read (dynamic masking; Liu et al. 2019). Of
+    those, 80 % become ``mask_id``, 10 % any token of the vocabulary, and 10 % stay: the model cannot tell which it is
+    asked about. Tokens that separate documents are never drawn. Measured in perplexity, over the drawn tokens alone.
+    """
+
+    def __init__(
+        self,
+        training: TokenStore,
+        validation: TokenStore | None,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        mask_id: int,
+        masked: float = 0.15,
+        rows_at_once: int | None = None,
+    ):
+        """Raises DataError when the text is too short for a single row."""
+        self.rows, self.validation, self.seed = Packed(training, context, seed), validation, seed
+        self.batch_size, self._at_once = batch_size, rows_at_once or batch_size
+        self.mask_id, self.masked, self.vocab_size = mask_id, masked, len(training.token_bytes)
+        if not 0 < masked < 1:
+            raise DataError(f"masked = {masked} of the tokens leaves no batch", "choose a share between 0 and 1")
+
+    @property
+    def hash(self) -> str:
+        return self.rows.store.hash
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.rows.context
+
+    def batches(self, step: int, micro_batches: int, world: Share) -> list[Batch]:
+        return [
+            self._hide(self.rows.samples(step * self.batch_size + part.start, len(part)), (_TRAINING, step), part.start)
+            for part in share(self.batch_size, micro_batches, world.rank, world.size)
+        ]
+
+    def evaluation(self, stride: int | None = None) -> Iterator[Batch]:
+        """The held-out stream, cut into rows one after the other (``stride`` changes nothing), corrupted once."""
+        if self.validation is not None:
+            first = 0
+            for batch in evaluation(self.validation, self.rows.context, self._at_once):
+                yield self._hide(batch, (_EVALUATION, 0), first)
+                first += len(batch.ids)
+
+    def score(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Perplexity of the hidden tokens: exp of the mean of -ln p."""
+        return {"perplexity": perplexity(sums)} if sums["count"] else {}
+
+    def _hide(self, batch: Batch, key: tuple[int, int], first: int) -> Batch:
+        """The rows of a batch, numbers ``first``, ``first`` + 1, … of their step, corrupted."""
+        ids = batch.ids.numpy().copy()
+        labels = np.full_like(ids, IGNORE)
+        valid = (batch.tokens.pos.numpy() >= 0) & (ids != self.rows.store.eot)
+        for row in range(len(ids)):
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, *key, first + row])))
+            drawn, how = rng.random((2, ids.shape[1]))
+            other = rng.integers(self.vocab_size, size=ids.shape[1])
+            scored = valid[row] & (drawn < self.masked)
+            labels[row, scored] = ids[row, scored]
+            ids[row] = np.where(scored & (how < 0.8), self.mask_id, np.where(scored & (how >= 0.9), other, ids[row]))
+        n_bytes = int(self.rows.store.token_bytes[labels[labels != IGNORE]].sum(dtype=np.int64))
+        return replace(batch, ids=torch.from_numpy(ids), labels=torch.from_numpy(labels), n_bytes=n_bytes)

@@ -1,0 +1,45 @@
+"""Models of any size that read a whole text at once: an encoder by itself, and one with a decoder behind it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.designs.language_models import modern
+from pellucid.spec import (
+    AttentionSpec,
+    BlockSpec,
+    DecoderSpec,
+    EncoderDecoderSpec,
+    EncoderSpec,
+    Full,
+    MaskedLMHeadSpec,
+)
+
+
+def encoder(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int) -> EncoderSpec:
+    """The modern design, looking both ways: it fills in masked tokens (objective mlm)."""
+    of = modern(vocab_size, context, n_layers, d_model, head_dim)
+    head = MaskedLMHeadSpec(norm=of.stack.blocks[0].norm)
+    return EncoderSpec(vocab_size, context, of.embed, _reading(of).stack, head)
+
+
+def encoder_decoder(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int) -> EncoderDecoderSpec:
+    """The modern design twice: ``n_layers`` that read, and as many that write (objective seq2seq)."""
+    of = modern(vocab_size, context, n_layers, d_model, head_dim)
+    return EncoderDecoderSpec(_reading(of), _writing(of), start_id=0)
+
+
+def _attention(block: BlockSpec) -> AttentionSpec:
+    """The block's attention, able to see everything."""
+    assert isinstance(block.mixer, AttentionSpec)
+    return replace(block.mixer, mask=Full())
+
+
+def _reading(of: DecoderSpec) -> EncoderSpec:
+    blocks = tuple(replace(block, mixer=_attention(block)) for block in of.stack.blocks)
+    return EncoderSpec(of.vocab_size, of.context, of.embed, replace(of.stack, blocks=blocks))
+
+
+def _writing(of: DecoderSpec) -> DecoderSpec:
+    blocks = tuple(replace(block, cross=replace(_attention(block), rotary=None)) for block in of.stack.blocks)
+    return replace(of, stack=replace(of.stack, blocks=blocks))
