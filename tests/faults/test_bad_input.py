@@ -460,7 +460,12 @@ def test_a_text_that_has_changed(said: Said, whole: Path, halfway: Path) -> None
     [
         ("run.json", '"warmup"', '"wramup"', r"run\.json: .*no field 'wramup'.*restore .*run\.json from a checkpoint"),
         ("run.json", "{", "", r"run\.json is not readable JSON.*restore"),
-        ("run.json", '"micro_batches": 1,\n  "seed"', '"micro_batches": 0,\n  "seed"', r"micro_batches = 0 cannot be"),
+        (
+            "run.json",
+            '"micro_batches": 1,\n    "precision"',
+            '"micro_batches": 0,\n    "precision"',
+            r"micro_batches = 0 cannot be",
+        ),
         ("tokenizer.json", "{", "", r"tokenizer\.json is not readable JSON: .*restore it from a copy"),
     ],
 )

@@ -90,7 +90,7 @@ class EncodedPairs:
         """Equal for equal ids of the same vocabulary in the same pairs."""
         digest = hashlib.sha256(self.tokenizer.encode())
         for array in (self.source, self.target, self.starts):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
 

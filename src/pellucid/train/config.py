@@ -5,6 +5,7 @@ Each option is declared once, as a field of the part of a run that it decides (`
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,13 +20,12 @@ from pellucid.train.options import (
     POSITIVE,
     SHARE,
     Declared,
+    Legal,
     Part,
     asking,
-    at_least,
     declared,
     option,
     refuse_illegal,
-    up_to,
 )
 from pellucid.train.schedule import ScheduleName, factor
 from pellucid.values import Value
@@ -74,7 +74,7 @@ class TextSpec(FeedSpec):
 
     texts: tuple[str, ...]
     tokenizer: str
-    context: int = option("Longest sequence, in tokens.", at_least(8, "at least 8 tokens"))
+    context: int = option("Longest sequence, in tokens.", Legal(8, math.inf, "at least 8 tokens"))
     batch_size: int = option("Rows of `context` tokens in one update.", COUNT)
     validation: float = option(
         "Share of the documents held out (of the text's end, when there is only one document).", SHARE, default=0.05
@@ -184,7 +184,7 @@ class Seed(Part):
 
     seed: int = option(
         "Decides initial weights, data order and the validation split.",
-        up_to(0, 2**32, "from 0 to 4294967295"),
+        Legal(0, 2**32, "from 0 to 4294967295"),
         default=0,
     )
 
@@ -220,6 +220,10 @@ class Reason(Value):
     field: str
     value: str
     why: str
+
+
+class EarlierFormError(SpecError):
+    """A run as it was written before its parts were nested."""
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
@@ -262,10 +266,10 @@ class Run(Value):
         """Read what ``save`` wrote. Raises SpecError naming file and field, or the version that wrote another form."""
         said = read_json(path, SpecError)
         if isinstance(said, dict) and said.get("type") == "Run" and "spec" in said:
-            raise SpecError(
-                f"{path} was written before pellucid 0.1.0, in a form that can no longer be trained on",
-                "finish it with the version that began it, or start anew with another folder with --out; a finished "
-                "model of that folder opens as before",
+            raise EarlierFormError(
+                f"{path} was written by an earlier pellucid 0.1.0, in a form that this one cannot go on with",
+                "finish the run with the version that began it, or start anew with another folder with --out; a "
+                "finished model in that folder opens as before",
             )
         return super().load(path)
 

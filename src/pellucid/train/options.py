@@ -17,26 +17,21 @@ from pellucid.values import Value
 
 
 class Legal(NamedTuple):
-    """Which numbers an option may be, and how that is said in an error. A nan is never legal."""
+    """The numbers an option may be, from ``least`` up to, not including, ``end``, and how that is said in an error."""
 
-    holds: Callable[[float], bool]
+    least: int | float
+    end: int | float
     words: str
 
-
-def at_least(least: int, words: str) -> Legal:
-    """Numbers from ``least`` on."""
-    return Legal(lambda x: x >= least, words)
-
-
-def up_to(first: int | float, end: int | float, words: str) -> Legal:
-    """Numbers from ``first`` up to, not including, ``end``."""
-    return Legal(lambda x: first <= x < end, words)
+    def holds(self, number: int | float) -> bool:
+        """Whether a number is legal; a nan never is."""
+        return self.least <= number < self.end
 
 
-COUNT = at_least(1, "at least 1")
-POSITIVE = up_to(math.nextafter(0, 1), math.inf, "greater than 0, and finite")
-NOT_NEGATIVE = up_to(0, math.inf, "0 or more, and finite")
-SHARE = up_to(0, 1, "from 0 up to, not including, 1")
+COUNT = Legal(1, math.inf, "at least 1")
+POSITIVE = Legal(math.nextafter(0, 1), math.inf, "greater than 0, and finite")
+NOT_NEGATIVE = Legal(0, math.inf, "0 or more, and finite")
+SHARE = Legal(0, 1, "from 0 up to, not including, 1")
 
 
 @dataclass(frozen=True)

@@ -318,7 +318,11 @@ def resolve(
 def resolve_feed(
     feed: Feed, model: ModelSpec, options: TrainOptions, base: Base | None = None, world: World = ALONE
 ) -> Run:
-    """Fix every number of a run of a known model that learns from a feed which the caller made."""
+    """Fix every number of a run of a known model that learns from a feed which the caller made.
+
+    Raises DataError where the feed has no batches, or not such as this kind of model learns from.
+    """
+    refuse_unfit_feed(feed, model, options.micro_batches)
     numbers = Numbers(options, None, model, gently=base is not None)
     said = FeedSpec(hash=feed.hash, tokens_per_step=feed.tokens_per_step)
     run = _measured(numbers, numbers.run(said, numbers.runtime(), base), feed, base, world)
@@ -327,7 +331,6 @@ def resolve_feed(
 
 def _measured(numbers: Numbers, run: Run, feed: Feed, base: Base | None, world: World) -> Run:
     """The run with what follows from the time of a step, measured by a trainer of this very run that is thrown away."""
-    refuse_unfit_feed(feed, run.model, run.runtime.micro_batches)
     trainer = Trainer(run, feed, World(world.device), base=None if base is None else copy.deepcopy(base.model))
     numbers.seconds = trainer.measure() / world.size
     return replace(run, schedule=numbers.part(Schedule), keeping=numbers.part(Keeping))

@@ -17,7 +17,7 @@ from pellucid.files import locked, sweep
 from pellucid.spec import ModelSpec
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.checkpoint import FOLDER, RUN
-from pellucid.train.config import Run, Sizing, TextSpec, TrainOptions, changed
+from pellucid.train.config import EarlierFormError, Run, Sizing, TextSpec, TrainOptions, changed
 from pellucid.train.feeds import open_feed, prepare_for
 from pellucid.train.fits import choose_objective
 from pellucid.train.loop import Result, Sampler, fit
@@ -194,6 +194,8 @@ def _saved(folder: Path, texts: tuple[str, ...], options: TrainOptions) -> Run |
         return None
     try:
         saved = Run.load(path)
+    except EarlierFormError as error:
+        raise RunError(error.problem, error.remedy) from error
     except SpecError as error:
         raise RunError(f"{error.problem}", f"restore {path} from a checkpoint in {folder / FOLDER}") from error
     differences = changed(saved.options, options)

@@ -35,7 +35,7 @@ class Base:
         digest = hashlib.sha256()
         for key, tensor in sorted(weights_of(model).items()):
             digest.update(key.encode())
-            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return Base(model, digest.hexdigest())
 
     @property

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from pellucid.batch import IGNORE, Batch
+from pellucid.batch import Batch
 from pellucid.engine.modes import evaluating
 from pellucid.nn.models import Model
+from pellucid.train.objectives import nll
 from pellucid.train.world import ALONE, World
 
 
@@ -19,7 +20,8 @@ def held_out_sums(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     world: World = ALONE,
 ) -> dict[str, float]:
-    """nats: the sum of -ln p over scored places; count: how many those are; bytes: of the text that they stand for.
+    """nats: the sum of -ln p over scored places; count: how many those are, or the sum of their weights; bytes: of the
+    text that they stand for.
 
     All processes are given the same batches, and share them out: each reads every ``size``-th.
     """
@@ -28,6 +30,6 @@ def held_out_sums(
         for number, batch in enumerate(batches):
             if number % world.size == world.rank:
                 nats += float(model.nll_sum(batch.to(world.device)))
-                count += int((batch.labels != IGNORE).sum())
+                count += nll.count(batch)
                 n_bytes += batch.n_bytes
     return {name: float(world.total(x)) for name, x in (("nats", nats), ("count", count), ("bytes", n_bytes))}
