@@ -49,15 +49,6 @@ def refuse_misfit(own: Mapping[str, Size], found: Mapping[str, Size], source: Pa
             )
 
 
-def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy weights into the model, by name. Raises CheckpointError for a missing, unknown or differently shaped one."""
-    own = tensors_of(model)
-    refuse_misfit(_shapes(own), _shapes(tensors), source)
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 

@@ -12,7 +12,7 @@ import torch
 from pellucid.checkpoints.by_name import load
 from pellucid.engine.compiling import compilable, compile_each
 from pellucid.errors import UsageError
-from pellucid.families.table import weights_of
+from pellucid.families.weights import tensors_of
 from pellucid.nn.embed import Embedding
 from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, Model, build_model
@@ -33,7 +33,7 @@ class Base:
         """What ``pellucid.load`` finds under a name. Raises CheckpointError where that is no model."""
         model = load(name)
         digest = hashlib.sha256()
-        for key, tensor in sorted(weights_of(model).items()):
+        for key, tensor in sorted(tensors_of(model).items()):
             digest.update(key.encode())
             digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return Base(model, digest.hexdigest())
