@@ -27,8 +27,10 @@ from pellucid.spec import (
     Full,
     LayerNormSpec,
     LearnedSpec,
+    Mask,
     MaskedLMHeadSpec,
     Prefix,
+    PrefixPart,
     StackSpec,
 )
 
@@ -57,10 +59,10 @@ def learned() -> Decoder:
     return noisy(pellucid.build(classic(VOCAB, CONTEXT, LAYERS, WIDTH, 8)))
 
 
-def prefixed() -> Decoder:
+def prefixed(mask: Mask = Causal() | Prefix(6)) -> Decoder:
     """A prefix language model: its first six tokens see each other."""
     spec = design("modern")(VOCAB, CONTEXT, LAYERS, WIDTH, 8)
-    blocks = tuple(replace(block, mixer=replace(block.mixer, mask=Causal() | Prefix(6))) for block in spec.stack.blocks)
+    blocks = tuple(replace(block, mixer=replace(block.mixer, mask=mask)) for block in spec.stack.blocks)
     return noisy(pellucid.build(replace(spec, stack=replace(spec.stack, blocks=blocks))))
 
 
@@ -146,6 +148,7 @@ def marian() -> Any:
 OURS: dict[str, Callable[[], Any]] = {
     **{name: (lambda name=name: decoder(name)) for name in DESIGNS},
     "prefix": prefixed,
+    "own-prefix": lambda: prefixed(Causal() | PrefixPart()),
     "encoder": encoder,
     "encoder without a head": lambda: encoder(None),
     "encoder and decoder": pair,

@@ -146,8 +146,9 @@ def test_a_function_is_asked_what_it_can_answer_and_no_more() -> None:
 
 def test_a_prefix_may_look_ahead_and_the_rest_may_not() -> None:
     model = OURS["prefix"]()
-    asked = verify(model, ["future", "cache"])
-    assert [asked[check].verdict for check in ("future", "future-gradient", "cache")] == ["pass"] * 3
+    asked = verify(model, ["future", "cache", "greedy"])
+    checks = ("future", "future-gradient", "cache", "cache-ragged", "greedy")
+    assert [asked[check].verdict for check in checks] == ["pass"] * 5
     subject = open_subject(model)
     subject.prefix = 0  # a control: taken for an ordinary decoder, it is seen to look ahead
     control = verify(subject, ["future", "cache"])

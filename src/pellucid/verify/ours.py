@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +18,8 @@ from pellucid.batch import Tokens
 from pellucid.engine.modes import evaluating
 from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
-from pellucid.spec import AttentionSpec, MaskedLMHeadSpec, Prefix, TaggerHeadSpec
+from pellucid.predicates import ORDINARY, PREFIX
+from pellucid.spec import MaskedLMHeadSpec, TaggerHeadSpec
 from pellucid.verify import ours_paths as paths
 from pellucid.verify.modules import compiled_blocks, embedding_gradient, roughen, sensitivity, turbulence
 from pellucid.verify.reading import Reading, Side
@@ -27,17 +27,13 @@ from pellucid.verify.subject import Pairs, Subject, Written
 from pellucid.verify.text import OurSpeller
 
 
-def prefix_of(spec: Any) -> int:
-    """The longest prefix that some mask of this spec shows to everyone."""
-    if isinstance(spec, Prefix):
-        return spec.length
-    inside = [getattr(spec, f.name) for f in fields(spec)] if is_dataclass(spec) else spec
-    return max((prefix_of(part) for part in inside), default=0) if isinstance(inside, list | tuple) else 0
-
-
 def places(reading: Reading) -> Tokens | None:
-    """Where the tokens stand; None: one after the other."""
-    return None if reading.valid is None else Tokens.padded(reading.valid)
+    """Where the tokens stand; None: one after the other, none of them marked as a prompt's."""
+    if not reading.prefix:
+        return None if reading.valid is None else Tokens.padded(reading.valid)
+    tokens = Tokens.padded(reading.there)
+    inside = (tokens.pos >= 0) & (tokens.pos < reading.prefix)
+    return replace(tokens, part=torch.where(inside, PREFIX, ORDINARY))
 
 
 def pad_of(model: AnyModel) -> int:
@@ -75,8 +71,7 @@ class Ours(Subject):
         self.kind = "decoder" if isinstance(model, Decoder) else "encoder-decoder"
         self.start_id = model.spec.start_id if isinstance(model, EncoderDecoder) else None
         writer = model.decoder if isinstance(model, EncoderDecoder) else model
-        masks = [block.mixer.mask for block in writer.spec.stack.blocks if isinstance(block.mixer, AttentionSpec)]
-        self.prefix = max(map(prefix_of, masks), default=0)
+        self.prefix, self.marked = writer.spec.ahead
 
     @property
     def source_vocab(self) -> int:

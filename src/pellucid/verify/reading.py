@@ -15,11 +15,15 @@ Side = Literal["left", "right", "middle"]
 
 @dataclass(frozen=True)
 class Reading:
-    """Rows of ids. valid: the places that hold a token; None: all. source: what an encoder–decoder's encoder reads."""
+    """Rows of ids. valid: the places that hold a token; None: all. source: what an encoder–decoder's encoder reads.
+
+    prefix: so many places of each row are the prompt, which a model may read both ways (``Subject.marked``).
+    """
 
     ids: Int[Tensor, "batch time"]
     valid: Bool[Tensor, "batch time"] | None = None
     source: Reading | None = None
+    prefix: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -33,12 +37,14 @@ class Reading:
     def to(self, device: torch.device) -> Reading:
         """On another device."""
         valid = None if self.valid is None else self.valid.to(device)
-        return Reading(self.ids.to(device), valid, None if self.source is None else self.source.to(device))
+        source = None if self.source is None else self.source.to(device)
+        return replace(self, ids=self.ids.to(device), valid=valid, source=source)
 
     def rows(self, pick: Any) -> Reading:
         """Some rows, by whatever indexes a tensor's first axis; the source's rows go with them."""
         valid = None if self.valid is None else self.valid[pick]
-        return Reading(self.ids[pick], valid, None if self.source is None else self.source.rows(pick))
+        source = None if self.source is None else self.source.rows(pick)
+        return replace(self, ids=self.ids[pick], valid=valid, source=source)
 
     def with_ids(self, ids: Int[Tensor, "batch time"]) -> Reading:
         """Other ids in the same places."""
@@ -47,7 +53,7 @@ class Reading:
     def first(self, time: int) -> Reading:
         """The first ``time`` places of each row; the source stays."""
         valid = None if self.valid is None else self.valid[:, :time]
-        return Reading(self.ids[:, :time], valid, self.source)
+        return replace(self, ids=self.ids[:, :time], valid=valid)
 
     def padded(self, side: Side, pad_id: int, gap: int) -> Reading:
         """Rows that had no padding, with ``gap`` empty places in each: in the middle, at another place in each row."""

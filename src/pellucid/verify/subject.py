@@ -50,8 +50,9 @@ class Subject(ABC):
     writes (or of the only one); context None: unknown. vocab_is_known: said, not inferred, so that other ids are wrong.
     width, depth: d_model and layers, for estimates of rounding. dtype: of the weights. pad_id: what stands where no
     token does; never among ids that are drawn. start_id: what the decoder of an encoder–decoder reads first. prefix:
-    the first so many places may see each other (a prefix language model). per_token: outputs are (batch, time,
-    features); otherwise (batch, 1, features), one a row. tokenizer: see ``text``; None: has none.
+    the first so many places may see each other (a prefix language model). marked: so may all places of a prompt
+    (``Reading.prefix``). per_token: outputs are (batch, time, features); otherwise (batch, 1, features), one a row.
+    tokenizer: see ``text``; None: has none.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Subject(ABC):
     pad_id: int = 0
     start_id: int | None = None
     prefix: int = 0
+    marked: bool = False
     per_token: bool = True
     tokenizer: Any = None  # a pellucid.verify.text.Speller
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pellucid.verify.checks import WRITERS, Check
 from pellucid.verify.measure import Measured, Worst, distance, rounding
 from pellucid.verify.reading import join
-from pellucid.verify.subject import NotApplicable, Subject
+from pellucid.verify.subject import Subject
 from pellucid.verify.trial import Trial
 
 TIME = 12  # tokens in a row; each is a step of its own once
@@ -35,8 +35,6 @@ def ragged(subject: Subject, trial: Trial) -> Measured:
     """Prompts of different lengths side by side, padded on the left as for generation."""
     subject.refuse_padding("left")
     time, worst = trial.time(subject, TIME + subject.prefix), Worst()
-    if subject.prefix:
-        raise NotApplicable(f"{subject.name} must read its first {subject.prefix} tokens at once")
     for what, reading in trial.readings(subject, 3, time):
         lengths = [time, time - 3, max(2, time // 2)]
         prompts = [reading.rows([row]).first(n) for row, n in enumerate(lengths)]
@@ -44,7 +42,8 @@ def ragged(subject: Subject, trial: Trial) -> Measured:
             [prompt.padded("left", subject.pad_id, time - n) for prompt, n in zip(prompts, lengths, strict=True)]
         )
         whole = [subject.run(prompt) for prompt in prompts]
-        for way, ends in chunkings(time, max(1, time // 3)).items():
+        first = min(time, time - min(lengths) + subject.prefix)  # here the shortest prompt has its prefix, too
+        for way, ends in chunkings(time, max(1, time // 3, first if subject.prefix else 1)).items():
             out = subject.in_pieces(together, ends)
             for row, (n, alone) in enumerate(zip(lengths, whole, strict=True)):
                 worst.see(distance(out[row : row + 1, time - n :], alone), f"{what}, {way}, {n} tokens")

@@ -30,11 +30,20 @@ def shortfall(logits: Float[Tensor, "steps vocab"], written: Written, refused: S
     return float(torch.maximum(best - picked, said.abs()).max() / logits.square().mean().sqrt())
 
 
+def plain(subject: Subject, whole: Reading, first: int) -> Float[Tensor, "steps features"]:
+    """What follows the first ``first`` tokens of a row, and each later one, of forwards without a cache.
+
+    Tokens of a fixed prefix would see those that they predict: each is read by a forward that ends with it.
+    """
+    time = whole.shape[1]
+    alone = [subject.run(whole.first(end))[0, -1:] for end in range(first, min(subject.prefix, time))]
+    done = first - 1 + len(alone)
+    return torch.cat([*alone, subject.run(whole)[0, done:]])
+
+
 def measure(subject: Subject, trial: Trial) -> Measured:
     """Greedy tokens of prompts of unequal length, against the plain forward of each row by itself."""
     time, worst = min(12, trial.time(subject)), Worst()
-    if subject.prefix >= 2:
-        raise NotApplicable(f"{subject.name} reads its first {subject.prefix} tokens otherwise than it writes them")
     for what, reading in trial.readings(subject, 3, time):
         read = reading if reading.source is None else reading.source
         width = read.shape[1]
@@ -46,8 +55,9 @@ def measure(subject: Subject, trial: Trial) -> Measured:
         for row, written in zip(rows, subject.generate(asked, NEW, None), strict=True):
             begin = row.ids[0].tolist() if reading.source is None else [subject.start_id]
             ids = torch.tensor([begin + written.ids[:-1]])
-            out = subject.run(Reading(ids, None, row if reading.source is not None else None))
-            logits = out[0, len(begin) - 1 :, : subject.choices].float()
+            prompt = len(begin) if subject.marked else 0
+            whole = Reading(ids, None, row if reading.source is not None else None, prompt)
+            logits = plain(subject, whole, len(begin))[:, : subject.choices].float()
             worst.see(shortfall(logits, written, subject.refused), f"{what}, a prompt of {row.shape[1]}")
     # two candidates may each be off by a rounding
     tolerance = rounding(subject)
