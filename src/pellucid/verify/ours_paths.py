@@ -30,7 +30,7 @@ def as_training_reads(ids: Int[Tensor, "batch time"], device: torch.device) -> B
     rows: list[Batch] = []
     for row in ids.numpy():
         none = np.zeros(1, np.int64)
-        about = Manifest(VERSION, "uint32", len(row), 1, 0, -1, "", [], {})  # no id begins a document
+        about = Manifest(VERSION, "uint32", len(row), 1, 0, -1, "", "", "", {})  # no id begins a document
         store = TokenStore(Path(), about, row.astype(np.uint32), none, none, np.zeros(int(row.max()) + 1, np.uint16))
         rows.append(Packed(store, len(row) - 1, seed=0).samples(0, 1))
     read = torch.cat([row.ids for row in rows]).to(device)
