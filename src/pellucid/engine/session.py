@@ -98,6 +98,10 @@ class Session:
             raise DataError(f"a row of {len(row.ids)} tokens cannot go back by {n}", "keep at least one token")
         del row.ids[len(row.ids) - n :]
         row.kept = min(row.kept, len(row.ids))
+        if len(row.ids) < row.n_prompt:
+            row.n_prompt = len(row.ids)
+            if self._reader.ahead.marked:  # what is left of the prompt has seen what is not
+                row.leave_cache()
 
     def rewind_to(self, row: Row, prompt: Sequence[int]) -> int:
         """Make a row hold ``prompt``, whatever it held: their common beginning, whose length is returned, stays read.
