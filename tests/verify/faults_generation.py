@@ -10,6 +10,8 @@ from faults_base import Fault, of
 from subjects import decoder, gpt2, llama, pair
 from torch import Tensor
 
+from pellucid.batch import Tokens
+from pellucid.engine.reader import Reader
 from pellucid.generate import decode
 from pellucid.generate.sample import Sampling
 
@@ -18,8 +20,13 @@ Patch = pytest.MonkeyPatch
 
 def prompts_unmasked(model: Any, monkeypatch: Patch) -> None:
     """Prompts of unequal length are padded, and the padding is read."""
-    padded = decode._left_padded
-    monkeypatch.setattr(decode, "_left_padded", lambda prompts, device: (padded(prompts, device)[0], None))
+    tokens = Reader._tokens
+
+    def unmasked(self: Reader, spans: Any) -> Any:
+        ids, there = tokens(self, spans)
+        return ids, Tokens(there.pos[:, :1] + torch.arange(ids.shape[1]))
+
+    monkeypatch.setattr(Reader, "_tokens", unmasked)
 
 
 def second_best(model: Any, monkeypatch: Patch) -> None:

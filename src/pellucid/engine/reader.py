@@ -88,7 +88,7 @@ class Reader:
 
     def read(self, unread: Sequence[Unread]) -> Float[Tensor, "rows k vocab"]:
         """Logits after the last ``wanted`` tokens of each row; where a row wants fewer than others, zeros follow."""
-        device = next(self.writer.parameters()).device
+        device = self.writer.device
         rows = [each.row for each in unread]
         for each in unread:
             each.row.kept = min(each.row.kept, each.end - each.wanted)
@@ -202,7 +202,7 @@ class Reader:
             return
         sources = list({row.source: None for row in rows if row.memory is None and row.source is not None})
         read: dict[tuple[int, ...], Memory] = {}
-        device = next(self.writer.parameters()).device
+        device = self.writer.device
         for group in _of_like_length(sources, [len(source) for source in sources]):
             longest = max(map(len, group))
             ids = torch.tensor([[*source, *[0] * (longest - len(source))] for source in group], device=device)
@@ -221,7 +221,7 @@ class Reader:
 
     def _tokens(self, spans: Sequence[tuple[Row, int, int]]) -> tuple[Int[Tensor, "rows time"], Tokens]:
         """The tokens first to end of each row, padded at their end, and where they stand."""
-        device = next(self.writer.parameters()).device
+        device = self.writer.device
         time = max(end - first for _, first, end in spans)
         ids = [row.ids[first:end] + [0] * (time - end + first) for row, first, end in spans]
         _, first, end = spans[0]
@@ -266,7 +266,8 @@ class Reader:
         """All of a row at once, as its prefix must be. It joins the others where its prefix is complete."""
         self._read_sources([each.row])
         cache = self._new_cache([each.row])
-        logits = self.writer(*self._tokens([(each.row, 0, each.end)]), cache)[0, each.end - each.wanted :]
+        states = self.writer.hidden(*self._tokens([(each.row, 0, each.end)]), cache)[:, each.end - each.wanted :]
+        logits = self.writer.head(states, self.writer.embed.head_table)[0]
         each.row.kept = each.end
         if self.within_prefix(each.row):
             each.row.leave_cache()

@@ -98,8 +98,11 @@ def generate(
     policy = _policy(sampling, policy)
     lines = _lines(model, prompts, policy, n, max_new_tokens, stop, seed, ignore_eos)
     ended: list[Line] = []
-    for decision in _steps(model, lines, policy, n) if lines else ():
-        ended += decision.ended
+    if lines:
+        session = _session_for(model, lines, policy)
+        with session.evaluating():
+            for decision in _steps(model, lines, policy, n, session):
+                ended += decision.ended
     ended.sort(key=lambda line: (line.request, line.place))
     return [_completion(prompts[line.request], line) for line in ended]
 
@@ -135,7 +138,7 @@ def stream(
     lines = _lines(model, [prompt], policy, 1, max_new_tokens, stop, seed, ignore_eos)
     if model.tokenizer is None:
         raise UsageError("stream shows text, but the model has no tokenizer", "use generate, and read .ids")
-    return _pieces(prompt, _steps(model, lines, policy, 1, session))
+    return _pieces(prompt, _steps(model, lines, policy, 1, session or _session_for(model, lines, policy)))
 
 
 def _pieces(prompt: Prompt, steps: Iterator[Decision]) -> Generator[str, None, Completion]:
@@ -166,13 +169,15 @@ def _policy(sampling: Sampling | None, policy: Policy | None) -> Policy:
     return policy
 
 
-def _steps(
-    model: Model, lines: list[Line], policy: Policy, n: int, session: Session | None = None
-) -> Iterator[Decision]:
-    """The loop, in a session with a row for each prompt; a row of the ``session`` that is given may have been read."""
-    kept = [] if session is None else [*session.rows]
-    if session is None:
-        session = Session(model, capacity=capacity_for(lines), slack=policy.lookahead)
+def _session_for(model: Model, lines: Sequence[Line], policy: Policy) -> Session:
+    """With room for these lines; the last token of a text is never read."""
+    capacity = max(len(line.prompt_ids) + line.room - 1 for line in lines)
+    return Session(model, capacity=capacity, slack=policy.lookahead)
+
+
+def _steps(model: Model, lines: list[Line], policy: Policy, n: int, session: Session) -> Iterator[Decision]:
+    """The loop, with a row of the session for each prompt; one that it has already may have been read."""
+    kept = [*session.rows]
     rows: list[Row] = []
     for line in {line.request: line for line in lines}.values():
         source = tuple(line.source) if isinstance(model, EncoderDecoder) else None
@@ -185,11 +190,6 @@ def _steps(
     for row in kept:
         session.drop(row)
     return write(session, rows, lines, policy, n)
-
-
-def capacity_for(lines: Sequence[Line]) -> int:
-    """How many tokens the rows of these lines hold at most; the last token of a text is never read."""
-    return max(len(line.prompt_ids) + line.room - 1 for line in lines)
 
 
 # --- what the caller asked for, checked ------------------------------------------------------------------------------
