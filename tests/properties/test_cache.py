@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,11 +18,12 @@ from pellucid.errors import DataError
 from pellucid.nn.cache import Cache, LayerCache
 from pellucid.nn.models import Decoder
 from pellucid.nn.slots import Contiguous, Ring
-from pellucid.spec import Causal, Window
+from pellucid.spec import BlockSpec, Causal, LayerNormSpec, RecurrentSpec, Window
 
 few = settings(max_examples=20)
 windowed = st.builds(with_mask, specs(), st.integers(1, 5).map(lambda n: Causal() & Window(n))).map(build)
 all_models = models | windowed
+RECURRENT = BlockSpec(RecurrentSpec("gru", 8), None, LayerNormSpec())
 PLAIN, WINDOWED = (build(with_mask(EXAMPLE, mask)) for mask in (Causal(), Causal() & Window(3)))
 
 
@@ -95,6 +98,100 @@ def test_packed_rows_through_a_cache(model: Decoder, text: Tensor, data: st.Data
         start += n
     expected = torch.cat([whole(model, document) for document in text.split(lengths, 1)], 1)
     close(torch.cat(got, 1), expected)
+
+
+VERBS = st.sampled_from(["read", "read", "select", "append", "truncate", "restore"])
+
+
+class Rows:
+    """A cache, and the texts that its rows have read; each read is compared with reading every text from scratch."""
+
+    def __init__(self, model: Decoder, data: st.DataObject, fixed: bool, slack: int):
+        self.model, self.data = model, data
+        self.new_cache = partial(model.new_cache, capacity=CONTEXT, fixed=fixed, slack=slack)
+        self.cache, self.texts = self.begun()
+
+    def begun(self) -> tuple[Cache, list[list[int]]]:
+        """Some rows of unequal length, read at once."""
+        rows, text, valid = self.data.draw(padded())
+        cache = self.new_cache(len(rows))
+        with torch.no_grad():
+            self.model(text, Tokens.padded(valid), cache)
+        return cache, [row.tolist() for row in rows]
+
+    def play(self, verb: str) -> None:
+        if verb == "read":
+            self.read()
+        elif verb == "select":
+            chosen = self.data.draw(st.lists(st.integers(0, len(self.texts) - 1), min_size=1, max_size=4))
+            self.cache.select(torch.tensor(chosen))
+            self.texts = [self.texts[row] for row in chosen]
+        elif verb == "append" and len(self.texts) < 5:
+            other, texts = self.begun()
+            self.cache.append(other)
+            self.texts = self.texts + texts
+        elif verb == "truncate":
+            lengths = [self.data.draw(st.integers(1, len(text))) for text in self.texts]
+            if self.went_back(lambda: self.cache.truncate(torch.tensor(lengths))):
+                self.texts = [text[:n] for text, n in zip(self.texts, lengths, strict=True)]
+        elif verb == "restore":
+            before, texts = self.cache.snapshot(), self.texts
+            self.read()
+            back = [row for row in range(len(texts)) if self.data.draw(st.booleans())]
+            if self.went_back(lambda: self.cache.restore(before, torch.tensor(back, dtype=torch.long)), states=True):
+                self.texts = [texts[row] if row in back else text for row, text in enumerate(self.texts)]
+
+    def went_back(self, go: Callable[[], None], states: bool = False) -> bool:
+        """False where the cache refuses because it must; nothing has changed then."""
+        try:
+            go()
+        except DataError:
+            assert any(isinstance(slots, Ring) for slots in self.cache.layouts) or (
+                self.cache.keeps_states and not states
+            )
+            return False
+        return True
+
+    def read(self) -> None:
+        k = min(self.data.draw(st.integers(1, 3)), CONTEXT - max(map(len, self.texts)))
+        if k:
+            new = self.data.draw(ids(st.just(len(self.texts)), max_time=k, min_time=k))
+            with torch.no_grad():
+                logits = self.model(new, cache=self.cache)
+            self.texts = [text + more for text, more in zip(self.texts, new.tolist(), strict=True)]
+            for row, text in enumerate(self.texts):
+                close(logits[row], whole(self.model, torch.tensor([text]))[0, -k:])
+
+
+@given(all_models, st.lists(VERBS, min_size=3, max_size=8), st.booleans(), st.integers(0, 3), st.data())
+@settings(max_examples=50)
+def test_rows_of_a_cache_after_any_verbs_read_as_each_text_from_scratch(
+    model: Decoder, verbs: list[str], fixed: bool, slack: int, data: st.DataObject
+) -> None:
+    rows = Rows(model, data, fixed, slack)
+    for verb in [*verbs, "read"]:
+        rows.play(verb)
+        assert rows.cache.next_positions().tolist() == [len(text) for text in rows.texts]
+
+
+def test_cache_refuses_to_go_where_it_cannot_and_stays_as_it_was() -> None:
+    """A running state, a ring without slack, another number of rows, and caches that do not fit together."""
+    text = torch.arange(8)[None]
+    state = build(replace(EXAMPLE, stack=replace(EXAMPLE.stack, blocks=(RECURRENT,) * 2)))
+    for model, message in ((state, "snapshot"), (WINDOWED, "slack")):
+        cache = model.new_cache(1, 10)
+        with torch.no_grad():
+            model(text, cache=cache)
+            with pytest.raises(DataError, match=message):
+                cache.truncate(torch.tensor([4]))
+            close(model(text[:, :1], cache=cache)[:, 0], whole(model, torch.cat((text, text[:, :1]), 1))[:, -1])
+    cache = PLAIN.new_cache(2, 10)
+    with pytest.raises(DataError, match="1 lengths for a cache of 2 rows"):
+        cache.truncate(torch.tensor([0]))
+    with pytest.raises(DataError, match="a snapshot of 1 rows"):
+        cache.restore(PLAIN.new_cache(1, 10).snapshot())
+    with pytest.raises(DataError, match="cannot join"):
+        cache.append(PLAIN.new_cache(1, 12))
 
 
 def test_a_ring_refuses_what_it_cannot_hold() -> None:
