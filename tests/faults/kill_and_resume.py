@@ -1,6 +1,7 @@
 """Kill -9 a training run again and again, resume it each time, and compare with a run that was left alone, bit for bit.
 
     python tests/faults/kill_and_resume.py --kills 20
+    python tests/faults/kill_and_resume.py --kills 4 --steps 50 --kind encoder --text notes.txt
 
 Every third kill waits for a checkpoint that is being written (its folder still has its temporary name), every sixth
 until it has its name, when older ones are removed; the others come after a random number of steps, the first while the
@@ -27,6 +28,27 @@ OPTIONS = (
     "--validate-every 7 --sample-every 11 --checkpoint-every 3 --precision fp32"
 ).split()
 
+# what is trained: the options beside those above
+KINDS: dict[str, tuple[str, ...]] = {
+    "decoder": (),
+    "encoder": ("--objective", "mlm"),
+    "pairs": ("--objective", "seq2seq", "--smoothing", "0.1", "--schedule", "inverse_sqrt"),
+    "frozen": ("--freeze", "embed.*"),
+}
+
+
+@dataclass
+class Run:
+    """A command line but for its folder."""
+
+    text: Path
+    steps: int
+    kind: str = "decoder"
+
+    def command(self, out: Path) -> list[str]:
+        train = [sys.executable, "-m", "pellucid", "train", str(self.text), "--out", str(out)]
+        return [*train, "--steps", str(self.steps), *OPTIONS, *KINDS[self.kind]]
+
 
 @dataclass
 class Report:
@@ -44,16 +66,12 @@ class Report:
         return self.at_step + self.in_checkpoint + self.after_checkpoint + self.before_training
 
 
-def command(text: Path, out: Path, steps: int) -> list[str]:
-    return [sys.executable, "-m", "pellucid", "train", str(text), "--out", str(out), "--steps", str(steps), *OPTIONS]
-
-
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PELLUCID_CACHE": tempfile.gettempdir()}
 
 
-def run_to_end(text: Path, out: Path, steps: int) -> None:
-    subprocess.run(command(text, out, steps), check=True, env=environment(), stdout=subprocess.DEVNULL)
+def run_to_end(run: Run, out: Path) -> None:
+    subprocess.run(run.command(out), check=True, env=environment(), stdout=subprocess.DEVNULL)
 
 
 def lines(out: Path) -> int:
@@ -72,16 +90,16 @@ def being_written(out: Path) -> bool:
 
 def finishing(out: Path) -> bool:
     try:
-        return b"final_bits_per_byte" in (out / "metrics.jsonl").read_bytes()
+        return b'"final_' in (out / "metrics.jsonl").read_bytes()
     except FileNotFoundError:
         return False
 
 
-def run_and_kill(text: Path, out: Path, steps: int, moment: str, wait: int, report: Report, errors: Path) -> None:
+def run_and_kill(run: Run, out: Path, moment: str, wait: int, report: Report, errors: Path) -> None:
     """Start the run and kill it at ``moment``: start, step (after ``wait`` more lines), checkpoint, after or finish."""
     before = lines(out)
     with errors.open("w") as stream:
-        process = subprocess.Popen(command(text, out, steps), env=environment(), stdout=stream, stderr=stream)
+        process = subprocess.Popen(run.command(out), env=environment(), stdout=stream, stderr=stream)
     seen_start = seen_write = False
     while process.poll() is None:
         now = lines(out)
@@ -123,20 +141,32 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def torture(folder: Path, kills: int, seed: int = 0) -> Report:
-    """Train once undisturbed and once with ``kills`` kills; the report lists every file that differs."""
-    rng, report, steps = random.Random(seed), Report(), 12 * kills + 12
-    text = folder / "text.txt"
+def some_text(folder: Path, kind: str) -> Path:
+    """A text of Python's own, or of its lines as pairs."""
     source = Path(sysconfig.get_paths()["stdlib"])
-    text.write_text("".join((source / name).read_text() for name in ("heapq.py", "ast.py", "cmd.py", "csv.py")))
+    text = "".join((source / name).read_text() for name in ("heapq.py", "ast.py", "cmd.py", "csv.py"))
+    path = folder / ("pairs.tsv" if kind == "pairs" else "text.txt")
+    if kind == "pairs":
+        lines = [line.strip() for line in text.splitlines() if 8 < len(line.strip()) < 60]
+        text = "".join(f"{line}\t{line[::-1]}\n" for line in lines)
+    path.write_text(text)
+    return path
+
+
+def torture(
+    folder: Path, kills: int, seed: int = 0, kind: str = "decoder", text: Path | None = None, steps: int | None = None
+) -> Report:
+    """Train once undisturbed and once with ``kills`` kills; the report lists every file that differs."""
+    rng, report = random.Random(seed), Report()
+    run = Run(text or some_text(folder, kind), steps or 12 * kills + 12, kind)
     whole, broken = folder / "whole", folder / "broken"
-    run_to_end(text, whole, steps)
+    run_to_end(run, whole)
     for i in range(kills):
         moment = "start" if i == 0 else "checkpoint" if i % 3 == 1 else "after" if i % 6 == 5 else "step"
-        run_and_kill(text, broken, steps, moment, rng.randint(1, 8), report, folder / "errors.log")
-    run_and_kill(text, broken, steps, "finish", 0, report, folder / "errors.log")
-    run_to_end(text, broken, steps)
-    last = f"checkpoints/step-{steps:08d}"
+        run_and_kill(run, broken, moment, rng.randint(1, 8), report, folder / "errors.log")
+    run_and_kill(run, broken, "finish", 0, report, folder / "errors.log")
+    run_to_end(run, broken)
+    last = f"checkpoints/step-{run.steps:08d}"
     names = ("model.safetensors", "metrics.jsonl", "spec.json", "tokenizer.json")
     for name in (*names, f"{last}/model.safetensors", f"{last}/optimizer.safetensors"):
         if digest(whole / name) != digest(broken / name):
@@ -149,9 +179,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=KINDS, default="decoder")
+    parser.add_argument("--text", type=Path, help="learned from, instead of Python's own source")
+    parser.add_argument("--steps", type=int, help="of the run [default: 12 for each kill, and 12]")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = torture(Path(folder), arguments.kills, arguments.seed)
+        report = torture(Path(folder), arguments.kills, arguments.seed, arguments.kind, arguments.text, arguments.steps)
     print(
         f"{report.kills} kills: {report.before_training} before training, {report.at_step} at a random step, "
         f"{report.in_checkpoint} inside a checkpoint write, {report.after_checkpoint} just after one; "

@@ -661,7 +661,7 @@ class NaNAt(NegativeLogLikelihood):
 def test_nonfinite_loss_stops(said: Said, text: Path, whole: Path, tmp_path: Path) -> None:
     """The batch and the weights are saved, and are those of the step; without the cause the run goes on as if never."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "objective_for", lambda *_: NaNAt({4}))
+        patch.setattr(trainer, "objective_for", lambda *_: NaNAt({4}))
         heard = said(1, *train_command(text, tmp_path / "out"))
     assert re.search(r"step 4: loss NaN, .* is not finite; batch and weights are in .*nonfinite-00000004", heard), heard
     assert re.search(r"lower --learning-rate.*--on-nonfinite skip", heard)
@@ -679,7 +679,7 @@ def test_nonfinite_loss_stops(said: Said, text: Path, whole: Path, tmp_path: Pat
 
 def test_nonfinite_loss_skipped(said: Said, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first step on, when there is no optimiser state yet, and with a checkpoint of that."""
-    monkeypatch.setattr(loop, "objective_for", lambda *_: NaNAt({0, 3}))
+    monkeypatch.setattr(trainer, "objective_for", lambda *_: NaNAt({0, 3}))
     said(0, *train_command(text, tmp_path / "out", "--on-nonfinite", "skip", "--checkpoint-every", "1"))
     shown = " ".join(said.out.split())
     assert all(re.search(rf"step {n}: loss NaN, .*: skipped; batch and weights are in", shown) for n in (0, 3))
@@ -688,7 +688,7 @@ def test_nonfinite_loss_skipped(said: Said, text: Path, tmp_path: Path, monkeypa
 
 
 def test_nonfinite_losses_without_end(said: Said, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "objective_for", lambda *_: NaNAt(set(range(99))))
+    monkeypatch.setattr(trainer, "objective_for", lambda *_: NaNAt(set(range(99))))
     monkeypatch.setattr(loop, "MAX_SKIPS", 3)
     heard = said(1, *train_command(text, tmp_path / "out", "--on-nonfinite", "skip"))
     assert re.search(r"step 2: .* is not finite", heard) and "--on-nonfinite" not in heard, heard

@@ -76,6 +76,7 @@ def info(
 
         write_text(svg, draw(spec, subject))
     explain(console, subject, spec, tokens or spec.context)
+    show_run(console, Path(subject))
     if quantised:
         _stored(console, subject)
     if svg is not None:
@@ -205,6 +206,37 @@ def _stored(console: Console, subject: str) -> None:
 
     console.print()
     console.print(stored_table(formats(open_quantised(locate(subject)))))
+
+
+def show_run(console: Console, folder: Path) -> None:
+    """The parts of the run that a folder holds, each with its settings; nothing where it holds none of today's form."""
+    from dataclasses import fields
+
+    from pellucid.checkpoints.native import RUN
+    from pellucid.errors import SpecError
+    from pellucid.train.config import Run
+
+    if not (folder / RUN).is_file():
+        return
+    try:
+        run = Run.load(folder / RUN)
+    except SpecError as error:  # the model beside it is whole, whatever the run is
+        console.print(f"\n{error.problem}", style="dim", highlight=False, markup=False)
+        return
+    console.print("\nrun", style="dim")
+    for name in ("feed", "objective", "start", "optimiser", "schedule", "runtime", "keeping"):
+        part = getattr(run, name)
+        said = ((field.name, getattr(part, field.name)) for field in fields(part))
+        shown = [f"{key} {_shown(value)}" for key, value in said if value not in (None, ())]
+        console.print(f"  {name:10} {', '.join(shown)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown(value: object) -> str:
+    """A setting in words: hashes short, several names with spaces."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text[:12] if len(text) == 64 else text
 
 
 def _beside_the_paper(console: Console) -> None:

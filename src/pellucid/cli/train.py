@@ -15,6 +15,9 @@ train book.txt --minutes 5
 train notes/ articles.jsonl --out runs/notes --depth 6 --minutes 30
 train - --out runs/corpus --steps 2000 < corpus.txt
 train book.txt --out runs/again --run runs/book/run.json
+train more.txt --out runs/more --init-from runs/book
+train notes/ --out runs/reader --objective mlm
+train en-de.tsv --out runs/translator --objective seq2seq --smoothing 0.1
 """
 
 
@@ -24,12 +27,13 @@ def train(
     out: Path | None = None,
     run: Path | None = None,
 ) -> None:
-    """Train a Transformer from scratch on your text. Every number you do not give is derived, and its reason printed.
+    """Train a Transformer on your text. Every number you do not give is derived, and its reason printed.
 
     The same command again goes on where the folder stands; Ctrl-C saves first.
 
     Args:
-        texts: Files (.txt, .gz, .jsonl, ...), folders, globs, "-" for standard input, hf://org/dataset.
+        texts: Files (.txt, .gz, .jsonl, ...), folders, globs, "-" for standard input, hf://org/dataset; for the
+            objective seq2seq: files of tab-separated pairs.
         out: Folder of the run [default: runs/NAME of the first text].
         run: A run.json whose numbers are repeated exactly, instead of options.
     """

@@ -29,7 +29,7 @@ from pellucid.train.world import ALONE, World
 
 MAX_SKIPS = 20  # non-finite steps in a row that even the policy "skip" does not pass over
 
-Sampler = Callable[[AnyModel], str]
+Sampler = Callable[[AnyModel], str]  # what a model writes now; "" of one that does not write
 
 
 class Interrupted(RunError):
@@ -191,7 +191,9 @@ def _steps(life: _Life, sampler: Sampler | None) -> None:
         every = run.keeping.sample_every
         if sampler is not None and life.world.first and every and done % every == 0 and done < run.steps:
             with eagerly():
-                reporter.sample(done, sampler(trainer.model))
+                written = sampler(trainer.model)
+            if written:
+                reporter.sample(done, written)
         if done % run.keeping.checkpoint_every == 0:
             life.save()
         life.refuse_stop(f"step {done} of {run.steps}", "run the same command again to go on")
