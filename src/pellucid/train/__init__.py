@@ -3,8 +3,7 @@
 ``objectives`` ``fits`` what is minimised, and for which model · ``step`` one update · ``optim`` ``schedule``
 ``precision`` how · ``world`` who trains together · ``options`` ``config`` ``resolve`` how an option is declared, what a
 run is, where its numbers come from · ``prepare`` ``feeds`` from texts to a feed · ``start`` ``trainer`` the model
-before the first step, and every step · ``run`` ``loop`` ``checkpoint`` ``metrics`` ``validate`` ``report`` the life of a
-run
+before the first step, and every step · ``run`` ``loop`` ``checkpoint`` ``metrics`` ``validate`` ``report`` a run's life
 """
 
 from pellucid.rooms import make_callable
