@@ -30,7 +30,7 @@ class Patch(nn.Module):
         self,
         rows: Int[Tensor, " places"],
         positions: Int[Tensor, " places"],
-        values: Float[Tensor, places * rest],
+        values: Float[Tensor, "places ..."],
         axis: int = 1,
     ):
         super().__init__()
