@@ -46,7 +46,7 @@ from pellucid.nn.flops import (
     visible_pairs,
 )
 from pellucid.nn.models import Decoder, EncoderDecoder
-from pellucid.predicates import Place
+from pellucid.predicates import Place, PrefixPart
 from pellucid.spec import (
     AttentionSpec,
     BlockSpec,
@@ -84,6 +84,13 @@ def test_parameters_are_those_of_the_model(spec: Any) -> None:
 def test_pairs_are_counted_one_by_one(mask: Mask, time: int) -> None:
     counted = sum(bool(mask.allow(Place(q), Place(k))) for q in range(time) for k in range(time))
     assert visible_pairs(mask, time) == counted
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 33, 64, 100])
+def test_pairs_of_a_document_s_own_prefix_are_counted_one_by_one(prefix: int) -> None:
+    mask, parts = Causal() & Window(40) | PrefixPart(), [int(t < prefix) for t in range(100)]
+    places = [Place(t, part=part) for t, part in enumerate(parts)]
+    assert visible_pairs(mask, 100, prefix) == sum(bool(mask.allow(q, k)) for q in places for k in places)
 
 
 # --- FLOPs -----------------------------------------------------------------------------------------------------------

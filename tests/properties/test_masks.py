@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.errors import SpecError
-from pellucid.nn.masks import Dense, dense, prove, see
+from pellucid.nn.masks import dense, prove, see
 from pellucid.nn.models import Decoder, Encoder
 from pellucid.predicates import (
     PREFIX,
@@ -266,23 +266,6 @@ def test_the_fast_paths_are_found() -> None:
     assert (
         prove(Causal(), Tokens.plain(2, 2, 7), Tokens.plain(2, 9)) is None
     )  # a rectangle: kernels align it to a corner
-
-
-@given(masks, places())
-@few
-def test_a_dense_mask_is_any_predicate(mask: Mask, at: Places) -> None:
-    queries, keys = at
-    given_ = see(Dense(dense(mask, queries, keys)), queries, keys)
-    assert given_.allowed is not None and torch.equal(given_.allowed, dense(mask, queries, keys))
-    queries, keys = Tokens(queries.pos), Tokens(keys.pos)
-    everyone = see(Dense(torch.ones_like(given_.allowed)), queries, keys)
-    assert everyone.allowed is not None and torch.equal(everyone.allowed, dense(Full(), queries, keys))
-
-
-def test_a_dense_mask_of_another_shape_is_refused() -> None:
-    tokens = Tokens.plain(1, 4)
-    with pytest.raises(SpecError, match=r"\(4, 3\) for \(4, 4\)"):
-        see(Dense(torch.ones(1, 1, 4, 3, dtype=torch.bool)), tokens, tokens)
 
 
 # --- no token sees the future ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pellucid.predicates import Place, Span
+from pellucid.predicates import ORDINARY, PREFIX, Place, Span
 from pellucid.spec import (
     AlignmentSpec,
     AttentionSpec,
@@ -216,8 +216,9 @@ def layers(block: BlockSpec, d: int) -> list[Layer]:
 
 
 @lru_cache(maxsize=256)
-def visible_pairs(mask: Mask, time: int) -> int:
-    """How many (query, key) pairs of one document of ``time`` tokens the mask lets see each other.
+def visible_pairs(mask: Mask, time: int, prefix: int = 0) -> int:
+    """How many (query, key) pairs of one document of ``time`` tokens, the first ``prefix`` of them a prefix of its own,
+    the mask lets see each other.
 
     The square is cut into quarters, and they again, where the mask's bounds prove them neither empty nor full.
     """
@@ -228,13 +229,18 @@ def visible_pairs(mask: Mask, time: int) -> int:
         q, k = np.concatenate((q, q, q + size, q + size)), np.concatenate((k, k + size, k, k + size))
         q, k = q[inside := (q < time) & (k < time)], k[inside]
         q_last, k_last = np.minimum(q + size, time) - 1, np.minimum(k + size, time) - 1
-        some, every = (np.broadcast_to(x, q.shape) for x in mask.bounds(Span(q, q_last), Span(k, k_last)))
+        spans = (
+            Span(first, last, 0, 0, *(np.where(x < prefix, PREFIX, ORDINARY) for x in (last, first)))
+            for first, last in ((q, q_last), (k, k_last))
+        )
+        some, every = (np.broadcast_to(x, q.shape) for x in mask.bounds(*spans))
         pairs += int(((q_last - q + 1) * (k_last - k + 1))[some & every].sum())
         q, k = q[some & ~every], k[some & ~every]
     place = np.arange(size)
     for at in range(0, len(q), 1024):
         down, across = q[at : at + 1024, None, None] + place[:, None], k[at : at + 1024, None, None] + place
-        pairs += int((mask.allow(Place(down), Place(across)) & (down < time) & (across < time)).sum())
+        at, other = (Place(x, part=np.where(x < prefix, PREFIX, ORDINARY)) for x in (down, across))
+        pairs += int((mask.allow(at, other) & (down < time) & (across < time)).sum())
     return pairs
 
 

@@ -1,7 +1,6 @@
 """Masks, lowered: one predicate over positions becomes what a kernel can use, and what is provable is proved here.
 
-The predicates themselves are values of the spec (``Causal() & Window(256)``). ``Dense`` is the one that is not: a bool
-tensor given at run time.
+The predicates themselves are values of the spec (``Causal() & Window(256)``).
 """
 
 from __future__ import annotations
@@ -14,18 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pellucid.batch import Tokens
-from pellucid.errors import SpecError
 from pellucid.nn.layout import Layout, find_layout
 from pellucid.predicates import ORDINARY, PREFIX, And, Causal, Mask, Place, Span
 
 Proof = Literal["causal", "full"]
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A mask that is just a tensor: True where the query may see the key. For a mask no predicate describes."""
-
-    allowed: Bool[Tensor, "batch 1 query key"]
 
 
 @dataclass(frozen=True)
@@ -87,27 +78,20 @@ def prove(mask: Mask, queries: Tokens, keys: Tokens) -> Proof | None:
     return None
 
 
-def see(mask: Mask | Dense, queries: Tokens, keys: Tokens, *, sparse: bool = True) -> Visible:
+def see(mask: Mask, queries: Tokens, keys: Tokens, *, sparse: bool = True) -> Visible:
     """Lower a mask for these queries and keys; for one row of them where all rows are known to be alike.
 
-    ``sparse=False``: never to a layout, because a bias, say, will need every pair anyway. Raises SpecError where a
-    Dense mask has another shape than the call.
+    ``sparse=False``: never to a layout, because a bias, say, will need every pair anyway.
     """
-    if isinstance(mask, Dense):
-        want, got = (queries.pos.shape[1], keys.pos.shape[1]), tuple(mask.allowed.shape[-2:])
-        if want != got:
-            raise SpecError(f"a Dense mask of {got} for {want} (queries, keys)", "make the mask for this very call")
-        allowed = mask.allowed & (keys.pos >= 0)[:, None, None, :] & (queries.pos >= 0)[:, None, :, None]
-    else:
-        proof = prove(mask, queries, keys)
-        if proof is not None:
-            return Visible(proof)
-        layout = find_layout(mask, queries, keys) if sparse and not torch.compiler.is_compiling() else None
-        if layout is not None:
-            return Visible(None, None, layout.blind, layout, (mask, queries, keys))
-        if queries.alike and keys.alike:
-            queries, keys = (replace(tokens, pos=tokens.pos[:1]) for tokens in (queries, keys))
-        allowed = dense(mask, queries, keys)
+    proof = prove(mask, queries, keys)
+    if proof is not None:
+        return Visible(proof)
+    layout = find_layout(mask, queries, keys) if sparse and not torch.compiler.is_compiling() else None
+    if layout is not None:
+        return Visible(None, None, layout.blind, layout, (mask, queries, keys))
+    if queries.alike and keys.alike:
+        queries, keys = (replace(tokens, pos=tokens.pos[:1]) for tokens in (queries, keys))
+    allowed = dense(mask, queries, keys)
     return Visible(None, allowed, ~allowed.any(-1, keepdim=True))
 
 
