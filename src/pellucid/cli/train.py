@@ -39,13 +39,13 @@ def train(
     """
     from pellucid.cli.display import display, write_sample
     from pellucid.errors import UsageError
-    from pellucid.train.config import Run
+    from pellucid.train.pace import load_run
     from pellucid.train.run import train as train_texts
 
     if not texts:
         raise UsageError("no text was named", "pellucid train book.txt, or pellucid train --help")
     folder = out or default_folder(texts[0])
-    resolved = None if run is None else Run.load(run)
+    resolved = None if run is None else load_run(run)
     with display() as shown:
         result = train_texts(texts, folder, resolved, options=options, reporter=shown, sampler=write_sample)
         shown.finished(result, folder)

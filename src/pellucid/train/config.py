@@ -6,6 +6,7 @@ Each option is declared once, as a field of the part of a run that it decides (`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,7 +28,7 @@ from pellucid.train.options import (
     option,
     refuse_illegal,
 )
-from pellucid.train.schedule import ScheduleName, factor
+from pellucid.train.schedule import Decision, ScheduleName, factor, position
 from pellucid.values import Value
 
 ObjectiveName = Literal["causal", "mlm", "seq2seq", "labels"]
@@ -42,7 +43,7 @@ class Sizing(Part):
     """What is asked of the model's size and of the time; a run holds the answers."""
 
     minutes: float = option(
-        "Time to train, on this machine; the number of steps follows from a measured one. Default: 5.", POSITIVE
+        "Time to train, all in all: the number of steps follows on the way, from the speed. Default: 5.", POSITIVE
     )
     design: str = option(
         "modern, classic, window, moe, delta, hybrid, lstm, ...: `pellucid info` lists them all. Default: modern; "
@@ -143,10 +144,19 @@ class Schedule(Part):
     )
     steps: int = option("Number of updates, instead of --minutes.", COUNT)
     warmup: int = option("Steps of linear warm-up.", NOT_NEGATIVE)
+    minutes: float | None = None
+    """The time that the run has: ``steps`` is then only what was expected at the start, and ``pace`` decides on."""
+    decisions: tuple[Decision, ...] = ()
+    """All that was decided on the way, once the run is closed."""
 
-    def factor(self, step: int) -> float:
-        """What the peak learning rates are multiplied by at ``step``, from 0."""
-        return factor(self.name, step, self.steps, self.warmup)
+    def factor(self, step: int, decisions: Sequence[Decision] = ()) -> float:
+        """What the peak learning rates are multiplied by at ``step``, from 0, after these decisions."""
+        at = position(step, self.steps, decisions)
+        return factor(self.name, step, self.steps, self.warmup, at=at)
+
+    def total(self, decisions: Sequence[Decision] = ()) -> int:
+        """The number of steps, after these decisions."""
+        return next((d.steps for d in reversed(decisions) if d.steps is not None), self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +170,11 @@ class Runtime(Part):
     compile: bool = option(
         "torch.compile the blocks: slower to start, then faster; needs a C++ compiler.", default=False
     )
+    follow_load: bool | None = option(
+        "Compute with fewer threads while other programs use the processor. Default: with --minutes, not with --steps, "
+        "so that the same steps give the same bits.",
+        default=None,
+    )
     threads: int
     torch: str
 
@@ -170,7 +185,12 @@ class Keeping(Part):
 
     validate_every: int = option("Steps between validations.", COUNT)
     sample_every: int = option("Steps between samples of the model's writing; 0: none.", NOT_NEGATIVE, neutral=0)
-    checkpoint_every: int = option("Steps between checkpoints; default: about every 30 seconds.", COUNT, neutral=1)
+    checkpoint_every: int | None = option(
+        "Steps between checkpoints; default: every 30 seconds, or less often where writing one takes long.",
+        COUNT,
+        default=None,
+        neutral=None,
+    )
     keep_checkpoints: int = option("How many to keep.", COUNT, default=2, neutral=1)
     on_nonfinite: Literal["stop", "skip"] = option(
         "What to do when loss or gradient is not finite.", default="stop", neutral="stop"
@@ -250,7 +270,8 @@ class Run(Value):
 
     @property
     def steps(self) -> int:
-        return self.schedule.steps
+        """As many as the run has had, once it is closed; until then, as many as were expected at its start."""
+        return self.schedule.total(self.schedule.decisions)
 
     @property
     def tokens_per_step(self) -> int:
@@ -276,7 +297,23 @@ class Run(Value):
     def identity(self) -> Run:
         """The run without what may change while it is the same run, and without how its numbers were found."""
         neutral = {each.field: each.option.neutral for each in OPERATIONAL.values()}
-        return replace(self, keeping=replace(self.keeping, **neutral), options=TrainOptions(), reasons=())
+        return replace(
+            self,
+            keeping=replace(self.keeping, **neutral),
+            schedule=replace(self.schedule, minutes=None, decisions=()),
+            runtime=replace(self.runtime, follow_load=None),
+            options=TrainOptions(),
+            reasons=(),
+        )
+
+    def closed(self, decisions: Sequence[Decision] | None = None) -> Run:
+        """The run as ``decisions`` (default: its own) have made it: nothing more is decided when it is repeated."""
+        made = self.schedule.decisions if decisions is None else tuple(decisions)
+        return replace(
+            self,
+            schedule=replace(self.schedule, minutes=None, decisions=made),
+            runtime=replace(self.runtime, follow_load=False),
+        )
 
     def with_operations(self, options: TrainOptions) -> Run:
         """The same run with the operational options that are asked for now."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from pellucid.checkpoints.native import save_model
 from pellucid.data.feed import Feed
 from pellucid.engine.compiling import compilable, eagerly, uncompile
@@ -21,12 +23,15 @@ from pellucid.nn.models import AnyModel
 from pellucid.train import checkpoint
 from pellucid.train.config import Run
 from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder, Silence
+from pellucid.train.pace import Journal, Keeper, Pace, close_run, spent_before
 from pellucid.train.precision import measure_peak
 from pellucid.train.report import Progress, Reporter
 from pellucid.train.step import StepResult
-from pellucid.train.trainer import Trainer
+from pellucid.train.trainer import VALIDATION_BATCHES, Trainer
 from pellucid.train.world import ALONE, World
 
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.03  # between checkpoints at least; of the time that writing may take
+COUNTING_SECONDS = 1.0  # for counting what is held out
 MAX_SKIPS = 20  # non-finite steps in a row that even the policy "skip" does not pass over
 
 Sampler = Callable[[AnyModel], str]  # what a model writes now; "" of one that does not write
@@ -71,26 +76,18 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(s, handler)
 
 
-class _Clock:
-    """Seconds a step, smoothed over the last few, and what follows from them."""
+class _Speed:
+    """What seconds a step mean: tokens a second, and the share of the machine's peak."""
 
     def __init__(self, run: Run, world: World):
         context = run.model.context
         self.flops = training_flops(run.model, context) * run.tokens_per_step / context
         self.peak = measure_peak(world.device.type).of(run.runtime.precision) * world.size
         self.per_step = run.tokens_per_step
-        self.mean: float | None = None
-        self.last = time.perf_counter()
 
-    def tick(self) -> float:
-        """Seconds a step, smoothed; call it right after one. ``restart`` leaves out what is not a step."""
-        seconds = time.perf_counter() - self.last
-        self.mean = seconds if self.mean is None else 0.9 * self.mean + 0.1 * seconds
-        self.restart()
-        return self.mean
-
-    def restart(self) -> None:
-        self.last = time.perf_counter()
+    def of(self, seconds: float) -> tuple[float, float]:
+        """(tokens a second, utilisation)."""
+        return self.per_step / seconds, self.flops / seconds / self.peak
 
 
 class _Life:
@@ -100,10 +97,17 @@ class _Life:
     """
 
     def __init__(
-        self, trainer: Trainer, folder: Path, recorder: Silence, reporter: Reporter, asked: Callable[[], bool]
+        self,
+        trainer: Trainer,
+        folder: Path,
+        recorder: Silence,
+        reporter: Reporter,
+        asked: Callable[[], bool],
+        keeper: Keeper,
     ):
         self.trainer, self.folder, self.recorder, self.reporter = trainer, folder, recorder, reporter
         self.run, self.world, self.saved, self._asked = trainer.run, trainer.world, trainer.done, asked
+        self.keeper, self.saved_at = keeper, time.perf_counter()
 
     def asked_to_stop(self) -> bool:
         """Whether any process is asked to stop."""
@@ -113,11 +117,22 @@ class _Life:
         """A checkpoint after the steps done so far, unless there is a valid one."""
         trainer = self.trainer
         if trainer.done != self.saved:
+            start = time.perf_counter()
             if self.world.first:
                 self.recorder.sync()
                 checkpoint.save(self.folder, self.run, trainer.done, trainer.model, trainer.optimizers)
             self.saved = trainer.done
             self.world.barrier()
+            self.saved_at = time.perf_counter()
+            self.keeper.save_seconds = self.saved_at - start
+
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint: by steps where they are asked for, else by the time that it costs."""
+        every = self.run.keeping.checkpoint_every
+        if every is not None:
+            return self.trainer.done % every == 0
+        pause = max(CHECKPOINT_SECONDS, self.keeper.save_seconds / CHECKPOINT_SHARE)
+        return self.world.any(time.perf_counter() - self.saved_at >= pause)
 
     def refuse_stop(self, after: str, remedy: str) -> None:
         """Raise Interrupted where any process is asked to stop; all is saved by then."""
@@ -136,12 +151,13 @@ def fit(
     sampler: Sampler | None = None,
     tokenizer: object = None,
     world: World = ALONE,
+    began: float | None = None,
 ) -> Result:
     """Train to the end, from wherever the folder's newest checkpoint is; leave a finished model folder.
 
     base: the model that the run goes on from, if it does; tokenizer: kept with the model. Raises Interrupted when asked
     to stop (saved first), RunError when the loss is not finite and the policy is "stop".
-    The caller holds the folder's lock.
+    The caller holds the folder's lock. began: when the caller began, by time.perf_counter: minutes count from there.
     """
     reporter = reporter if reporter is not None and world.first else Reporter()
     started = time.perf_counter()
@@ -150,54 +166,94 @@ def fit(
     if found is not None:
         reporter.message(f"going on from {found.name}")
     trainer.model.tokenizer = tokenizer
+    keeper = _keeper(trainer, folder, reporter, started - (started if began is None else began))
     record = Recorder(folder, trainer.done, run.keeping.tensorboard) if world.first else Silence()
     with record as recorder, _stop_requests() as asked:
-        life = _Life(trainer, folder, recorder, reporter, asked)
+        life = _Life(trainer, folder, recorder, reporter, asked, keeper)
         reporter.start(run, trainer.done)
         try:
             _steps(life, sampler)
         finally:
             reporter.end()
         life.save()
-        final = trainer.validate_all(lambda: life.refuse_stop("the last step", "run the same command again to finish"))
+        final = _final_measures(life)
         if final:
-            recorder.write(METRICS, run.steps, **{FINAL + name: value for name, value in final.items()})
+            recorder.write(METRICS, trainer.done, **{FINAL + name: value for name, value in final.items()})
         recorder.sync()
     uncompile(compilable(trainer.model.eval()))
     if world.first:
+        close_run(run, trainer.pace, folder)
         save_model(trainer.model, folder)
     world.barrier()
-    return Result(trainer.model, final, run.steps, time.perf_counter() - started)
+    torch.set_num_threads(run.runtime.threads)
+    return Result(trainer.model, final, trainer.done, time.perf_counter() - started)
+
+
+def _keeper(trainer: Trainer, folder: Path, reporter: Reporter, preparing: float) -> Keeper:
+    """Who decides how many steps there are: nobody, for a run of several processes, or one that is repeated."""
+    run, world = trainer.run, trainer.world
+    is_open = run.schedule.minutes is not None or run.runtime.follow_load is True
+    if not is_open or world.size > 1:
+        return Keeper(trainer.pace, None)
+    journal = Journal(folder)
+    trainer.pace = Pace(run, journal.decisions)
+    spent = spent_before(folder)
+    if run.schedule.minutes is not None and preparing > (most := max(0.0, run.schedule.minutes * 60 - spent) / 2):
+        reporter.message(f"the text took {preparing:.0f} s to prepare; {most:.0f} s are left for training")
+        preparing = most
+    keeper = Keeper(trainer.pace, journal, spent + preparing)
+    until = time.perf_counter() + COUNTING_SECONDS
+    for _ in trainer.held_out():
+        keeper.final_batches += 1
+        if time.perf_counter() > until:  # there are so many that the end will not measure all
+            break
+    return keeper
+
+
+def _final_measures(life: _Life) -> dict[str, float]:
+    trainer = life.trainer
+    if (most := life.keeper.decide_end(trainer.done)) is not None:
+        life.reporter.message(f"the first {most:,} held-out batches are measured: there is no time for more")
+    return trainer.validate_all(lambda: life.refuse_stop("the last step", "run the same command again to finish"), most)
 
 
 def _steps(life: _Life, sampler: Sampler | None) -> None:
     trainer, recorder, reporter, run = life.trainer, life.recorder, life.reporter, life.run
-    clock, skipped = _Clock(run, life.world), 0
-    while trainer.done < run.steps:
+    speed_of, skipped, keeper, pace = _Speed(run, life.world).of, 0, life.keeper, trainer.pace
+    while trainer.done < pace.steps:
+        keeper.before(trainer.done)
         result, rate = trainer.update()
-        seconds = clock.tick()
+        seconds = keeper.after()
         done = trainer.done
         recorder.write(METRICS, done, loss=result.loss, grad_norm=result.grad_norm, learning_rate=rate)
-        speed, used = clock.per_step / seconds, clock.flops / seconds / clock.peak
-        recorder.write(TIMINGS, done, tokens_per_second=round(speed), utilisation=round(used, 4))
-        left = (run.steps - done) * seconds
-        reporter.progress(Progress(done, run.steps, result.loss, result.grad_norm, rate, speed, used, left))
+        speed, used = speed_of(seconds)
+        clocked = {"tokens_per_second": round(speed), "utilisation": round(used, 4), "threads": pace.threads(done - 1)}
+        recorder.write(TIMINGS, done, **clocked, elapsed=round(keeper.elapsed, 3))
+        left = keeper.left(done)
+        reporter.progress(Progress(done, pace.steps, result.loss, result.grad_norm, rate, speed, used, left))
         skipped = 0 if result.finite else skipped + 1
         if not result.finite:
             _refuse_nonfinite(life, result, skipped)
-        if done % run.keeping.validate_every == 0 and done < run.steps and (measures := trainer.validate()):
-            recorder.write(METRICS, done, **measures)
-            reporter.validated(done, measures)
-        every = run.keeping.sample_every
-        if sampler is not None and life.world.first and every and done % every == 0 and done < run.steps:
-            with eagerly():
-                written = sampler(trainer.model)
-            if written:
-                reporter.sample(done, written)
-        if done % run.keeping.checkpoint_every == 0:
+        if done < pace.steps:
+            _measure_and_show(life, sampler)
+        if life.is_due():
             life.save()
-        life.refuse_stop(f"step {done} of {run.steps}", "run the same command again to go on")
-        clock.restart()
+        life.refuse_stop(f"step {done} of {pace.steps}", "run the same command again to go on")
+
+
+def _measure_and_show(life: _Life, sampler: Sampler | None) -> None:
+    trainer, pace, done = life.trainer, life.trainer.pace, life.trainer.done
+    if pace.passes(done, "validate_every"):
+        start = time.perf_counter()
+        if measures := trainer.validate():
+            life.keeper.batch_seconds = (time.perf_counter() - start) / VALIDATION_BATCHES
+            life.recorder.write(METRICS, done, **measures)
+            life.reporter.validated(done, measures)
+    if sampler is not None and life.world.first and pace.passes(done, "sample_every"):
+        with eagerly():
+            written = sampler(trainer.model)
+        if written:
+            life.reporter.sample(done, written)
 
 
 def _refuse_nonfinite(life: _Life, result: StepResult, skipped: int) -> None:

@@ -232,7 +232,7 @@ class Numbers:
     def steps(self) -> tuple[int, str]:
         assert self.minutes is not None and self.seconds is not None  # else they are asked for
         wanted = max(10, round(self.minutes * 60 / self.seconds))
-        return wanted, f"{self.minutes:g} minutes at {self.seconds:.3f} s a step, measured here"
+        return wanted, f"{self.minutes:g} minutes at {self.seconds:.3f} s a step, measured here; kept on the way"
 
     @derived
     def warmup(self) -> tuple[int, str]:
@@ -248,10 +248,6 @@ class Numbers:
 
     @derived
     def sample_every(self) -> tuple[int, str]:
-        return self._often()
-
-    @derived
-    def checkpoint_every(self) -> tuple[int, str]:
         return self._often()
 
     # --- parts and the whole
@@ -274,7 +270,7 @@ class Numbers:
             optimiser=self.part(Optimiser),
             schedule=Schedule(name=self.asked.schedule, steps=self.asked.steps or 1, warmup=0),
             runtime=runtime,
-            keeping=Keeping(validate_every=1, sample_every=0, checkpoint_every=1),
+            keeping=Keeping(validate_every=1, sample_every=0),
             seed=self.asked.seed,
             options=self.asked,
         )
@@ -333,4 +329,4 @@ def _measured(numbers: Numbers, run: Run, feed: Feed, base: Base | None, world: 
     """The run with what follows from the time of a step, measured by a trainer of this very run that is thrown away."""
     trainer = Trainer(run, feed, World(world.device), base=None if base is None else copy.deepcopy(base.model))
     numbers.seconds = trainer.measure() / world.size
-    return replace(run, schedule=numbers.part(Schedule), keeping=numbers.part(Keeping))
+    return replace(run, schedule=numbers.part(Schedule, minutes=numbers.minutes), keeping=numbers.part(Keeping))

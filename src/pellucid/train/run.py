@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -64,12 +65,13 @@ def train(
     _refuse_idle_options(options, own, model)
     reporter, folder = reporter or Reporter(), Path(out)
     keep_freed_memory()
+    began = time.perf_counter()
     with _held(folder, world):
         if not world.first:
             world.barrier()  # the first process prepares everything; then the folder holds this run
         saved = _saved(folder, names, options)
         if run is not None:
-            run = replace(run, feed=replace(run.feed, texts=names)) if own is None else run
+            run = (replace(run, feed=replace(run.feed, texts=names)) if own is None else run).closed()
             _refuse_other_run(run, options, saved, folder)
         if saved is not None and (folder / SPEC).exists():
             reporter.message(f"{folder} is finished: nothing to do")
@@ -94,6 +96,7 @@ def train(
             sampler=sampler,
             tokenizer=tokenizer,
             world=world,
+            began=began,
         )
 
 

@@ -20,6 +20,7 @@ from pellucid.train import checkpoint
 from pellucid.train.config import Run, TextSpec
 from pellucid.train.objectives import objective_for
 from pellucid.train.optim import build_optimizers, set_rate
+from pellucid.train.pace import Pace
 from pellucid.train.precision import autocast
 from pellucid.train.start import starting_model
 from pellucid.train.step import StepResult, step
@@ -45,6 +46,7 @@ class Trainer:
         if resume is not None:
             base = load_model(resume)
         self.run, self.feed, self.world = run, feed, world
+        self.pace = Pace(run)
         self.model = starting_model(run, base).to(world.device)
         asked = run.optimiser
         self.optimizers = build_optimizers(
@@ -75,7 +77,7 @@ class Trainer:
         and on the process: dropout differs between them."""
         run, index = self.run, self.done
         torch.manual_seed(run.seed * 1_000_003 + index + (self.world.rank << 53))
-        rate = run.schedule.factor(index)
+        rate = self.pace.factor(index)
         set_rate(self.optimizers, rate)
         batches = self.batches(index)
         if index == 0:
@@ -119,15 +121,19 @@ class Trainer:
         """The feed's measures of the first held-out batches; empty where nothing is held out."""
         return self._measures(itertools.islice(self.feed.evaluation(), VALIDATION_BATCHES))
 
-    def validate_all(self, before_each: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """The feed's measures of all that is held out, at least half a context before each token of a long text.
+    def held_out(self) -> Iterator[Batch]:
+        """All that is held out, with at least half a context before each token of a long text."""
+        said = self.run.feed
+        return self.feed.evaluation(max(1, said.context // 2) if isinstance(said, TextSpec) else None)
+
+    def validate_all(self, before_each: Callable[[], None] = lambda: None, most: int | None = None) -> dict[str, float]:
+        """The feed's measures of all that is held out, or of the first ``most`` batches.
 
         before_each: called before each batch, the same number of times on every process; it may raise.
         """
 
         def batches() -> Iterator[Batch]:
-            said = self.run.feed
-            for batch in self.feed.evaluation(max(1, said.context // 2) if isinstance(said, TextSpec) else None):
+            for batch in itertools.islice(self.held_out(), most):
                 before_each()
                 yield batch
 
