@@ -90,11 +90,11 @@ class Worker:
             self.close()
             raise
 
-    def turn(self, seconds: float) -> dict[str, float]:
-        """Work for about ``seconds``; the others stand still meanwhile."""
+    def turn(self, seconds: float, follow: bool = False) -> dict[str, float]:
+        """Work for about ``seconds``; the others stand still meanwhile. follow: with threads that follow the load."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended: what it printed says why
-            print(json.dumps({"seconds": seconds}), file=self._process.stdin, flush=True)
+            print(json.dumps({"seconds": seconds, "follow": follow}), file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One contestant in a process, and perhaps an environment, of its own: trains on request, and says how long it took.
 
 Started by _harness.Worker with a Job as JSON. Answers, one JSON object a line: first what it is, after warming up;
-then, for each ``{"seconds": s}`` that it reads, how many steps it made and in what time. Ends with its input.
+then, for each ``{"seconds": s}`` that it reads, how many steps it made and in what time. With ``"follow": true`` the
+number of threads follows the load, as in pellucid's trainer. Ends with its input.
 """
 
 from __future__ import annotations
@@ -51,13 +52,30 @@ def training(job: Job, contestant: Contestant) -> Callable[[], float]:
     return step
 
 
-def turn(step: Callable[[], object], seconds: float) -> dict[str, float]:
-    """Steps until ``seconds`` have passed, at least LEAST_STEPS."""
+def turn(step: Callable[[], object], seconds: float, after: Callable[[float], None] | None = None) -> dict[str, float]:
+    """Steps until ``seconds`` have passed, at least LEAST_STEPS; ``after`` each hears how long it took."""
     steps, start = 0, time.perf_counter()
     while steps < LEAST_STEPS or time.perf_counter() - start < seconds:
+        began = time.perf_counter()
         step()
         steps += 1
+        if after is not None:
+            after(time.perf_counter() - began)
     return {"steps": steps, "seconds": time.perf_counter() - start}
+
+
+def following(limit: int) -> Callable[[float], None]:
+    """Sets the number of threads after each step, by the load."""
+    from pellucid.train.threads import follower
+
+    follow = follower(limit)
+
+    def after(seconds: float) -> None:
+        threads = torch.get_num_threads()
+        if (wanted := follow.wanted(threads, seconds)) != threads:
+            torch.set_num_threads(wanted)
+
+    return after
 
 
 def trainer(job: Job) -> tuple[Callable[[], object], dict[str, Any]]:
@@ -99,7 +117,9 @@ def main() -> None:
     step, facts = peak(job) if job.contestant == "peak" else trainer(job)
     print(json.dumps(facts), file=answers)
     for line in sys.stdin:
-        took = turn(step, json.loads(line)["seconds"])
+        asked = json.loads(line)
+        took = turn(step, asked["seconds"], following(job.threads) if asked.get("follow") else None)
+        torch.set_num_threads(job.threads)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(json.dumps(took | {"peak_bytes": memory}), file=answers)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 MEGABYTE = 1_000_000
 WORDS = 20_000
 OPTIONS = (
-    "--steps 3 --depth 2 --d-model 32 --context 32 --batch-size 4 --precision fp32 --sample-every 0 --validate-every 9"
+    "--steps 3 --depth 2 --d-model 32 --context 32 --batch-size 4 --precision fp32 --sample-every 0 --validation 0.001"
 ).split()
 
 
