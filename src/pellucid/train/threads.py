@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 WINDOW = 0.5  # seconds over which the load is measured: others that come and go faster are not followed
 SLOWER, AS_FAST = 1.7, 1.2  # times the best step at this number of threads: others have come; they have gone
 FIRST_PROBE, LAST_PROBE = 5.0, 60.0  # seconds until more threads are tried again, where that was a mistake
 
 
+@runtime_checkable  # the shape checks of the tests look
 class Follower(Protocol):
     """Says how many threads the next step should have."""
 
