@@ -24,6 +24,7 @@ from pellucid.cli.diagram import draw
 from pellucid.designs import DESIGNS
 from pellucid.generate.sample import temperature, top_p
 from pellucid.generate.speculate import accept
+from pellucid.nn import loss
 from pellucid.nn.biases import ALiBi, BucketedBias
 from pellucid.nn.ffn import ACTIVATIONS
 from pellucid.nn.flops import cache_bytes, count_parameters, forward_flops, visible_pairs
@@ -383,12 +384,32 @@ def decoding() -> Any:
     return figure
 
 
+def losses() -> Any:
+    figure, (left, right) = panels(2)
+    tokens = torch.tensor([2**n for n in range(8, 18)])
+    for colour, vocab in zip(COLOURS, (8192, 50_257, 256_000), strict=False):
+        every = 4.0 * tokens * vocab
+        left.plot(tokens, every / 2**30, ":", color=colour)
+        left.plot(tokens, every.clamp(max=loss.CHUNK_BYTES) / 2**30, color=colour, label=f"vocabulary {vocab:,}")
+    name_axes(left, "logits in memory: all (dotted), in chunks", "tokens", "GiB", log="both")
+    left.legend(frameon=False, fontsize=8)
+    logit, label = torch.linspace(-2, 12, 141), torch.zeros(141, dtype=torch.long)
+    for colour, smoothing in zip(COLOURS, (0.0, 0.1, 0.3), strict=False):
+        table = torch.zeros(10, 1)
+        table[0] = 1.0  # one of ten entries has this logit, the others 0
+        value = loss.nll(logit[:, None], table, label, smoothing=smoothing, reduction="tokens")
+        right.plot(logit, value, color=colour, label=f"smoothing {smoothing:g}")
+    name_axes(right, "loss of one token among ten", "its logit, the others' being 0", "nats")
+    right.legend(frameon=False, fontsize=8)
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(attention, masks, positions, residual_and_norms, feed_forward, mixture_of_experts),
         *(encoder, encoder_decoder, recurrence, the_quadratic_cost, sparse_attention, linear_attention),
-        *(hybrids, caches, decoding),
+        *(hybrids, caches, decoding, losses),
     )
 }
 
