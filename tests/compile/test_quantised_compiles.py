@@ -35,4 +35,4 @@ def test_compiled_quantised_blocks_equal_eager_ones(name: str, backend: str, tmp
         block.compile(backend=counter, fullgraph=True)
     for got, wanted in zip(outputs(model, ids), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-    assert counter.frame_count == 1
+    assert counter.frame_count == 2  # what enters the first block needs no gradient: its embedding is quantised

@@ -18,7 +18,7 @@ from pellucid.errors import CheckpointError, UsageError
 from pellucid.nn import products
 from pellucid.nn.formats import FORMATS
 from pellucid.nn.products import AT_ONCE, choose_product, linear, reference, register, unregister
-from pellucid.nn.quantised import QuantisedLinear, quantisable, stored_of
+from pellucid.nn.quantised import QuantisedLinear, open_weights, quantisable, stored_of
 from pellucid.nn.stored import Plain, Quantised, Stored
 
 SAME = 1e-5  # where a sum may be made in another order; most results are equal bit for bit
@@ -171,6 +171,24 @@ def test_copy_of_a_quantised_model_is_its_own(tmp_path: Path) -> None:
     again.blocks[0].attn.q.weight.zero_()
     assert not torch.equal(again(IDS), model(IDS))
     assert isinstance(again.blocks[0].attn.q, QuantisedLinear) and repr(again.blocks[0].attn.q).endswith("Q8_0)")
+
+
+@pytest.mark.parametrize("name", ["llama", "llama, biases", "mixtral", "gemma"])
+def test_weights_that_are_opened_later_equal_those_opened_at_once(name: str, tmp_path: Path) -> None:
+    opened, model = pair(quantised_file(MODELS[name], "Q4_1", tmp_path))
+    open_weights(model, torch.float32)
+    assert not held(model) and repr(model) == repr(opened)
+    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in opened.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model(IDS), opened(IDS))
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_quantised_model_keeps_what_verify_asks(tmp_path: Path) -> None:
+    _, model = pair(quantised_file(MODELS["llama"], "Q4_1", tmp_path))
+    asked = ["bf16", "quantised", "saved", "cache", "batch", "padding", "deterministic"]
+    report = pellucid.verify(model, asked)
+    assert {finding.verdict for finding in report.findings} == {"pass"}, report.broken
 
 
 # --- kept, saved and exported ----------------------------------------------------------------------------------------

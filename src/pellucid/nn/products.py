@@ -169,40 +169,45 @@ def _rows(blocks: Tensor, ids: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     return Quantised(blocks[ids], kind).opened(dtype)
 
 
+def _like_linear(x: Tensor, blocks: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], blocks.shape[0])
+
+
+def _like_grouped(x: Tensor, blocks: Tensor, ends: Tensor, kind: str) -> Tensor:
+    return x.new_empty(x.shape[0], blocks.shape[1])
+
+
+def _like_transposed(grad: Tensor, blocks: Tensor, kind: str) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], Quantised(blocks, kind).shape[-1])
+
+
+def _like_grouped_transposed(grad: Tensor, blocks: Tensor, ends: Tensor, kind: str) -> Tensor:
+    return _like_transposed(grad, blocks, kind)
+
+
+def _like_rows(blocks: Tensor, ids: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    return blocks.new_empty(*ids.shape, Quantised(blocks, kind).shape[-1], dtype=dtype)
+
+
+_LINEAR = "(Tensor x, Tensor blocks, Tensor? bias, str kind) -> Tensor"
+_GROUPED = "(Tensor x, Tensor blocks, Tensor ends, str kind) -> Tensor"
+_ROWS = "(Tensor blocks, Tensor ids, str kind, ScalarType dtype) -> Tensor"
 # y = x · Wᵀ + b: x (*axes, d_in), blocks of W (d_out, d_in) in the format ``kind``, b (d_out,), to (*axes, d_out)
-quantised_linear = _operator(
-    "quantised_linear",
-    "(Tensor x, Tensor blocks, Tensor? bias, str kind) -> Tensor",
-    _linear,
-    lambda x, blocks, bias, kind: x.new_empty(*x.shape[:-1], blocks.shape[0]),
-)
-# grad · W: (*axes, d_out) to (*axes, d_in), the gradient of ``quantised_linear`` with respect to x
-quantised_transposed = _operator(
-    "quantised_transposed",
-    "(Tensor grad, Tensor blocks, str kind) -> Tensor",
-    _transposed,
-    lambda grad, blocks, kind: grad.new_empty(*grad.shape[:-1], Quantised(blocks, kind).shape[-1]),
-)
+quantised_linear = _operator("quantised_linear", _LINEAR, _linear, _like_linear)
 # y[a:b] = x[a:b] · W[g]ᵀ for the rows of each group g, as ``grouped_linear`` has it; empty groups cost nothing
-quantised_grouped = _operator(
-    "quantised_grouped",
-    "(Tensor x, Tensor blocks, Tensor ends, str kind) -> Tensor",
-    _grouped,
-    lambda x, blocks, ends, kind: x.new_empty(x.shape[0], blocks.shape[1]),
+quantised_grouped = _operator("quantised_grouped", _GROUPED, _grouped, _like_grouped)
+# grad · W: (*axes, d_out) to (*axes, d_in), the gradients of the two with respect to x
+quantised_transposed = _operator(
+    "quantised_transposed", "(Tensor grad, Tensor blocks, str kind) -> Tensor", _transposed, _like_transposed
 )
 quantised_grouped_transposed = _operator(
     "quantised_grouped_transposed",
     "(Tensor grad, Tensor blocks, Tensor ends, str kind) -> Tensor",
     _grouped_transposed,
-    lambda grad, blocks, ends, kind: grad.new_empty(grad.shape[0], Quantised(blocks, kind).shape[-1]),
+    _like_grouped_transposed,
 )
 # W[ids] in a type: (*axes) to (*axes, d_in); only the rows that are asked for are opened
-quantised_rows = _operator(
-    "quantised_rows",
-    "(Tensor blocks, Tensor ids, str kind, ScalarType dtype) -> Tensor",
-    _rows,
-    lambda blocks, ids, kind, dtype: blocks.new_empty(*ids.shape, Quantised(blocks, kind).shape[-1], dtype=dtype),
-)
+quantised_rows = _operator("quantised_rows", _ROWS, _rows, _like_rows)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -42,6 +42,13 @@ class Matrix(nn.Module):
         self.register_buffer("weight", torch.empty(*shape[:-1], row_bytes(shape[-1], kind), dtype=torch.uint8))
         self.kind = kind
 
+    def opened(self, dtype: torch.dtype) -> nn.Module:
+        """The plain module that gives the same numbers, in this type; where none is needed, this one, made plain."""
+        weight = nn.Parameter(self.stored.opened(dtype))
+        del self.weight
+        self.weight, self.kind = weight, None
+        return self
+
     def extra_repr(self) -> str:
         return "" if self.kind is None else f"{tuple(self.stored.shape)}, {self.kind}"
 
@@ -53,6 +60,11 @@ class QuantisedLinear(Matrix):
         super().__init__()
         self.hold(plain.weight.shape, kind)
         self.in_features, self.out_features, self.bias = plain.in_features, plain.out_features, plain.bias
+
+    def opened(self, dtype: torch.dtype) -> nn.Linear:
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.weight, plain.bias = nn.Parameter(self.stored.opened(dtype)), self.bias
+        return plain
 
     def forward(self, x: Float[Tensor, "*axes d_in"]) -> Float[Tensor, "*axes d_out"]:
         return linear(x, self.stored, self.bias)
@@ -69,6 +81,11 @@ class QuantisedEmbedding(Matrix):
         self.num_embeddings, self.embedding_dim = plain.num_embeddings, plain.embedding_dim
         # what is opened has its type, which model.to(dtype) changes
         self.register_buffer("like", plain.weight.detach().new_empty(0), persistent=False)
+
+    def opened(self, dtype: torch.dtype) -> nn.Embedding:
+        plain = nn.Embedding(self.num_embeddings, self.embedding_dim, device="meta")
+        plain.weight = nn.Parameter(self.stored.opened(dtype))
+        return plain
 
     def forward(self, ids: Int[Tensor, "*axes"]) -> Float[Tensor, "*axes width"]:
         assert self.weight is not None and self.kind is not None
@@ -89,6 +106,12 @@ class QuantisedExperts(Matrix):
         assert self.weight is not None and self.kind is not None
         y = quantised_grouped(x, self.weight, ends, self.kind)
         return y if self.bias is None else y + F.embedding(expert, self.bias).to(y.dtype)
+
+    def opened(self, dtype: torch.dtype) -> ExpertLinear:
+        with torch.device("meta"):
+            plain = ExpertLinear(*self.stored.shape[:1], *reversed(self.stored.shape[1:]), bias=False)
+        plain.weight, plain.bias = nn.Parameter(self.stored.opened(dtype)), self.bias
+        return plain
 
 
 # --- a model whose weights are quantised -----------------------------------------------------------------------------
@@ -128,6 +151,14 @@ def hold_quantised(model: nn.Module, kinds: Mapping[str, str]) -> None:
             plain.hold(plain.weight.shape, kind)
         else:
             raise KeyError(name)
+
+
+def open_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Have plain weights of this type in the place of all that are quantised: they take their memory, and gradients."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, Matrix) and module.kind is not None:
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.opened(dtype))
 
 
 def stored_of(model: nn.Module) -> dict[str, Stored]:

@@ -18,6 +18,7 @@ from pellucid.batch import Tokens
 from pellucid.engine.modes import evaluating
 from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
+from pellucid.nn.quantised import open_weights
 from pellucid.predicates import ORDINARY, PREFIX
 from pellucid.spec import MaskedLMHeadSpec, TaggerHeadSpec
 from pellucid.verify import ours_paths as paths
@@ -176,7 +177,9 @@ class Ours(Subject):
         return Ours(copy.deepcopy(self.model).to(dtype), self.name)
 
     def roughened(self) -> Subject:
-        return Ours(roughen(copy.deepcopy(self.model)), self.name)
+        plain = copy.deepcopy(self.model)
+        open_weights(plain, self.dtype)
+        return Ours(roughen(plain), self.name)
 
     def saved(self, folder: Path) -> Subject:
         return Ours(paths.saved(self.model, folder), self.name)

@@ -6,19 +6,25 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Size, Tensor
 
 
 @dataclass(frozen=True)
 class Layout:
     """do: a published tensor as llama.cpp keeps it. undo: the way back.
 
-    by_rows: whether both only move whole rows, so that the blocks of a quantised row stay as they are.
+    by_rows: whether both only move whole rows, so that the blocks of a quantised row stay as they are. turns: whether
+    the last two axes change places; every other layout keeps the shape.
     """
 
     do: Callable[[Tensor], Tensor]
     undo: Callable[[Tensor], Tensor]
     by_rows: bool = False
+    turns: bool = False
+
+    def shape(self, theirs: Size) -> Size:
+        """The shape that a published tensor of this shape is kept in."""
+        return Size((*theirs[:-2], theirs[-1], theirs[-2])) if self.turns else theirs
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Place:
     layout: Layout | None = None
 
 
-TRANSPOSED = Layout(lambda theirs: theirs.mT, lambda kept: kept.mT)
+TRANSPOSED = Layout(lambda theirs: theirs.mT, lambda kept: kept.mT, turns=True)
 ONE_MORE = Layout(lambda theirs: theirs + 1, lambda kept: kept - 1)  # a gain that is published as 1 + weight
 
 

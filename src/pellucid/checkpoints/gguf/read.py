@@ -91,7 +91,7 @@ def _check(file: GGUFFile, theirs: Mapping[str, Tensor], kept: Mapping[str, Plac
     experts = Counter(place.name for place in kept.values())
     for name, place in kept.items():
         shape = file.tensors[place.name].shape
-        wanted = (theirs[name] if place.layout is None else place.layout.do(theirs[name])).shape
+        wanted = theirs[name].shape if place.layout is None else place.layout.shape(theirs[name].shape)
         if place.part is not None:
             wanted = Size((experts[place.name], *wanted))
         if shape != wanted:
