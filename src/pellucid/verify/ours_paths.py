@@ -95,13 +95,20 @@ def tied(model: AnyModel) -> Pairs:
     """The head's table and the embedding's; the tables of two sides that share one."""
     pairs: Pairs = []
     for side, prefix in _sides(model):
-        embedding, head = side.embed.tokens.weight, getattr(side, "head", None)
+        embedding, head = _table(side), getattr(side, "head", None)
         if getattr(side.spec.head, "tied", False) and head is not None:
             pairs.append((f"{prefix}embed.tokens.weight", embedding, f"{prefix}head.weight", head.table(embedding)))
     if isinstance(model, EncoderDecoder) and model.spec.shared_embedding:
-        tables = model.encoder.embed.tokens.weight, model.decoder.embed.tokens.weight
+        tables = _table(model.encoder), _table(model.decoder)
         pairs.append(("encoder.embed.tokens.weight", tables[0], "decoder.embed.tokens.weight", tables[1]))
     return pairs
+
+
+def _table(side: Decoder | Encoder) -> Tensor:
+    """The vectors of its tokens, as they are stored: of a quantised table, the blocks."""
+    weight = side.embed.tokens.weight
+    assert weight is not None
+    return weight
 
 
 def graph(subject: Subject, model: AnyModel) -> Graph:
