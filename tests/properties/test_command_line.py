@@ -116,6 +116,46 @@ def test_an_interrupted_text_ends_its_line(
     assert capsys.readouterr() == ("the cat\n", "interrupted\n")
 
 
+def test_the_best_texts_of_a_search_come_with_their_scores(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["generate", str(folder), "the", "--max-new-tokens", "3"]
+    assert run([*asked, "--beams", "3", "--length-penalty", "0.5", "--early-stopping", "never", "--n-best", "2"]) == 0
+    model, policy = pellucid.load(folder), pellucid.Beams(3, 0.5, "never")
+    ranked = pellucid.generate(model, "the", max_new_tokens=3, policy=policy, n=2)
+    shown = [f"[{i}]  score {c.score}\nthe{c.text}\n" for i, c in enumerate(ranked, 1)]
+    assert capsys.readouterr() == ("".join(shown), "")
+
+
+def test_looked_up_guesses_write_the_same_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+    for more in ([], ["--lookup"], ["--draft", str(folder), "--guesses", "2"]):
+        assert run(["generate", str(folder), "the", "--max-new-tokens", "4", "--temperature", "0", *more]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] == told[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ("--beams 2 --lookup", "--beams searches, and takes no guesses"),
+        ("--beams 2 --temperature 0.5", "--beams searches, and draws nothing"),
+        ("--beams 2 --top-k 5", "--beams searches, and draws nothing"),
+        ("--beams 2 --n 3", "3 texts of each prompt, but 2 beams"),
+        ("--beams 0", "width is 0"),
+        ("--length-penalty 2", "--length-penalty is for beam search"),
+        ("--early-stopping never", "--early-stopping is for beam search"),
+        ("--lookup --draft x", "--draft and --lookup are both given"),
+        ("--guesses 3", "--guesses is given, but nobody guesses"),
+        ("--draft no/such/folder/at/all", "no/such/folder/at/all does not exist"),
+    ],
+)
+def test_flags_that_clash_are_refused_by_name(
+    flags: str, problem: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", str(folder), "the", *flags.split()]) != 0
+    told = capsys.readouterr()
+    assert told.out == "" and problem in told.err
+
+
 # --- looking ---------------------------------------------------------------------------------------------------------
 
 

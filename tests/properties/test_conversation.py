@@ -21,6 +21,7 @@ from pellucid.errors import DataError, UsageError, shown
 from pellucid.generate.chat import Chat, chat
 from pellucid.generate.decode import Completion, generate, stream
 from pellucid.generate.sample import Sampling
+from pellucid.generate.speculate import Speculation
 from pellucid.nn.models import Decoder
 from pellucid.spec import (
     AttentionSpec,
@@ -103,6 +104,15 @@ def test_replies_are_those_of_reading_everything_anew(name: str, tokenizer: Toke
         assert talk.messages[-1] == {"role": "assistant", "content": alone.text}
         reused += sum(read) - n_read
     assert reused > 0, "control: something was not read a second time"
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_replies_by_looked_up_guesses_are_those_of_plain_sampling(name: str, tokenizer: Tokenizer) -> None:
+    model = decoder(tokenizer, MIXERS[name])
+    plain = Chat(model, "be brief", sampling=GREEDY, max_new_tokens=12)
+    guessing = Chat(model, "be brief", policy=Speculation(sampling=GREEDY), max_new_tokens=12)
+    for question in QUESTIONS[:3]:
+        assert "".join(guessing.reply(question)) == "".join(plain.reply(question))
 
 
 def test_a_changed_conversation_is_read_as_it_is_now(tokenizer: Tokenizer) -> None:

@@ -289,7 +289,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: {"policy": Speculation(with_tokenizer(Others()))},
         r"another vocabulary than the model: token 3 is b'\?'",
     ),
-    "a draft that cannot write": (lambda: {"policy": Speculation(encoder())}, "the draft is of the kind Encoder"),
+    "a draft that cannot write": (
+        lambda: {"policy": Speculation(encoder())},
+        "the draft is an instance of Encoder, the model of Decoder",
+    ),
     "more texts than beams": (lambda: {"policy": Beams(2), "n": 3}, "3 texts of each prompt, but 2 beams"),
     "two policies": (lambda: {"policy": Beams(2), "sampling": GREEDY}, "both sampling and policy"),
     "no text": (lambda: {"n": 0}, "n is 0"),

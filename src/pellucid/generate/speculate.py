@@ -26,7 +26,7 @@ from pellucid.engine.session import Session
 from pellucid.errors import UsageError
 from pellucid.generate.policy import Decision, Line, Next, Vocabulary
 from pellucid.generate.sample import Sampling, Seen, draw
-from pellucid.nn.models import EncoderDecoder, Model
+from pellucid.nn.models import Decoder, EncoderDecoder, Model
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Speculation:
 
 def refuse_unlike(draft: Model, model: Model, size: int) -> None:
     """Raise UsageError where ``draft`` cannot guess what ``model`` writes."""
-    if type(draft) is not type(model):
+    if _kind(draft) != _kind(model):
         raise UsageError(
-            f"the draft is of the kind {type(draft).__name__}, the model of the kind {type(model).__name__}",
+            f"the draft is an instance of {_kind(draft)}, the model of {_kind(model)}",
             "take a smaller model of the same kind",
         )
     ours, theirs = model.tokenizer, draft.tokenizer
@@ -104,6 +104,12 @@ def refuse_unlike(draft: Model, model: Model, size: int) -> None:
                 f" and {ours.bytes_of(other)!r} in the other",
                 "take a draft that was trained with the same tokenizer, or look guesses up: Speculation()",
             )
+
+
+def _kind(model: Model) -> str:
+    """Which of the kinds of models it is, whatever class was made of that."""
+    kinds = (kind for kind in (EncoderDecoder, Decoder) if isinstance(model, kind))
+    return next(kinds, type(model)).__name__
 
 
 class Guess(NamedTuple):
