@@ -231,7 +231,7 @@ def test_a_feed_of_ones_own_trains_any_spec(tmp_path: Path) -> None:
             design("encoder_decoder")(20, 8, 1, 16, 8),
             "no source to read, but the model is an enc",
         ),
-        (OwnFeed(), design("modern")(10, 8, 1, 16, 8), "has the id 11, but the model knows 10 tokens"),
+        (OwnFeed(), design("modern")(10, 8, 1, 16, 8), "has the id 10, but the model knows 10 tokens"),
         (OwnFeed(), replace(design("encoder")(20, 8, 1, 16, 8), head=None), "predicts nothing"),
         (OwnFeed(), None, "no model for it"),
     ],
