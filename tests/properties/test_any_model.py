@@ -485,7 +485,10 @@ def test_the_inverse_square_root_is_the_one_of_2017() -> None:
     from pellucid.recipes.attention_is_all_you_need import RECIPES
 
     recipe = RECIPES["base"]
+    asked = recipe.options(steps=8)
+    assert (asked.beta2, asked.eps, asked.smoothing, asked.schedule) == (0.98, 1e-9, 0.1, "inverse_sqrt")
     peak = (recipe.spec.d_model * recipe.warmup) ** -0.5
+    assert asked.learning_rate == pytest.approx(peak, rel=1e-12) and asked.steps == 8
     for at in (1, 2, 3999, 4000, 4001, 100_000):
         rate = peak * factor("inverse_sqrt", at - 1, recipe.steps, recipe.warmup)
         assert rate == pytest.approx(recipe.learning_rate(at), rel=1e-12)

@@ -230,13 +230,13 @@ def test_json_round_trip(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"warmup"', '"warmpu"', "TrainOptions has no field 'warmpu'\n.*'warmup'"),
-        ('"batch_size": 4', '"batch_size": "4"', "batch_size: '4' is not one of int"),
+        ('"warmup"', '"warmpu"', "Schedule has no field 'warmpu'\n.*'warmup'"),
+        ('"batch_size": 4', '"batch_size": "4"', "batch_size: expected int, found '4'"),
         ('"type": "Reason"', '"type": "Raeson"', "unknown type 'Raeson'\n.*'Reason'"),
         ('"schedule": "wsd"', '"schedule": "wds"', "'wds' is not allowed\n.*'wsd'"),
         ('"batch_size": 4', '"batch_size": 0', "batch_size = 0 cannot be used\n.*at least 1"),
         ('rate": 0.02', 'rate": NaN', "matrix_learning_rate: nan is no finite number"),
-        ('"design": "modern"', '"design": "modren"', "no design 'modren'\n.*'modern'"),
+        ('"design": null', '"design": "modren"', "no design 'modren'\n.*'modern'"),
         ("{", "", "is not readable JSON"),
     ],
 )

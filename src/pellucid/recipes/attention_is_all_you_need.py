@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pellucid.designs.published import attention_is_all_you_need
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import EncoderDecoderSpec
+from pellucid.train.config import TrainOptions
 
 P100 = 9.5e12  # FLOP/s that one GPU sustains in single precision, as the paper assumes (section 6.1, footnote 5)
 SENTENCE = 25  # tokens that a sentence has here; it moves the count of FLOPs by a few percent only: attention is cheap
@@ -34,6 +36,29 @@ class Recipe:
     eps: float = 1e-9
     smoothing: float = 0.1
     gpus: int = 8
+
+    def options(self, **more: Any) -> TrainOptions:
+        """What to ask of ``pellucid.train`` on pairs, so that they are learned as in the paper; ``more`` is added.
+
+        The peak rate is the schedule's at the end of the warm-up. The model is one's own to name: the paper's, or a
+        smaller one of the same kind.
+        """
+        return TrainOptions(
+            objective="seq2seq",
+            smoothing=self.smoothing,
+            dropout=self.dropout,
+            init="xavier",
+            optimizer="adamw",
+            learning_rate=self.learning_rate(self.warmup),
+            weight_decay=0.0,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            clip=None,
+            schedule="inverse_sqrt",
+            warmup=self.warmup,
+            **({"steps": self.steps} | more if "minutes" not in more else more),
+        )
 
     def learning_rate(self, step: int) -> float:
         """d_model^(−1/2) · min(step^(−1/2), step · warmup^(−3/2)), for steps from 1 (equation 3).
