@@ -335,8 +335,8 @@ def test_a_pair_is_read_and_predicted_with_its_end(folder: Path) -> None:
     assert batch.ids[scored].tolist() == [0, *tokenizer.encode("ba")]
     assert batch.source is not None
     assert batch.source.ids[batch.source.tokens.pos >= 0].tolist() == tokenizer.encode_prompt("ab")
-    with pytest.raises(DataError, match="no pair is as short as 2 tokens"):
-        PairedText(data, None, context=2, batch_size=1, seed=0, start_id=0)
+    with pytest.raises(DataError, match="no pair is as short as 1 tokens"):
+        PairedText(data, None, context=1, batch_size=1, seed=0, start_id=0)
 
 
 # --- the measured step is the step that runs --------------------------------------------------------------------------
