@@ -23,9 +23,11 @@ class Value:
 
     _types: ClassVar[dict[str, type[Value]]] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
+        """abstract: a class of which only subclasses have objects, and so are found in JSON."""
         super().__init_subclass__(**kwargs)
-        Value._types[cls.__name__] = cls
+        if not abstract:
+            Value._types[cls.__name__] = cls
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value: lists for tuples, and ``{"times": n, "of": value}`` for n equal neighbours."""

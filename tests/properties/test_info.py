@@ -17,7 +17,7 @@ from pellucid.cli.costs import kernels, rows
 from pellucid.cli.diagram import draw
 from pellucid.cli.main import run
 from pellucid.cli.outline import formula, outline
-from pellucid.cli.words import block_parts, describe, fold, mixer_part, norm_name, times
+from pellucid.cli.words import fold
 from pellucid.designs import DESIGNS, PUBLISHED
 from pellucid.nn.flops import cache_bytes, count_parameters, forward_flops
 from pellucid.predicates import big_bird
@@ -54,6 +54,7 @@ from pellucid.spec import (
     Window,
     YaRNScaling,
 )
+from pellucid.spec.words import describe, norm_name, times
 
 SVG = "{http://www.w3.org/2000/svg}"
 ALL: dict[str, ModelSpec] = {
@@ -83,7 +84,7 @@ def check_picture(spec: ModelSpec, name: str = "a <model> & more") -> None:
     texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
     assert texts.count(name) == 1
     kinds = [shape.get("class", "") for shape in root.iter()]
-    parts = [part for side, block in drawn_blocks(spec) for part in block_parts(block, side.d_model)]
+    parts = [part for side, block in drawn_blocks(spec) for part in block.parts(side.d_model)]
     for kind in ("attention", "linear", "recurrent"):
         assert kinds.count(kind) == sum(part.kind == kind for part in parts)
     for part in parts:
@@ -93,7 +94,7 @@ def check_picture(spec: ModelSpec, name: str = "a <model> & more") -> None:
         added += (side.embed.positions is not None) + (side.embed.n_types > 0)
         norms += (side.embed.norm is not None) + (side.stack.final_norm is not None)
     for side, block in drawn_blocks(spec):
-        n, place = len(block_parts(block, side.d_model)), block.placement
+        n, place = len(block.parts(side.d_model)), block.placement
         norms += n * (place.pre + place.post + place.out)
         added += 1 if block.parallel else n * (block.residual.skip != 0)
     waves = sum(type(side.embed.positions).__name__ == "SinusoidalSpec" for side in sides(spec))
@@ -239,13 +240,13 @@ def test_particular_parts_are_named(part: MixerSpec | FeedForwardSpec, words: st
     """Two models that differ in what they compute do not read alike."""
     place = "ffn" if isinstance(part, FFNSpec | GatedFFNSpec | MoESpec) else "mixer"
     block = replace(EXAMPLE.stack.blocks[0], **{place: part})
-    assert words in [", ".join(said.details) for said in block_parts(block, 8)]
+    assert words in [", ".join(said.details) for said in block.parts(8)]
 
 
 @pytest.mark.parametrize(("scaling", "words"), STRETCHED.items())
 def test_how_a_context_was_stretched_is_said(scaling: RotaryScaling, words: str) -> None:
     mixer = AttentionSpec(2, 2, 4, rotary=RotarySpec(scaling=scaling))
-    assert f"rotary (stretched 4 times, {words})" in mixer_part(mixer, 8).details
+    assert f"rotary (stretched 4 times, {words})" in mixer.part(8).details
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -297,7 +298,7 @@ def test_info_of_every_design(name: str, capsys: pytest.CaptureFixture[str], tmp
     made = PUBLISHED[name]() if name in PUBLISHED else DESIGNS[name](32768, 64, 8, 384, 64)
     assert f"{count_parameters(made).total:,}" in shown
     for side, block in drawn_blocks(made):
-        for part in block_parts(block, side.d_model, side.stack.bias):
+        for part in block.parts(side.d_model, side.stack.bias):
             assert part.title in shown
             assert all(detail in shown for detail in part.details), part
             assert all(matrix in shown for matrix in part.matrices)

@@ -7,33 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pellucid.cli.words import (
-    Part,
-    bias_words,
-    block_parts,
-    cross_part,
-    describe,
-    mixer_part,
-    table_words,
-    wider_words,
-)
-from pellucid.spec import (
-    AttentionSpec,
-    AttentiveRecurrentSpec,
-    BlockSpec,
-    BucketedBiasSpec,
-    DecoderSpec,
-    EncoderDecoderSpec,
-    EncoderSpec,
-    LinearAttentionSpec,
-    ModelSpec,
-    StackSpec,
-)
+from pellucid.cli.words import table_words, wider_words
+from pellucid.spec import AttentionSpec, BlockSpec, DecoderSpec, EncoderDecoderSpec, EncoderSpec, ModelSpec, StackSpec
+from pellucid.spec.costs import Cost
+from pellucid.spec.words import Part, bias_words, describe
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from pellucid.nn.flops import Layer
 
 LONGEST_CHOICE = 4096  # tokens up to which a kernel is chosen beside a bias: the mask is then looked at pair by pair
 
@@ -64,21 +44,21 @@ def rows(spec: ModelSpec, time: int) -> list[Row]:
 
 
 def _side(spec: DecoderSpec | EncoderSpec, time: int) -> list[Row]:
-    from pellucid.nn.flops import count_parameters, embedding_flops, forward_flops, layers
+    from pellucid.nn.flops import count_parameters, forward_flops
 
     stack = spec.stack
-    found: dict[tuple[Part, Layer], tuple[int, int, int]] = {}  # how many, with weights of their own; bytes each keeps
+    found: dict[tuple[Part, Cost], tuple[int, int, int]] = {}  # how many, with weights of their own; bytes each keeps
     for block, n in Counter(stack.blocks).items():
         own = sum(stack.blocks[i] == block for i in set(stack.owners))
-        parts = block_parts(block, spec.d_model, stack.bias)
-        for part, layer, kept in zip(parts, layers(block, spec.d_model), _kept(spec, block, time), strict=True):
+        parts = block.parts(spec.d_model, stack.bias)
+        for part, layer, kept in zip(parts, block.costs(spec.d_model), _kept(spec, block, time), strict=True):
             before = found.get((part, layer), (0, 0, 0))
             found[part, layer] = before[0] + n, before[1] + own, kept
     inner = [_row(part, layer, *counts, spec, time) for (part, layer), counts in found.items()]
     counted = count_parameters(spec)
     bias = [Row(" ".join(bias_words(stack.bias)), "one table for all layers", size)] if (size := _table(stack)) else []
     vectors = "\n".join([table_words(spec), *wider_words(spec)])
-    tables = Row("embedding", vectors, counted.embedding, embedding_flops(spec, time))
+    tables = Row("embedding", vectors, counted.embedding, spec.embed.flops(time, spec.d_model))
     norms = [Row("norms", parameters=counted.norms)] if counted.norms else []
     flops = forward_flops(spec, time) - tables.flops - sum(row.flops for row in inner)
     head = [] if spec.head is None else [Row("head", "" if counted.head else "the embedding's", counted.head, flops)]
@@ -87,23 +67,20 @@ def _side(spec: DecoderSpec | EncoderSpec, time: int) -> list[Row]:
 
 def _table(stack: StackSpec) -> int:
     """Numbers in the table of score terms that all attention layers share."""
-    heads = next((block.mixer.n_heads for block in stack.blocks if isinstance(block.mixer, AttentionSpec)), 0)
-    return stack.bias.n_buckets * heads if isinstance(stack.bias, BucketedBiasSpec) else 0
+    return stack.bias.parameters(stack.score_heads) if stack.bias else 0
 
 
 def _kept(spec: DecoderSpec | EncoderSpec, block: BlockSpec, time: int) -> list[int]:
     """Bytes that each sublayer of a block keeps of ``time`` tokens."""
-    from pellucid.nn.flops import cache_bytes
-
-    def alone(block: BlockSpec) -> int:
-        return cache_bytes(replace(spec, stack=replace(spec.stack, blocks=(block,), bias=None, shared=())), time)
-
-    mixer = alone(replace(block, cross=None))
-    cross = [alone(block) - mixer] if block.cross else []
+    if isinstance(spec, EncoderSpec):
+        return [0] * len(block.costs(spec.d_model))
+    d, size = spec.d_model, 4
+    mixer = block.mixer.kept_bytes(d, time, time, size)
+    cross = [block.cross.kept_bytes_across(d, time, size)] if block.cross else []
     return [mixer, *cross, *([0] if block.ffn else [])]
 
 
-def _row(part: Part, layer: Layer, n: int, own: int, kept: int, spec: DecoderSpec | EncoderSpec, time: int) -> Row:
+def _row(part: Part, layer: Cost, n: int, own: int, kept: int, spec: DecoderSpec | EncoderSpec, time: int) -> Row:
     from pellucid.nn.flops import visible_pairs
 
     hides = part.mask is not None and not part.reads_encoder
@@ -199,22 +176,18 @@ def kernels(spec: ModelSpec, time: int) -> dict[str, str]:
 
 
 def _of_block(block: BlockSpec, spec: DecoderSpec | EncoderSpec, time: int) -> list[tuple[str, str]]:
-    mixer, cross, d = block.mixer, block.cross, spec.d_model
-    title = mixer_part(mixer, d).title
+    mixer, cross, bias = block.mixer, block.cross, spec.stack.bias
     found: list[tuple[str, str]] = []
     if isinstance(mixer, AttentionSpec):
-        named = ", ".join([f"attention, {describe(mixer.mask)}", *bias_words(spec.stack.bias)])
-        found.append((named, _attention(mixer, time, biased=spec.stack.bias is not None)))
-    elif isinstance(mixer, LinearAttentionSpec):
-        found.append((title, "in chunks, which are products of matrices; one token after another when it writes"))
-    elif isinstance(mixer, AttentiveRecurrentSpec):
-        found.append((title, "a loop over tokens: each step needs the one before, and looks back before it"))
+        named = ", ".join([f"attention, {describe(mixer.mask)}", *bias_words(bias)])
+        found.append((named, _attention(mixer, time, biased=bias is not None)))
     else:
-        found.append((title, "torch's own, which cannot compute a token before the one that it follows"))
-    if isinstance(cross, AttentionSpec):
-        found.append(("cross-attention", _attention(cross, time, biased=False)))
-    elif cross is not None:
-        found.append((cross_part(cross, d).title, "one product over all that was read"))
+        part = mixer.part(spec.d_model)
+        found.append((part.title, part.computed))
+    if cross is not None:
+        part = cross.part_across(spec.d_model)
+        computed = _attention(cross, time, biased=False) if isinstance(cross, AttentionSpec) else part.computed
+        found.append((part.title, computed))
     return found
 
 

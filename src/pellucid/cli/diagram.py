@@ -5,18 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from pellucid.cli.pen import LINE, Pen, fits, lines_height
-from pellucid.cli.words import (
-    Part,
-    block_parts,
-    fold,
-    head_words,
-    input_words,
-    norm_name,
-    shared_words,
-    table_words,
-    times,
-    wider_words,
-)
+from pellucid.cli.words import fold, head_words, input_words, shared_words, table_words, wider_words
 from pellucid.predicates import Span
 from pellucid.spec import (
     BlockSpec,
@@ -30,6 +19,7 @@ from pellucid.spec import (
     MoESpec,
     SinusoidalSpec,
 )
+from pellucid.spec.words import Part, norm_name, times
 
 WIDTH = 216.0  # of a box
 THIN = 22.0  # height of a norm
@@ -120,7 +110,7 @@ class Column:
 
     def _frame(self, block: BlockSpec, y: float, label: str) -> float:
         base, first = y, len(self.pen.shapes)
-        parts = block_parts(block, self.spec.d_model, self.spec.stack.bias)
+        parts = block.parts(self.spec.d_model, self.spec.stack.bias)
         y = base + 8
         self.pen.wire((self.x, base), (self.x, y), tip=False)
         if block.parallel:

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import textwrap
 
-from pellucid.cli.words import (
-    block_parts,
-    embed_words,
-    fold,
-    head_words,
-    input_words,
-    norm_name,
-    shared_words,
-    table_words,
-    times,
-)
+from pellucid.cli.words import embed_words, fold, head_words, input_words, shared_words, table_words
 from pellucid.spec import BlockSpec, DecoderSpec, EncoderDecoderSpec, EncoderSpec, ModelSpec
+from pellucid.spec.words import norm_name, times
 
 LABEL = 20  # columns of what stands on the left
 
@@ -54,7 +45,7 @@ def _line(label: str, text: str, width: int, edge: str = "    ") -> list[str]:
 
 
 def _block(block: BlockSpec, spec: DecoderSpec | EncoderSpec, width: int, edge: str) -> list[str]:
-    parts, lines = block_parts(block, spec.d_model, spec.stack.bias), list[str]()
+    parts, lines = block.parts(spec.d_model, spec.stack.bias), list[str]()
     for i, part in enumerate(parts):
         reads = block.reads_memory and (block.cross is None or i == 1)
         if block.parallel and i:

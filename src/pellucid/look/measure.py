@@ -14,10 +14,8 @@ from pellucid.interpret.measures import cosines, expert_load, lengths, likeness,
 from pellucid.look.seen import NATS_TO_BITS, Attention, Encoding, Experts, Guesses, Head, Layer, LensRow, Pooled
 from pellucid.nn.models import Encoder
 from pellucid.spec import (
-    AttentionSpec,
     BlockSpec,
     ClassifierHeadSpec,
-    LinearAttentionSpec,
     MoESpec,
     PoolerHeadSpec,
     StackSpec,
@@ -40,12 +38,7 @@ Acts = Mapping[str, Tensor]  # by the points' names within one stack; (1, ...) e
 
 def layer_facts(spec: BlockSpec) -> Layer:
     """What a layer is made of, in words."""
-    mixer = spec.mixer
-    if isinstance(mixer, AttentionSpec):
-        mixes = "attention"
-    else:
-        mixes = "linear attention" if isinstance(mixer, LinearAttentionSpec) else mixer.cell.upper()
-    return Layer(mixes, "" if spec.ffn is None else "experts" if isinstance(spec.ffn, MoESpec) else "feed-forward")
+    return Layer(spec.mixer.name, "" if spec.ffn is None else spec.ffn.name)
 
 
 def norms(acts: Acts, n_layers: int) -> dict[str, Float[np.ndarray, "layer time"]]:

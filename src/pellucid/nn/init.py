@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from pellucid.nn.biases import BucketedBias
 from pellucid.nn.models import AnyModel, Model, build_model
-from pellucid.nn.recurrent import remember_at_first
+from pellucid.nn.recurrent import open_forget_gates
 from pellucid.spec import InitRule, ModelSpec
 
 # what each rule draws, as a standard deviation; width is the fan-in of a matrix, L the number of layers
@@ -88,7 +88,7 @@ def initialise(model: M, rule: InitRule = "normal", seed: int = 0) -> M:
             weight.copy_(_draw(weight, std, generator))
     for module in model.modules():
         if isinstance(module, nn.LSTM | nn.LSTMCell):
-            remember_at_first(module)
+            open_forget_gates(module)
     return model
 
 

@@ -66,7 +66,7 @@ class LinearAttention(RunningState):
 
         The kernel rule's S has one more column: Σ φ(k), for what it divides by.
         """
-        width = self.head_dim + isinstance(self.rule, KernelRule)
+        width = self.head_dim + self.rule.normalises
         dtype = torch.promote_types(like.dtype, torch.float32)
         return (torch.zeros(batch, self.n_heads, self.head_dim, width, dtype=dtype, device=like.device),)
 
@@ -81,7 +81,7 @@ class LinearAttention(RunningState):
 
         Raises UsageError for ``past`` where everyone sees everyone: such a state is never complete.
         """
-        if past is not None and isinstance(self.rule, KernelRule) and not self.rule.causal:
+        if past is not None and self.rule.ahead is None:
             raise UsageError("tokens that see both sides have no state to go on from", "use KernelRule(causal=True)")
         q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
         dtype, wide = v.dtype, torch.promote_types(v.dtype, torch.float32)  # sums are long
@@ -100,17 +100,18 @@ class LinearAttention(RunningState):
         """z of each token, from the rule's gates and the running sum."""
         begins, decay = _begins(view), self._decay(x, q)
         beta = None if self.beta is None else self.tap("beta", self.beta(x).transpose(1, 2).to(q.dtype).sigmoid())
-        if isinstance(self.rule, KernelRule):
+        if self.rule.normalises:
             v = F.pad(v, (0, 1), value=1.0)
         with torch.autocast(x.device.type, enabled=False):  # it would round what is summed
-            if isinstance(self.rule, KernelRule) and not self.rule.causal:
-                return _normalised(_both_sides(q, k, v, begins))
+            if self.rule.ahead is None:
+                z = _both_sides(q, k, v, begins)
+                return _normalised(z) if self.rule.normalises else z
             state = (self.empty_state(len(q), q) if past is None else past.tensors)[0]
             form = by_steps if q.shape[2] <= FEW else by_chunks
             z, state = form(q, k, v, _at_borders(decay, view.valid, begins, q.dtype), beta, state)
         if past is not None:
             past.tensors = (state,)
-        return _normalised(z) if isinstance(self.rule, KernelRule) else z
+        return _normalised(z) if self.rule.normalises else z
 
     def _decay(self, x: Tensor, like: Tensor) -> Decay | None:
         """α of each token, as if there were neither padding nor documents."""

@@ -37,7 +37,7 @@ from pellucid.spec import AttentiveRecurrentSpec, RecurrentSpec
 State: TypeAlias = tuple[Tensor, ...]  # (h,) of a GRU, (h, c) of an LSTM; (rows, d_hidden) each
 
 
-def remember_at_first(cell: nn.LSTM | nn.LSTMCell) -> None:
+def open_forget_gates(cell: nn.LSTM | nn.LSTMCell) -> None:
     """Start with forget gates open: their bias is 1, the others 0 (Gers et al. 2000; Jozefowicz et al. 2015)."""
     with torch.no_grad():
         for name, bias in cell.named_parameters():
@@ -45,6 +45,12 @@ def remember_at_first(cell: nn.LSTM | nn.LSTMCell) -> None:
                 bias.zero_()
             if name.startswith("bias_ih"):
                 bias[cell.hidden_size : 2 * cell.hidden_size] = 1.0
+
+
+def zero_state(cell: nn.Module, batch: int, like: Tensor) -> State:
+    """The state of ``batch`` rows that have read nothing."""
+    zeros = torch.zeros(batch, cell.hidden_size, dtype=like.dtype, device=like.device)  # type: ignore[call-overload]
+    return (zeros, zeros) if isinstance(cell, nn.LSTM | nn.LSTMCell) else (zeros,)
 
 
 # --- rows, as kernels want them --------------------------------------------------------------------------------------
@@ -138,15 +144,14 @@ class Recurrent(RunningState):
         self.o = nn.Linear(spec.d_out, d_model, bias=False) if spec.project else nn.Identity()
         for cell in (self.cell, self.back):
             if isinstance(cell, nn.LSTM):
-                remember_at_first(cell)
+                open_forget_gates(cell)
 
     def points(self) -> dict[str, str]:
         return {"h": "batch time d_out"}
 
     def empty_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
         """h (and c of an LSTM) of rows that have read nothing: zeros, (batch, d_hidden)."""
-        zeros = torch.zeros(batch, self.cell.hidden_size, dtype=like.dtype, device=like.device)
-        return (zeros, zeros) if isinstance(self.cell, nn.LSTM) else (zeros,)
+        return zero_state(self.cell, batch, like)
 
     def forward(
         self, x: Float[Tensor, "batch time d_model"], view: Documents, past: StateCache | None = None
@@ -223,15 +228,14 @@ class AttentiveRecurrent(RunningState):
         self.score = Scores(spec.alignment, spec.d_hidden, d_model)
         self.o = nn.Linear(spec.d_hidden, d_model, bias=False)
         if isinstance(self.cell, nn.LSTMCell):
-            remember_at_first(self.cell)
+            open_forget_gates(self.cell)
 
     def points(self) -> dict[str, str]:
         return {"pattern": "batch heads query key", "z": "batch time d_model", "h": "batch time d_hidden"}
 
     def empty_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
         """h (and c of an LSTM) of rows that have read nothing: zeros, (batch, d_hidden)."""
-        zeros = torch.zeros(batch, self.cell.hidden_size, dtype=like.dtype, device=like.device)
-        return (zeros, zeros) if isinstance(self.cell, nn.LSTMCell) else (zeros,)
+        return zero_state(self.cell, batch, like)
 
     def forward(
         self,

@@ -17,7 +17,7 @@ from pellucid.nn.documents import Documents
 from pellucid.nn.masks import see
 from pellucid.nn.norms import build_norm
 from pellucid.nn.view import View
-from pellucid.spec import AttentionSpec, BlockSpec, Full, StackSpec
+from pellucid.spec import BlockSpec, Full, StackSpec
 from pellucid.taps import Tapped, heard
 
 
@@ -44,8 +44,7 @@ class Stack(Tapped):
 
     def __init__(self, spec: StackSpec):
         super().__init__()
-        heads = [block.mixer.n_heads for block in spec.blocks if isinstance(block.mixer, AttentionSpec)]
-        self.score_bias = build_bias(spec.bias, heads[0]) if spec.bias else None
+        self.score_bias = build_bias(spec.bias, spec.score_heads)
         self.blocks = nn.ModuleList()
         for number, (block, owner) in enumerate(zip(spec.blocks, spec.owners, strict=True)):
             shared = None if owner == number else cast(Block, self.blocks[owner])

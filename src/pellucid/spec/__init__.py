@@ -1,8 +1,9 @@
 """A model, described: a tree of frozen values. No torch, no devices, no run settings; hashable; JSON in and out.
 
 Read from the whole to its parts: ``models`` (a decoder, an encoder, both), ``blocks`` (the residual formula and what
-hangs on it), ``mixers`` (attention and what stands in its place), ``parts`` (norms, positions). What is irrelevant does
-not exist: a gated layer is another type than a plain one, not a flag. Every name, masks included, is found here.
+hangs on it), ``mixers`` (what each token mixer answers) with ``attention``, ``linear_attention`` and ``recurrent``,
+``feed_forward``, ``heads``, ``parts`` (norms, positions). Each tells its cost (``costs``) and its ``words``. What is
+irrelevant does not exist: a gated layer is another type than a plain one, not a flag. Every name is found here.
 """
 
 from pellucid.predicates import And as And
@@ -24,47 +25,43 @@ from pellucid.predicates import big_bird as big_bird
 from pellucid.predicates import longformer as longformer
 from pellucid.predicates import sparse_transformer as sparse_transformer
 from pellucid.predicates import sparse_transformer_fixed as sparse_transformer_fixed
+from pellucid.spec.attention import CAUSAL as CAUSAL
+from pellucid.spec.attention import AttentionSpec as AttentionSpec
 from pellucid.spec.blocks import NO_NORM as NO_NORM
 from pellucid.spec.blocks import POST_NORM as POST_NORM
 from pellucid.spec.blocks import PRE_NORM as PRE_NORM
 from pellucid.spec.blocks import REORDERED_NORM as REORDERED_NORM
 from pellucid.spec.blocks import SANDWICH_NORM as SANDWICH_NORM
-from pellucid.spec.blocks import Activation as Activation
 from pellucid.spec.blocks import BlockSpec as BlockSpec
-from pellucid.spec.blocks import FeedForwardSpec as FeedForwardSpec
-from pellucid.spec.blocks import FFNSpec as FFNSpec
-from pellucid.spec.blocks import GatedFFNSpec as GatedFFNSpec
-from pellucid.spec.blocks import MoESpec as MoESpec
 from pellucid.spec.blocks import Placement as Placement
 from pellucid.spec.blocks import ResidualSpec as ResidualSpec
 from pellucid.spec.blocks import StackSpec as StackSpec
-from pellucid.spec.mixers import CAUSAL as CAUSAL
-from pellucid.spec.mixers import AlignmentSpec as AlignmentSpec
-from pellucid.spec.mixers import AttentionSpec as AttentionSpec
-from pellucid.spec.mixers import AttentiveRecurrentSpec as AttentiveRecurrentSpec
-from pellucid.spec.mixers import Cell as Cell
+from pellucid.spec.feed_forward import Activation as Activation
+from pellucid.spec.feed_forward import FeedForwardSpec as FeedForwardSpec
+from pellucid.spec.feed_forward import FFNSpec as FFNSpec
+from pellucid.spec.feed_forward import GatedFFNSpec as GatedFFNSpec
+from pellucid.spec.feed_forward import MoESpec as MoESpec
+from pellucid.spec.heads import ClassifierHeadSpec as ClassifierHeadSpec
+from pellucid.spec.heads import EncoderHeadSpec as EncoderHeadSpec
+from pellucid.spec.heads import LMHeadSpec as LMHeadSpec
+from pellucid.spec.heads import MaskedLMHeadSpec as MaskedLMHeadSpec
+from pellucid.spec.heads import PoolerHeadSpec as PoolerHeadSpec
+from pellucid.spec.heads import TaggerHeadSpec as TaggerHeadSpec
+from pellucid.spec.linear_attention import DecayRule as DecayRule
+from pellucid.spec.linear_attention import DeltaRule as DeltaRule
+from pellucid.spec.linear_attention import GatedDecayRule as GatedDecayRule
+from pellucid.spec.linear_attention import KernelRule as KernelRule
+from pellucid.spec.linear_attention import LinearAttentionSpec as LinearAttentionSpec
+from pellucid.spec.linear_attention import UpdateRule as UpdateRule
 from pellucid.spec.mixers import CrossSpec as CrossSpec
-from pellucid.spec.mixers import DecayRule as DecayRule
-from pellucid.spec.mixers import DeltaRule as DeltaRule
-from pellucid.spec.mixers import GatedDecayRule as GatedDecayRule
-from pellucid.spec.mixers import KernelRule as KernelRule
-from pellucid.spec.mixers import LinearAttentionSpec as LinearAttentionSpec
 from pellucid.spec.mixers import MixerSpec as MixerSpec
-from pellucid.spec.mixers import RecurrentSpec as RecurrentSpec
-from pellucid.spec.mixers import UpdateRule as UpdateRule
-from pellucid.spec.models import ClassifierHeadSpec as ClassifierHeadSpec
 from pellucid.spec.models import DecoderSpec as DecoderSpec
 from pellucid.spec.models import EmbedSpec as EmbedSpec
 from pellucid.spec.models import EncoderDecoderSpec as EncoderDecoderSpec
-from pellucid.spec.models import EncoderHeadSpec as EncoderHeadSpec
 from pellucid.spec.models import EncoderSpec as EncoderSpec
 from pellucid.spec.models import InitRule as InitRule
-from pellucid.spec.models import LMHeadSpec as LMHeadSpec
-from pellucid.spec.models import MaskedLMHeadSpec as MaskedLMHeadSpec
 from pellucid.spec.models import ModelSpec as ModelSpec
 from pellucid.spec.models import PatchSpec as PatchSpec
-from pellucid.spec.models import PoolerHeadSpec as PoolerHeadSpec
-from pellucid.spec.models import TaggerHeadSpec as TaggerHeadSpec
 from pellucid.spec.models import load_spec as load_spec
 from pellucid.spec.parts import ALiBiSpec as ALiBiSpec
 from pellucid.spec.parts import BiasSpec as BiasSpec
@@ -81,3 +78,7 @@ from pellucid.spec.parts import RotaryScaling as RotaryScaling
 from pellucid.spec.parts import RotarySpec as RotarySpec
 from pellucid.spec.parts import SinusoidalSpec as SinusoidalSpec
 from pellucid.spec.parts import YaRNScaling as YaRNScaling
+from pellucid.spec.recurrent import AlignmentSpec as AlignmentSpec
+from pellucid.spec.recurrent import AttentiveRecurrentSpec as AttentiveRecurrentSpec
+from pellucid.spec.recurrent import Cell as Cell
+from pellucid.spec.recurrent import RecurrentSpec as RecurrentSpec

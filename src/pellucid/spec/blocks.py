@@ -1,69 +1,16 @@
-"""Feed-forward layers, the residual formula, one block, and blocks one after the other."""
+"""The residual formula, one block, and blocks one after the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
-from pellucid.predicates import Ahead, Full
-from pellucid.spec.mixers import (
-    AlignmentSpec,
-    AttentionSpec,
-    AttentiveRecurrentSpec,
-    CrossSpec,
-    LinearAttentionSpec,
-    MixerSpec,
-    RecurrentSpec,
-)
-from pellucid.spec.parts import BiasSpec, NormSpec, require
+from pellucid.predicates import Ahead
+from pellucid.spec.costs import Cost
+from pellucid.spec.feed_forward import FeedForwardSpec
+from pellucid.spec.mixers import CrossSpec, MixerSpec
+from pellucid.spec.parts import BiasSpec, NormSpec, norm_parameters, require
+from pellucid.spec.words import Part
 from pellucid.values import Value
-
-Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
-
-
-@dataclass(frozen=True)
-class FFNSpec(Value):
-    """down(activation(up(x))), Vaswani et al. 2017, equation 2."""
-
-    d_ff: int
-    activation: Activation = "gelu"
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.d_ff >= 1, self, f"d_ff = {self.d_ff} must be >= 1")
-
-
-@dataclass(frozen=True)
-class GatedFFNSpec(Value):
-    """down(activation(gate(x)) · up(x)), Shazeer 2020: SwiGLU with silu, GeGLU with gelu."""
-
-    d_ff: int
-    activation: Activation = "silu"
-    bias: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.d_ff >= 1, self, f"d_ff = {self.d_ff} must be >= 1")
-
-
-@dataclass(frozen=True)
-class MoESpec(Value):
-    """``n_experts`` feed-forward layers, of which a router gives each token its ``top_k`` (Shazeer et al. 2017).
-
-    None is ever full: no token is dropped. renormalise: the chosen experts' weights sum to one; of a single one it is
-    then always one, so that only the balance and z losses train its router, as in published models of that kind.
-    """
-
-    expert: FFNSpec | GatedFFNSpec
-    n_experts: int
-    top_k: int
-    renormalise: bool = True
-
-    def __post_init__(self) -> None:
-        ok = 1 <= self.top_k <= self.n_experts
-        require(ok, self, f"top_k = {self.top_k} of n_experts = {self.n_experts}", "1 <= top_k <= n_experts")
-
-
-FeedForwardSpec: TypeAlias = FFNSpec | GatedFFNSpec | MoESpec
 
 
 @dataclass(frozen=True)
@@ -116,33 +63,45 @@ class BlockSpec(Value):
             require(not self.placement.out, self, "a parallel block has no norm after each sublayer")
             require(self.ffn is not None, self, "a parallel block has a feed-forward layer beside its mixer")
             require(self.cross is None, self, "a parallel block has no place for cross-attention", "parallel=False")
-        if isinstance(self.cross, AttentionSpec):
-            problem = "cross-attention has no rotary positions: its two sides count their own"
-            require(self.cross.rotary is None, self, problem, "cross=replace(cross, rotary=None)")
-            problem = f"cross has {self.cross.mask}, but an encoder's positions are not the decoder's"
-            require(isinstance(self.cross.mask, Full), self, problem, "cross=replace(cross, mask=Full())")
-        if isinstance(self.mixer, AttentiveRecurrentSpec):
-            require(self.cross is None, self, "an attentive recurrence already reads the encoder", "cross=None")
+        if self.cross is not None:
+            problem, remedy = self.cross.problem_across() or ("", "")
+            require(not problem, self, problem, remedy)
+        both = self.cross is not None and self.mixer.reads_memory
+        require(not both, self, "an attentive recurrence already reads the encoder", "cross=None")
 
     @property
     def reads_memory(self) -> bool:
         """Whether something in it attends to an encoder's states."""
-        return self.cross is not None or isinstance(self.mixer, AttentiveRecurrentSpec)
+        return self.cross is not None or self.mixer.reads_memory
 
     @property
     def ahead(self) -> Ahead | None:
         """Which later tokens its mixer lets a token see at most; None where there is no such bound."""
-        mixer = self.mixer
-        if isinstance(mixer, AttentionSpec):
-            return mixer.mask.ahead()
-        if isinstance(mixer, LinearAttentionSpec):
-            return Ahead() if getattr(mixer.rule, "causal", True) else None
-        return None if isinstance(mixer, RecurrentSpec) and mixer.both_directions else Ahead()
+        return self.mixer.ahead
 
     @property
     def sees_future(self) -> bool:
         """Whether its mixer lets a token see later ones (those of a prefix excepted)."""
         return self.ahead is None
+
+    def costs(self, d_model: int) -> list[Cost]:
+        """Of its sublayers, in their order: mixer, then cross-attention and feed-forward where it has them."""
+        found = [self.mixer.cost(d_model)]
+        found += [self.cross.cost_across(d_model)] if self.cross else []
+        return [*found, self.ffn.cost(d_model)] if self.ffn else found
+
+    def parts(self, d_model: int, bias: BiasSpec | None = None) -> list[Part]:
+        """Its sublayers in words, in the order of ``costs``; ``bias``: the stack's score term."""
+        found = [self.mixer.part(d_model, bias)]
+        found += [self.cross.part_across(d_model)] if self.cross else []
+        return [*found, self.ffn.part(d_model)] if self.ffn else found
+
+    def norm_parameters(self, d_model: int) -> int:
+        """Trained values of all norms and gains around its sublayers, and of those inside them."""
+        place, costs = self.placement, self.costs(d_model)
+        each = (place.pre + place.post + place.out) * norm_parameters(self.norm, d_model)
+        each += 0 if self.residual.layer_scale is None else d_model
+        return len(costs) * each + sum(cost.norms for cost in costs)
 
 
 @dataclass(frozen=True)
@@ -162,7 +121,7 @@ class StackSpec(Value):
     def __post_init__(self) -> None:
         require(self.d_model >= 1, self, f"d_model = {self.d_model} must be >= 1")
         require(len(self.blocks) >= 1, self, "blocks is empty", "a stack has at least one block")
-        heads = sorted({block.mixer.n_heads for block in self.blocks if isinstance(block.mixer, AttentionSpec)})
+        heads = sorted({block.mixer.score_heads for block in self.blocks} - {0})
         require(self.bias is None or len(heads) == 1, self, f"a shared bias needs one n_heads, not {heads}")
         ok = len(self.shared) in (0, len(self.blocks))
         require(ok, self, f"shared = {self.shared} is not one number for each of {len(self.blocks)} blocks")
@@ -173,15 +132,13 @@ class StackSpec(Value):
             require(ok, self, f"shared[{i}] = {owner}, which is no block above it with weights of its own")
             require(self.blocks[i] == self.blocks[owner], self, f"shared: blocks[{i}] is another than blocks[{owner}]")
         for i, block in enumerate(self.blocks):
-            mixer = block.mixer
-            if isinstance(mixer, RecurrentSpec) and not mixer.project:
-                problem = f"blocks[{i}] gives {mixer.d_out} values a token to a stream of {self.d_model}"
-                require(mixer.d_out == self.d_model, self, problem, "RecurrentSpec(project=True), or fit d_hidden")
-            alignment = mixer.alignment if isinstance(mixer, AttentiveRecurrentSpec) else block.cross
-            if isinstance(mixer, AttentiveRecurrentSpec) and isinstance(alignment, AlignmentSpec):
-                ok = alignment.score != "dot" or mixer.d_hidden == self.d_model
-                problem = f"blocks[{i}]: dot scores compare d_hidden = {mixer.d_hidden} with d_model = {self.d_model}"
-                require(ok, self, problem, "use general or additive scores, or make them equal")
+            problem, remedy = block.mixer.problem_in(self.d_model) or ("", "")
+            require(not problem, self, f"blocks[{i}] {problem}", remedy)
+
+    @property
+    def score_heads(self) -> int:
+        """Heads of each attention layer, to whose scores ``bias`` is added; 0 where no layer has scores."""
+        return max(block.mixer.score_heads for block in self.blocks)
 
     @property
     def owners(self) -> tuple[int, ...]:

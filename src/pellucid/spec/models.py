@@ -9,8 +9,9 @@ from typing import Literal, TypeAlias, get_args
 from pellucid.errors import SpecError
 from pellucid.files import read_json
 from pellucid.predicates import Ahead
-from pellucid.spec.blocks import Activation, StackSpec
-from pellucid.spec.parts import LayerNormSpec, NormSpec, PositionSpec, SinusoidalSpec, require
+from pellucid.spec.blocks import StackSpec
+from pellucid.spec.heads import TIED_HEAD, EncoderHeadSpec, LMHeadSpec, MaskedLMHeadSpec
+from pellucid.spec.parts import NormSpec, PositionSpec, SinusoidalSpec, require
 from pellucid.values import Value
 
 InitRule = Literal["normal", "fan_in", "xavier"]  # the columns of the table in nn.init
@@ -65,94 +66,23 @@ class EmbedSpec(Value):
         require(self.n_types >= 0, self, f"n_types = {self.n_types} must be >= 0")
         require(self.d_embed is None or self.d_embed >= 1, self, f"d_embed = {self.d_embed} must be >= 1")
 
+    def parameters(self, vocab_size: int, context: int, d_model: int) -> int:
+        """Trained values of all that stands before the blocks, its norm excepted."""
+        rows = vocab_size + self.n_types + (0 if self.positions is None else self.positions.rows(context))
+        rows += 0 if self.patches is None else self.patches.n_values + 2  # a bias, and the vector before them
+        return rows * (self.d_embed or d_model) + (0 if self.d_embed is None else (self.d_embed + 1) * d_model)
 
-LAYER_NORM = LayerNormSpec()
-
-# --- heads -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LMHeadSpec(Value):
-    """Logits over the vocabulary, times ``scale``; ``tied`` uses the embedding's vectors (Press & Wolf 2016)."""
-
-    tied: bool = True
-    bias: bool = False
-    soft_cap: float | None = None
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.soft_cap is None or self.soft_cap > 0, self, f"soft_cap = {self.soft_cap} must be positive")
+    def flops(self, time: int, d_model: int) -> int:
+        """Of patches and of a factorised table, which have matrices; to look up a vector is no work."""
+        wider = 0 if self.d_embed is None else 2 * time * self.d_embed * d_model
+        if self.patches is None:
+            return wider
+        return wider + 2 * (time - 1) * self.patches.n_values * (self.d_embed or d_model)
 
 
 @dataclass(frozen=True)
-class MaskedLMHeadSpec(Value):
-    """norm(activation(dense(x))), then logits over the vocabulary (Devlin et al. 2018, in their code)."""
-
-    activation: Activation = "gelu"
-    norm: NormSpec = LAYER_NORM
-    tied: bool = True
-    bias: bool = True
-
-
-@dataclass(frozen=True)
-class PoolerHeadSpec(Value):
-    """One vector a row: the first or last token's, or the mean or maximum of all.
-
-    dense: then activation(W x + b) (Devlin et al. 2018). normalise: then to length 1, so that a product is a cosine.
-    """
-
-    take: Literal["first", "last", "mean", "max"] = "first"
-    dense: bool = True
-    normalise: bool = False
-    activation: Literal["tanh", "relu"] = "tanh"
-
-    def __post_init__(self) -> None:
-        ok = self.dense or self.activation == "tanh"
-        require(ok, self, f"activation = {self.activation} stands after a matrix that is not there", "dense=True")
-
-
-@dataclass(frozen=True)
-class ClassifierHeadSpec(Value):
-    """One class a row: logits of a pooled vector. One alone is a score, such as how well two texts fit."""
-
-    n_classes: int
-    pooler: PoolerHeadSpec = PoolerHeadSpec()
-
-    def __post_init__(self) -> None:
-        require(self.n_classes >= 1, self, f"n_classes = {self.n_classes} must be >= 1")
-
-
-@dataclass(frozen=True)
-class TaggerHeadSpec(Value):
-    """One class a token."""
-
-    n_classes: int
-
-    def __post_init__(self) -> None:
-        require(self.n_classes >= 2, self, f"n_classes = {self.n_classes} must be >= 2")
-
-
-EncoderHeadSpec: TypeAlias = MaskedLMHeadSpec | PoolerHeadSpec | ClassifierHeadSpec | TaggerHeadSpec
-
-# --- models ----------------------------------------------------------------------------------------------------------
-
-
-def _require_sizes(spec: EncoderSpec | DecoderSpec) -> None:
-    patches, width = spec.embed.patches, spec.d_embed
-    if patches is None:
-        sizes = f"vocab_size = {spec.vocab_size}, context = {spec.context}: both must be >= 2"
-        require(min(spec.vocab_size, spec.context) >= 2, spec, sizes)
-    else:
-        require(spec.vocab_size == 0, spec, f"vocab_size = {spec.vocab_size}, but patches are no tokens", "0")
-        ok, n_places = spec.context == patches.n_places, patches.n_places
-        require(ok, spec, f"context = {spec.context}, but the image has {n_places} places", f"context={n_places}")
-    ok = width % 2 == 0 or not isinstance(spec.embed.positions, SinusoidalSpec)
-    require(ok, spec, f"sinusoidal positions need an even width, not {width}")
-
-
-@dataclass(frozen=True)
-class DecoderSpec(Value):
-    """A language model that reads from left to right; with blocks that have ``cross``, half of an encoder–decoder.
+class StackModelSpec(Value, abstract=True):
+    """What a decoder and an encoder have in common: vectors of what is read, and one stack of blocks.
 
     context: the longest sequence, in tokens, that it is trained on.
     """
@@ -161,16 +91,18 @@ class DecoderSpec(Value):
     context: int
     embed: EmbedSpec
     stack: StackSpec
-    head: LMHeadSpec = LMHeadSpec()
 
     def __post_init__(self) -> None:
-        _require_sizes(self)
-        require(self.embed.patches is None, self, "patches are read at once, by an encoder", "an EncoderSpec")
-        ok = self.embed.d_embed is None or not self.head.tied
-        require(ok, self, f"vectors of d_embed = {self.embed.d_embed} cannot be a head's", "head.tied=False")
-        for i, block in enumerate(self.stack.blocks):
-            problem = f"blocks[{i}] lets a token see later ones, so a decoder would be shown what it must predict"
-            require(not block.sees_future, self, problem, "a causal mixer here, or an EncoderSpec")
+        patches, width = self.embed.patches, self.d_embed
+        if patches is None:
+            sizes = f"vocab_size = {self.vocab_size}, context = {self.context}: both must be >= 2"
+            require(min(self.vocab_size, self.context) >= 2, self, sizes)
+        else:
+            require(self.vocab_size == 0, self, f"vocab_size = {self.vocab_size}, but patches are no tokens", "0")
+            ok, n_places = self.context == patches.n_places, patches.n_places
+            require(ok, self, f"context = {self.context}, but the image has {n_places} places", f"context={n_places}")
+        ok = width % 2 == 0 or not isinstance(self.embed.positions, SinusoidalSpec)
+        require(ok, self, f"sinusoidal positions need an even width, not {width}")
 
     @property
     def n_layers(self) -> int:
@@ -190,6 +122,22 @@ class DecoderSpec(Value):
         """Whether it needs an encoder."""
         return any(block.reads_memory for block in self.stack.blocks)
 
+
+@dataclass(frozen=True)
+class DecoderSpec(StackModelSpec):
+    """A language model that reads from left to right; with blocks that have ``cross``, half of an encoder–decoder."""
+
+    head: LMHeadSpec = TIED_HEAD
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.embed.patches is None, self, "patches are read at once, by an encoder", "an EncoderSpec")
+        ok = self.embed.d_embed is None or not self.head.tied
+        require(ok, self, f"vectors of d_embed = {self.embed.d_embed} cannot be a head's", "head.tied=False")
+        for i, block in enumerate(self.stack.blocks):
+            problem = f"blocks[{i}] lets a token see later ones, so a decoder would be shown what it must predict"
+            require(not block.sees_future, self, problem, "a causal mixer here, or an EncoderSpec")
+
     @property
     def ahead(self) -> Ahead:
         """Which tokens of a text must be read in one piece, because some layer lets them see later ones."""
@@ -200,37 +148,20 @@ class DecoderSpec(Value):
 
 
 @dataclass(frozen=True)
-class EncoderSpec(Value):
+class EncoderSpec(StackModelSpec):
     """A model that reads a whole text at once, or an image (``embed.patches``; its vocab_size is 0).
 
     head: None: the states are the result.
     """
 
-    vocab_size: int
-    context: int
-    embed: EmbedSpec
-    stack: StackSpec
     head: EncoderHeadSpec | None = None
 
     def __post_init__(self) -> None:
-        _require_sizes(self)
+        super().__post_init__()
         ok = self.embed.patches is None or not isinstance(self.head, MaskedLMHeadSpec)
         require(ok, self, "an image has no tokens that a head could predict", "another head, or None")
         readers = [i for i, block in enumerate(self.stack.blocks) if block.reads_memory]
         require(not readers, self, f"blocks{readers} attend to an encoder, but this is one", "cross=None")
-
-    @property
-    def n_layers(self) -> int:
-        return len(self.stack.blocks)
-
-    @property
-    def d_model(self) -> int:
-        return self.stack.d_model
-
-    @property
-    def d_embed(self) -> int:
-        """Width of the token vectors."""
-        return self.embed.d_embed or self.d_model
 
 
 @dataclass(frozen=True)

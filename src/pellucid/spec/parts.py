@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from pellucid.errors import SpecError
 from pellucid.values import Value
@@ -22,25 +22,41 @@ def require(ok: bool, spec: Value, problem: str, remedy: str = "") -> None:
 class LayerNormSpec(Value):
     """Ba et al. 2016: subtract the mean, divide by the standard deviation, then scale (and shift, with ``bias``)."""
 
+    name: ClassVar[str] = "LayerNorm"
     eps: float = 1e-5
     bias: bool = True
 
     def __post_init__(self) -> None:
         require(self.eps >= 0, self, f"eps = {self.eps} must not be negative")
 
+    def parameters(self, width: int) -> int:
+        """Trained values over vectors of this width."""
+        return 2 * width if self.bias else width
+
 
 @dataclass(frozen=True)
 class RMSNormSpec(Value):
     """Zhang & Sennrich 2019: divide by the root mean square, multiply by ``offset + weight``."""
 
+    name: ClassVar[str] = "RMSNorm"
     eps: float = 1e-6
     offset: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.eps >= 0, self, f"eps = {self.eps} must not be negative")
 
+    def parameters(self, width: int) -> int:
+        """Trained values over vectors of this width."""
+        return width
+
 
 NormSpec: TypeAlias = LayerNormSpec | RMSNormSpec
+
+
+def norm_parameters(spec: NormSpec | None, width: int) -> int:
+    """Trained values of a norm over vectors of this width; 0 for None."""
+    return 0 if spec is None else spec.parameters(width)
+
 
 # --- positions -------------------------------------------------------------------------------------------------------
 
@@ -53,23 +69,34 @@ class SinusoidalSpec(Value):
     authors' code.
     """
 
+    words: ClassVar[str] = "+ sines of positions"
     layout: Literal["pairs", "halves"] = "pairs"
+
+    def rows(self, context: int) -> int:
+        """Trained vectors: none."""
+        return 0
 
 
 @dataclass(frozen=True)
 class LearnedSpec(Value):
     """A learned vector for each position, added to the embedding; the table's first ``offset`` rows are never used."""
 
+    words: ClassVar[str] = "+ learned positions"
     offset: int = 0
 
     def __post_init__(self) -> None:
         require(self.offset >= 0, self, f"offset = {self.offset} must be >= 0")
+
+    def rows(self, context: int) -> int:
+        """Trained vectors."""
+        return context + self.offset
 
 
 @dataclass(frozen=True)
 class LinearScaling(Value):
     """Chen et al. 2023: positions divided by ``factor``."""
 
+    name: ClassVar[str] = "linear"
     factor: float
 
 
@@ -80,6 +107,7 @@ class NTKScaling(Value):
     Peng et al. 2023, section 3.1; found before it by an author known as bloc97.
     """
 
+    name: ClassVar[str] = "NTK"
     factor: float
 
 
@@ -91,6 +119,7 @@ class YaRNScaling(Value):
     ``beta_slow`` times divided by ``factor``. Both q and k get the sharpening, so scores get its square.
     """
 
+    name: ClassVar[str] = "YaRN"
     factor: float
     original_context: int
     beta_fast: float = 32.0
@@ -109,6 +138,7 @@ class ByPartsScaling(Value):
     NTK-by-parts (Peng et al. 2023, section 3.2), as in the code of Llama 3.1, whose names the fields have.
     """
 
+    name: ClassVar[str] = "by parts"
     factor: float
     original_context: int
     low_freq_factor: float = 1.0
@@ -141,9 +171,23 @@ class RotarySpec(Value):
         return int(head_dim * self.fraction)
 
 
+def require_pairs(spec: Value, rotary: RotarySpec | None, head_dim: int) -> None:
+    """Raise SpecError where ``rotary`` would not turn whole pairs of a head's dimensions."""
+    if rotary is not None:
+        dims = rotary.dims(head_dim)
+        ok = 2 <= dims <= head_dim and dims % 2 == 0
+        require(ok, spec, f"rotary turns pairs of dimensions, not {dims} of {head_dim}", "choose an even head_dim")
+
+
 @dataclass(frozen=True)
 class ALiBiSpec(Value):
     """Press et al. 2021: scores fall linearly with distance, at a fixed slope a head."""
+
+    words: ClassVar[str] = "ALiBi"
+
+    def parameters(self, n_heads: int) -> int:
+        """Trained values: none."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -158,6 +202,15 @@ class BucketedBiasSpec(Value):
         exact = self.n_buckets // (4 if self.both_directions else 2)  # half of a side's buckets hold one distance each
         ok = 1 <= exact < self.max_distance
         require(ok, self, f"n_buckets = {self.n_buckets} do not divide up to max_distance = {self.max_distance}")
+
+    @property
+    def words(self) -> str:
+        """In a few words."""
+        return f"{self.n_buckets} distance buckets"
+
+    def parameters(self, n_heads: int) -> int:
+        """Trained values: a score for each bucket and head."""
+        return self.n_buckets * n_heads
 
 
 PositionSpec: TypeAlias = SinusoidalSpec | LearnedSpec

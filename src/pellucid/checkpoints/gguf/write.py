@@ -25,6 +25,8 @@ from pellucid.spec import (
     AttentionSpec,
     ByPartsScaling,
     DecoderSpec,
+    FFNSpec,
+    GatedFFNSpec,
     LayerNormSpec,
     LinearScaling,
     MoESpec,
@@ -165,7 +167,7 @@ def _metadata(spec: DecoderSpec, architecture: str) -> dict[str, Any]:
     reaches = [mixer.mask.reach() for mixer in mixers]
     mixer = next((mixer for mixer, reach in zip(mixers, reaches, strict=True) if reach is None), mixers[0])
     ffn = block.ffn.expert if isinstance(block.ffn, MoESpec) else block.ffn
-    assert ffn is not None  # no family is without
+    assert isinstance(ffn, FFNSpec | GatedFFNSpec)  # every family has one of these
     norm = "layer_norm" if isinstance(block.norm, LayerNormSpec) else "layer_norm_rms"
     said: dict[str, Any] = {
         "vocab_size": spec.vocab_size,
