@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.spec import LayerNormSpec, NormSpec
+from pellucid.spec import LayerNormSpec, NormSpec, RMSNormSpec
 
 
 class LayerNorm(nn.Module):
@@ -32,10 +33,10 @@ class RMSNorm(nn.Module):
 
     starts_as_built: ClassVar = True
 
-    def __init__(self, width: int, eps: float, offset: float):
+    def __init__(self, spec: RMSNormSpec, width: int):
         super().__init__()
-        self.eps, self.offset = eps, offset
-        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))  # the identity gain, whatever the offset
+        self.eps, self.offset = spec.eps, spec.offset
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - spec.offset))  # the identity gain, whatever the offset
 
     def forward(self, x: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         gain = self.weight + self.offset if self.offset else self.weight
@@ -43,10 +44,9 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.to(wide), self.weight.shape, gain.to(wide), self.eps).to(x.dtype)
 
 
+NORMS: dict[type[NormSpec], Callable[..., LayerNorm | RMSNorm]] = {LayerNormSpec: LayerNorm, RMSNormSpec: RMSNorm}
+
+
 def build_norm(spec: NormSpec | None, width: int) -> LayerNorm | RMSNorm | nn.Identity:
     """The norm that a spec describes; the identity for None."""
-    if spec is None:
-        return nn.Identity()
-    if isinstance(spec, LayerNormSpec):
-        return LayerNorm(spec, width)
-    return RMSNorm(width, spec.eps, spec.offset)
+    return nn.Identity() if spec is None else NORMS[type(spec)](spec, width)

@@ -132,8 +132,8 @@ class StackSpec(Value):
             require(ok, self, f"shared[{i}] = {owner}, which is no block above it with weights of its own")
             require(self.blocks[i] == self.blocks[owner], self, f"shared: blocks[{i}] is another than blocks[{owner}]")
         for i, block in enumerate(self.blocks):
-            problem, remedy = block.mixer.problem_in(self.d_model) or ("", "")
-            require(not problem, self, f"blocks[{i}] {problem}", remedy)
+            problem, remedy = block.mixer.problem_in(f"blocks[{i}]", self.d_model) or ("", "")
+            require(not problem, self, problem, remedy)
 
     @property
     def score_heads(self) -> int:

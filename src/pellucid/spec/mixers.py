@@ -45,8 +45,8 @@ class MixerSpec(Value, abstract=True):
         """Heads whose scores a stack's bias is added to; 0 for a mixer without scores."""
         return 0
 
-    def problem_in(self, d_model: int) -> tuple[str, str] | None:
-        """Why it cannot stand on a stream of this width, and the remedy; None where it can."""
+    def problem_in(self, block: str, d_model: int) -> tuple[str, str] | None:
+        """Why it cannot stand in ``block`` (its name, for the message) on a stream of this width, and the remedy."""
         return None
 
     def cost(self, d_model: int) -> Cost:

@@ -45,10 +45,10 @@ class RecurrentSpec(MixerSpec):
     def ahead(self) -> Ahead | None:
         return None if self.both_directions else Ahead()
 
-    def problem_in(self, d_model: int) -> tuple[str, str] | None:
+    def problem_in(self, block: str, d_model: int) -> tuple[str, str] | None:
         if self.project or self.d_out == d_model:
             return None
-        problem = f"gives {self.d_out} values a token to a stream of {d_model}"
+        problem = f"{block} gives {self.d_out} values a token to a stream of {d_model}"
         return problem, "RecurrentSpec(project=True), or fit d_hidden"
 
     def cost(self, d_model: int) -> Cost:
@@ -161,10 +161,10 @@ class AttentiveRecurrentSpec(MixerSpec):
     def name(self) -> str:
         return self.cell.upper()
 
-    def problem_in(self, d_model: int) -> tuple[str, str] | None:
+    def problem_in(self, block: str, d_model: int) -> tuple[str, str] | None:
         if self.alignment.score != "dot" or self.d_hidden == d_model:
             return None
-        problem = f"dot scores compare d_hidden = {self.d_hidden} with d_model = {d_model}"
+        problem = f"{block}: dot scores compare d_hidden = {self.d_hidden} with d_model = {d_model}"
         return problem, "use general or additive scores, or make them equal"
 
     def cost(self, d_model: int) -> Cost:
