@@ -44,10 +44,14 @@ class Run:
     text: Path
     steps: int
     kind: str = "decoder"
+    minutes: float | None = None  # instead of steps
 
     def command(self, out: Path) -> list[str]:
-        train = [sys.executable, "-m", "pellucid", "train", str(self.text), "--out", str(out)]
-        return [*train, "--steps", str(self.steps), *OPTIONS, *KINDS[self.kind]]
+        length = ["--steps", str(self.steps)] if self.minutes is None else ["--minutes", str(self.minutes)]
+        return [*self.train(out), *length, *OPTIONS, *KINDS[self.kind]]
+
+    def train(self, out: Path) -> list[str]:
+        return [sys.executable, "-m", "pellucid", "train", str(self.text), "--out", str(out)]
 
 
 @dataclass
@@ -175,6 +179,25 @@ def torture(
     return report
 
 
+def torture_minutes(folder: Path, kills: int, minutes: float, seed: int = 0, kind: str = "decoder") -> Report:
+    """Train for ``minutes`` with ``kills`` kills; the clock decides how many steps there are.
+
+    So the run is then repeated from its run.json, and the report lists every file that differs.
+    """
+    rng, report = random.Random(seed), Report()
+    run = Run(some_text(folder, kind), 1, kind, minutes)
+    broken, again = folder / "broken", folder / "again"
+    for i in range(kills):
+        moment = "checkpoint" if i % 3 == 1 else "step"
+        run_and_kill(run, broken, moment, rng.randint(1, 20), report, folder / "errors.log")
+    run_to_end(run, broken)
+    repeat = [*run.train(again), "--run", str(broken / "run.json")]
+    subprocess.run(repeat, check=True, env=environment(), stdout=subprocess.DEVNULL)
+    names = ("model.safetensors", "metrics.jsonl", "spec.json", "tokenizer.json")
+    report.differences += [name for name in names if digest(broken / name) != digest(again / name)]
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
@@ -182,9 +205,13 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, default="decoder")
     parser.add_argument("--text", type=Path, help="learned from, instead of Python's own source")
     parser.add_argument("--steps", type=int, help="of the run [default: 12 for each kill, and 12]")
-    arguments = parser.parse_args()
+    parser.add_argument("--minutes", type=float, help="of the run, instead of steps; it is then repeated, and compared")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = torture(Path(folder), arguments.kills, arguments.seed, arguments.kind, arguments.text, arguments.steps)
+        if asked.minutes is None:
+            report = torture(Path(folder), asked.kills, asked.seed, asked.kind, asked.text, asked.steps)
+        else:
+            report = torture_minutes(Path(folder), asked.kills, asked.minutes, asked.seed, asked.kind)
     print(
         f"{report.kills} kills: {report.before_training} before training, {report.at_step} at a random step, "
         f"{report.in_checkpoint} inside a checkpoint write, {report.after_checkpoint} just after one; "

@@ -85,7 +85,10 @@ class Lines(Reporter):
             self.console.print(reasons_table(run))
         precision = run.runtime.precision
         what = "training" if not done else f"going on after step {done:,}"
-        self.console.print(f"[bold]{what}[/]: {run.steps:,} steps of {run.tokens_per_step:,} tokens, {precision}")
+        about = "" if run.schedule.minutes is None else f"{run.schedule.minutes:g} minutes, about "
+        self.console.print(
+            f"[bold]{what}[/]: {about}{run.steps:,} steps of {run.tokens_per_step:,} tokens, {precision}"
+        )
 
     def progress(self, state: State) -> None:
         now = time.perf_counter()
