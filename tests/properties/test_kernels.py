@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from pellucid.batch import Tokens
 from pellucid.designs import DESIGNS
-from pellucid.nn.kernels import Kernel, attend, blocked, choose, reference, sdpa
+from pellucid.nn.kernels import Choice, Kernel, attend, blocked, choose, reference, sdpa
 from pellucid.nn.kernels import __all__ as exported
 from pellucid.nn.layout import make_layout
 from pellucid.nn.masks import Visible, dense, see
@@ -279,3 +279,18 @@ def test_control_key_heads_in_another_order_are_seen() -> None:
     wrong = replace(call, k=call.k.repeat(1, 2, 1, 1), v=call.v.repeat(1, 2, 1, 1)).by(sdpa, Causal())
     assert (wrong - naive(call, Causal())).abs().max() > 0.1
     torch.testing.assert_close(call.by(sdpa, Causal()), naive(call, Causal()).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_attend_runs_the_kernel_that_was_chosen_for_a_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ``choose`` answers is what runs: ``attend`` does not decide a second time."""
+    ran: list[str] = []
+
+    def chosen(*args: Any, **kwargs: Any) -> torch.Tensor:
+        ran.append("chosen")
+        return reference(*args, **kwargs)
+
+    monkeypatch.setattr("pellucid.nn.kernels.choose", lambda *_, **__: Choice(chosen, "planted"))
+    q, k, v = (torch.randn(1, 2, 3, 4) for _ in range(3))
+    z = attend(q, k, v, Visible("causal"), scale=0.5, listen=lambda _, x: x)
+    assert ran == ["chosen"]
+    torch.testing.assert_close(z, reference(q, k, v, Visible("causal"), scale=0.5))

@@ -7,7 +7,7 @@ chosen; nothing is approximated and nothing silently dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, overload, runtime_checkable
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -155,8 +155,6 @@ def attend(
     ran and why.
     """
     choice = choose(q, visible, biased=bias is not None, soft_cap=soft_cap, listening=listen is not None)
-    if listen is not None:
-        z = reference(q, k, v, visible, bias=bias, scale=scale, soft_cap=soft_cap, listen=listen)
-    else:
-        z = choice.kernel(q, k, v, visible, bias=bias, scale=scale, soft_cap=soft_cap)
+    heard: dict[str, Any] = {} if listen is None else {"listen": listen}  # the kernel chosen for a listener takes it
+    z = choice.kernel(q, k, v, visible, bias=bias, scale=scale, soft_cap=soft_cap, **heard)
     return (z, choice) if explain else z
