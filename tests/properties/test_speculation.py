@@ -300,7 +300,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_a_policy_cannot_serve_is_refused_before_anything_is_read(options: Any, message: str) -> None:
+def test_impossible_policies_are_refused_before_anything_is_read(options: Any, message: str) -> None:
     model = build(kind=Counting)
     with pytest.raises(UsageError, match=message):
         generate(model, "ab", **options())
