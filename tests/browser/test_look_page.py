@@ -403,6 +403,7 @@ def test_likeness_and_looks_across_are_packed_within_their_precision() -> None:
     look = encoding(synthetic(time=12))
     packed = html_page.payload(look)["alike"]
     stored = np.frombuffer(base64.b64decode(packed["rows"][1]), np.uint8)
+    assert look.encoding is not None
     np.testing.assert_allclose(stored / 127.5 - 1, look.encoding.alike[1][np.tril_indices(12)], atol=0.004)
     assert html_page.payload(synthetic())["alike"] is None
 

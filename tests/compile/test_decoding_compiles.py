@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from pellucid.engine.compiling import uncompile
 from pellucid.engine.session import Session
@@ -86,7 +87,7 @@ def test_control_a_cache_that_grows_is_compiled_again_for_each_token_until_torch
     model = model_of(MIXERS["full"])
     compiled(model)
     try:
-        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        with pytest.raises(FailOnRecompileLimitHit):
             written(model, fixed=False)
     finally:
         uncompile(model.blocks)

@@ -47,6 +47,10 @@ def compilations() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+def blank(position: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.index_fill(1, torch.tensor([position]), 0.0)
+
+
 def one_place(position: int) -> Patch:
     return Patch(torch.tensor([0]), torch.tensor([position]), torch.full((1, 16), 0.1 * position))
 
@@ -77,12 +81,9 @@ def test_patching_100_positions_compiles_once_for_listeners(again: bool) -> None
 @torch.no_grad()
 def test_patching_100_positions_with_functions_compiles_nothing_more() -> None:
     eager, compiled = models()
-    compiled(IDS)
+    logits, edit = compiled(IDS), blank(0)
     for position in range(100):
-
-        def edit(x: Tensor, position: int = position) -> Tensor:
-            return x.index_fill(1, torch.tensor([position]), 0.0)
-
+        edit = blank(position)
         with compiled.taps(edit={POINT: edit}):
             logits = compiled(IDS)
     with eager.taps(edit={POINT: edit}):
@@ -98,7 +99,7 @@ def test_another_layer_and_other_rows_run_the_same_graph() -> None:
     for layer in range(3):
         for row in range(2):
             for factor in (0.0, 0.5, 2.0):
-                taps = {"edit": {f"blocks.{layer}.attn_out": Scale(factor)}, "rows": [row]}
+                taps: dict[str, Any] = {"edit": {f"blocks.{layer}.attn_out": Scale(factor)}, "rows": [row]}
                 with eager.taps(**taps), compiled.taps(**taps):
                     torch.testing.assert_close(compiled(IDS), eager(IDS))
     assert compilations() == 2
@@ -156,11 +157,12 @@ def test_two_threads_that_take_turns_hear_their_own_calls_of_compiled_blocks() -
 
     def listen(factor: float) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), compiled.taps(read=POINT, edit={POINT: Scale(factor)}) as acts:
+            logits = list[Tensor]()
             start.wait(60)
             for _ in range(20):
                 with turn:
-                    logits = compiled(IDS)
-            return logits, acts[POINT]
+                    logits.append(compiled(IDS))
+            return logits[-1], acts[POINT]
 
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(listen, (0.5, 3.0)))

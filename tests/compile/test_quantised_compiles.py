@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import pellucid
+from pellucid.nn.models import Decoder
 
 # while it traces a gradient torch itself looks at the .grad of what has none
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -28,6 +29,7 @@ def outputs(model: Any, ids: Tensor) -> list[Tensor]:
 def test_compiled_quantised_blocks_equal_eager_ones(name: str, backend: str, tmp_path: Path) -> None:
     torch._dynamo.reset()
     model = pellucid.load(quantised_file(MODELS[name], "Q4_1", tmp_path), tokenizer=False, quantised=True)
+    assert isinstance(model, Decoder)
     ids = torch.arange(14).view(2, 7)
     expected = outputs(model, ids)
     counter = CompileCounterWithBackend(backend)

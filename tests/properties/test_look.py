@@ -129,6 +129,7 @@ def test_losses_are_the_models_own(seen: Look, tokenizer: Tokenizer) -> None:
     ids = torch.tensor([tokenizer.encode(TEXT, bos=True)])
     logp = decoder(tokenizer)(ids).detach().log_softmax(-1)[0]
     expected = [-float(logp[t, ids[0, t + 1]]) for t in range(ids.shape[1] - 1)]
+    assert seen.guesses is not None
     np.testing.assert_allclose(seen.guesses.loss, expected, rtol=1e-4)  # patterns are read on another kernel
     np.testing.assert_allclose(seen.guesses.bits * math.log(2), seen.guesses.loss, rtol=1e-6)
     assert [token.id for token in seen.tokens] == ids[0].tolist()
@@ -165,6 +166,7 @@ def test_every_design_can_be_looked_into(name: str, tokenizer: Tokenizer) -> Non
     assert [len(layer) > 0 for layer in seen.attention.patterns] == attends
     assert [layer.mixer == "attention" for layer in seen.layers] == attends
     assert (seen.model.n_heads > 0) == any(attends)
+    assert seen.guesses is not None
     assert len(seen.guesses.lens) == 3
     assert np.isfinite(seen.norms["mixer_out"]).all()
     for layer, block in enumerate(model.spec.stack.blocks):
@@ -255,6 +257,7 @@ def test_an_encoder_shows_looks_both_ways_and_how_alike_its_tokens_are(tokenizer
         assert np.triu(pattern, 1).any(), "it sees what comes later"
     states = acts["blocks.1.resid_post"][0]
     expected = torch.cosine_similarity(states[:, None], states[None], dim=-1).numpy()
+    assert seen.encoding is not None
     np.testing.assert_allclose(seen.encoding.alike[2], expected, atol=1e-5)
     assert len(seen.encoding.alike) == 3
     assert not np.allclose(seen.encoding.alike[0], seen.encoding.alike[2], atol=0.05), "control: layers differ"
@@ -272,6 +275,7 @@ def test_a_masked_lm_guesses_each_place_and_what_masks_hide() -> None:
     model = drawn(encoder_spec(MaskedLMHeadSpec()), masking)
     seen = look(model, "the cat sat on the [MASK].", top=4)
     places = [place for place, token in enumerate(seen.tokens) if token.id == masking.mask_id]
+    assert seen.guesses is not None
     assert seen.guesses.masked == tuple(places)
     assert len(places) == 1
     ids = torch.tensor([[token.id for token in seen.tokens]])
@@ -305,23 +309,25 @@ def test_a_pooled_vector_is_measured_and_classes_are_probabilities(tokenizer: To
     seen = look(model, TEXT)
     ids = torch.tensor([[token.id for token in seen.tokens]])
     vector = model(ids)[0].detach()
+    assert seen.encoding is not None
     assert seen.encoding.pooled is not None
     assert seen.encoding.pooled.norm == pytest.approx(float(vector.norm()), rel=1e-4)
     states = capture(model, ids, ["final_norm"])["final_norm"][0]
     expected = torch.cosine_similarity(states, vector[None]).numpy()
     np.testing.assert_allclose(seen.encoding.pooled.likeness, expected, atol=1e-5)
-    dense = look(drawn(encoder_spec(PoolerHeadSpec("first")), tokenizer), TEXT).encoding.pooled
-    assert dense is not None
-    assert len(dense.likeness) == 0, "behind a dense layer a cosine with the states means nothing"
+    dense = look(drawn(encoder_spec(PoolerHeadSpec("first")), tokenizer), TEXT).encoding
+    assert dense is not None and dense.pooled is not None
+    assert len(dense.pooled.likeness) == 0, "behind a dense layer a cosine with the states means nothing"
     for head, places in ((ClassifierHeadSpec(3), 1), (TaggerHeadSpec(3), ids.shape[1])):
         model = drawn(encoder_spec(head), tokenizer)
         seen = look(model, TEXT)
-        assert seen.encoding.classes is not None
+        assert seen.encoding is not None and seen.encoding.classes is not None
         assert seen.encoding.classes.shape == (places, 3)
         np.testing.assert_allclose(seen.encoding.classes, model(ids)[0].detach().softmax(-1).numpy(), atol=1e-5)
         assert seen.encoding.class_names == ("0", "1", "2") and "Classes" in printed(seen, 60)
         model.class_names = ("good", "bad", "\x1b[2J")
         named = look(model, TEXT)
+        assert named.encoding is not None
         assert named.encoding.class_names == ("good", "bad", "\\u001b[2J") and "\x1b[2J" not in printed(named, 60)
         assert named.encoding.class_names[int(named.encoding.classes[0].argmax())] in printed(named, 60)  # pyright: ignore
     score = look(drawn(encoder_spec(ClassifierHeadSpec(1)), tokenizer), TEXT).encoding
@@ -332,7 +338,7 @@ def test_an_encoder_decoder_shows_both_sides_and_looks_across(tokenizer: Tokeniz
     model = drawn(pair_spec(), tokenizer)
     assert isinstance(model, EncoderDecoder)
     seen = look(model, "the cat sat on the mat", target="a dog")
-    assert seen.across.source is not None
+    assert seen.guesses is not None and seen.across is not None and seen.across.source is not None
     source, ids = (torch.tensor([[token.id for token in side.tokens]]) for side in (seen.across.source, seen))
     assert int(ids[0, 0]) == model.spec.start_id
     logp = model(source, ids).detach().log_softmax(-1)[0]
@@ -356,6 +362,7 @@ def test_without_a_target_it_is_what_the_model_would_write(tokenizer: Tokenizer)
     model = drawn(pair_spec(), tokenizer)
     seen = look(model, "the cat sat on the mat")
     tokens = [token.id for token in seen.tokens]
+    assert seen.guesses is not None
     assert (seen.guesses.rank[: len(tokens) - 1] == 1).all(), "each is its own best guess"
     assert len(tokens) <= CONTEXT
 
@@ -419,12 +426,14 @@ def test_json_says_the_same(seen: Look) -> None:
     told = json.loads(json.dumps(seen.to_json(), allow_nan=False))
     assert told["model"]["n_layers"] == 3
     assert [len(row) for row in told["patterns"][0][0]] == list(range(1, len(seen.tokens) + 1))
+    assert seen.guesses is not None
     assert told["loss"][3] == pytest.approx(float(seen.guesses.loss[3]), rel=1e-3)
 
 
 def test_ids_without_a_tokenizer_and_a_single_token() -> None:
     one = look(decoder(), [7], top=400)
     assert one.tokens[0].label == "#7"
+    assert one.guesses is not None
     assert one.guesses.loss.shape == (0,)
     assert one.guesses.top_ids.shape == (1, 300)
     json.dumps(one.to_json(), allow_nan=False)
@@ -506,6 +515,7 @@ def test_nothing_is_nothing() -> None:
 
 
 def test_the_terminal_shows_surprise_with_and_without_colour(seen: Look) -> None:
+    assert seen.guesses is not None
     assert float(seen.guesses.bits.max()) > 6, "control: some token must be surprising"
     assert re.search(r"\[+[^\]]+\]", printed(seen, 80).split("What comes next")[0])
     console = Console(width=80, file=io.StringIO(), color_system="truecolor", force_terminal=True)

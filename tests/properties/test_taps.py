@@ -25,6 +25,7 @@ from pellucid.spec import (
     DecoderSpec,
     DeltaRule,
     EncoderSpec,
+    FFNSpec,
     GatedDecayRule,
     GatedFFNSpec,
     LinearAttentionSpec,
@@ -132,6 +133,7 @@ def inner_shapes(block: BlockSpec, time: int) -> dict[str, tuple[int, ...]]:
         shapes |= dict.fromkeys(("expert_ids", "expert_weights"), (time, ffn.top_k))
         shapes |= {"router_logits": (time, ffn.n_experts), "expert_out": (time, ffn.top_k, 8)}
     elif ffn is not None:
+        assert isinstance(ffn, FFNSpec | GatedFFNSpec)
         shapes |= dict.fromkeys(("ffn_pre", "gate", "up", "ffn_act"), (time, ffn.d_ff))
     return shapes
 

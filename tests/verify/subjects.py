@@ -19,6 +19,7 @@ from pellucid.spec import (
     AttentionSpec,
     BlockSpec,
     Causal,
+    DecoderSpec,
     EmbedSpec,
     EncoderDecoderSpec,
     EncoderHeadSpec,
@@ -62,6 +63,7 @@ def learned() -> Decoder:
 def prefixed(mask: Mask = Causal() | Prefix(6)) -> Decoder:
     """A prefix language model: its first six tokens see each other."""
     spec = design("modern")(VOCAB, CONTEXT, LAYERS, WIDTH, 8)
+    assert isinstance(spec, DecoderSpec)
     blocks = tuple(replace(block, mixer=replace(block.mixer, mask=mask)) for block in spec.stack.blocks)
     return noisy(pellucid.build(replace(spec, stack=replace(spec.stack, blocks=blocks))))
 

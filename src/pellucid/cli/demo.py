@@ -13,7 +13,7 @@ from pellucid.train.config import TrainOptions
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pellucid.nn.models import Decoder
+    from pellucid.nn.models import AnyModel
 
 EXAMPLES = """
 demo
@@ -113,7 +113,7 @@ def accepted(source: str) -> bool:
     return True
 
 
-def completions(model: Decoder, files: Sequence[Path], seed: int) -> tuple[int, int]:
+def completions(model: AnyModel, files: Sequence[Path], seed: int) -> tuple[int, int]:
     """How many of FUNCTIONS openings the model completes, and how many of those parse."""
     from pellucid.generate.decode import generate
     from pellucid.generate.sample import Sampling
