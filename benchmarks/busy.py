@@ -61,7 +61,7 @@ def busy(count: int) -> Iterator[None]:
 
 def measure(seconds: float, rounds: int, loads: list[int]) -> dict[int, dict[str, list[float]]]:
     """Tokens a second by load, entry and round. Entries that cannot start are left out, and told."""
-    same = SHAPE | {"precision": "fp32", "mode": "eager"}
+    same: dict[str, Any] = {**SHAPE, "precision": "fp32", "mode": "eager"}
     jobs = {entry: Job(entry.contestant, **same, threads=entry.threads or cores()) for entry in ENTRIES}
     speeds: dict[int, dict[str, list[float]]] = {load: {} for load in loads}
     with ExitStack() as stack:

@@ -45,7 +45,8 @@ def peak_of(arguments: list[str], limit: float | None = None) -> tuple[int, floa
 
     def bound() -> None:
         if limit is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (int(limit * MEGABYTE),) * 2)
+            most = int(limit * MEGABYTE)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
     command = [sys.executable, "-m", "pellucid", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PELLUCID_CACHE": tempfile.gettempdir()}

@@ -32,7 +32,7 @@ every_rule = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module", params=MAKERS.values(), ids=MAKERS.keys())
+@pytest.fixture(scope="module", params=MAKERS.values(), ids=list(MAKERS))
 def pairs(request: pytest.FixtureRequest) -> list[tuple[Any, Any]]:
     """Theirs and ours, for each seed."""
     return [request.param(seed) for seed in SEEDS]

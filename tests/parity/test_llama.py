@@ -226,7 +226,7 @@ def test_a_head_forgiven_as_tied_is_refused_and_would_show(model: Decoder, hf: A
     with pytest.raises(CheckpointError, match=r"lacks lm_head\.weight; and this model has no place for output\.weight"):
         load_weights(model, weights, llama.TABLE)
     with torch.no_grad():
-        assert model.head.weight is not None
+        assert model.head.weight is not None and model.embed.tokens.weight is not None
         model.head.weight.copy_(model.embed.tokens.weight)  # what "it must be tied, then" amounts to
     assert logits_gap(model, hf) > VISIBLE
 

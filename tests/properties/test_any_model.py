@@ -142,8 +142,8 @@ def test_init_from_goes_on_with_the_weights_and_tokenizer_of_a_model(folder: Pat
         train(folder / "text.txt", tmp_path / "third", reporter=CutAt(3), **more)
     train(folder / "text.txt", tmp_path / "third", **more)
     assert digests(tmp_path / "second") == digests(tmp_path / "third")
-    still = train(folder / "text.txt", tmp_path / "still", **(more | {"steps": 1, "learning_rate": 1e-30}),
-                  matrix_learning_rate=1e-30)  # fmt: skip
+    standing: dict[str, Any] = {**more, "steps": 1, "learning_rate": 1e-30, "matrix_learning_rate": 1e-30}
+    still = train(folder / "text.txt", tmp_path / "still", **standing)
     for before, after in zip(first.model.parameters(), still.model.parameters(), strict=True):
         assert torch.equal(before, after), "the weights are where the first run left them"
 
@@ -386,13 +386,14 @@ class Pair2(World):
 
 def in_two(work: Callable[[World], Any]) -> list[Any]:
     """What ``work`` gives in each of two processes at once."""
-    meeting, table, results = threading.Barrier(2, timeout=60), [None, None], [None, None]
+    meeting, table = threading.Barrier(2, timeout=60), [None, None]
+    results: list[Any] = [None, None]
 
     def one(rank: int) -> None:
         try:
             results[rank] = work(Pair2(rank, meeting, table))
         except BaseException as error:
-            results[rank] = error  # type: ignore[call-overload]
+            results[rank] = error
             meeting.abort()
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(2)]

@@ -82,7 +82,9 @@ def random_model(spec: ModelSpec, tokenizer: Tokenizer | None = None) -> Any:
 
 
 def small(name: str) -> DecoderSpec:
-    return design(name)(300, 64, 3, 32, 16)
+    spec = design(name)(300, 64, 3, 32, 16)
+    assert isinstance(spec, DecoderSpec)
+    return spec
 
 
 def theirs(folder: Path) -> Any:

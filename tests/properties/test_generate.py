@@ -302,6 +302,7 @@ def test_a_row_that_has_ended_is_padding_for_the_others() -> None:
 def test_padded_ids_of_the_embedding_are_never_generated() -> None:
     model = build()
     with torch.no_grad():
+        assert model.embed.tokens.weight is not None
         model.embed.tokens.weight[len(PIECES) :] *= 50  # tied: these logits are the largest in size
     flat = Sampling(temperature=3.0, top_p=1.0)
     drawn = {t for c in generate(model, ["a"] * 20, max_new_tokens=20, sampling=flat, ignore_eos=True) for t in c.ids}

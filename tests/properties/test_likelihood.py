@@ -34,7 +34,7 @@ def by_hand(model: Any, context: list[int], continuation: list[int]) -> Likeliho
             if pair:
                 logits = model(torch.tensor([context]), ids)
             else:
-                logits = model(ids, Tokens(Tokens.plain(*ids.shape).pos, part=part))
+                logits = model(ids, Tokens(Tokens.plain(ids.shape[0], ids.shape[1]).pos, part=part))
         log_p = logits[0, -1].double().log_softmax(-1)
         each.append(float(log_p[token]))
         greedy = greedy and int(log_p.argmax()) == token

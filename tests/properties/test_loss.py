@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def chunks_of(tokens: int) -> Any:
     """A context in which logits of so many tokens exist at a time."""
     patch = pytest.MonkeyPatch()
     patch.setattr(loss, "CHUNK_BYTES", tokens * 4 * VOCAB)
-    return closing(SimpleNamespace(close=patch.undo))
+    return closing(cast(Any, SimpleNamespace(close=patch.undo)))
 
 
 @given(cases(), st.integers(1, 9), st.booleans(), st.integers(0, 99))

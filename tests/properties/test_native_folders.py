@@ -64,6 +64,7 @@ def test_numbers_that_are_none_are_called_damage_where_the_hash_says_so(tmp_path
 def test_saved_numbers_that_are_none_are_refused_by_name(tmp_path: Path) -> None:
     model = pellucid.build(language_models.modern(61, 32, 3, 32, 16))
     with torch.no_grad():
+        assert isinstance(model.final_norm.weight, Tensor)
         model.final_norm.weight[0] = torch.nan
     pellucid.save(model, tmp_path)
     with pytest.raises(CheckpointError, match=r"final_norm\.weight holds NaN"):

@@ -226,7 +226,8 @@ def test_number_of_steps_that_is_asked_for_is_never_changed(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on(monkeypatch, lambda n: 5.0)
-    result = train(text, tmp_path / "out", **(TINY | {"minutes": None, "steps": 12}))
+    options: dict[str, Any] = {**TINY, "minutes": None, "steps": 12}
+    result = train(text, tmp_path / "out", **options)
     assert result.steps == 12
     assert not (tmp_path / "out" / DECISIONS).exists()
 
@@ -323,8 +324,9 @@ def test_every_change_of_threads_is_written_before_it_holds(
         return update(self)
 
     monkeypatch.setattr(Trainer, "update", watched)
+    options: dict[str, Any] = {**TINY, "minutes": 0.2}
     try:
-        train(text, tmp_path / "out", **(TINY | {"minutes": 0.2}))
+        train(text, tmp_path / "out", **options)
         assert set(seen.values()) == {1, 2}
         assert torch.get_num_threads() == 2, "put back at the end"
     finally:

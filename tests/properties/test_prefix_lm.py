@@ -28,8 +28,13 @@ documents = st.lists(st.integers(1, 9), min_size=2, max_size=12)
 class Store(TokenStore):
     """Documents that each begin with EOT; a token is as many bytes as its id."""
 
-    eot = EOT
-    n_tokens = property(lambda self: len(self.tokens))
+    @property
+    def eot(self) -> int:
+        return EOT
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
 
     def __init__(self, lengths: list[int]):
         rng = np.random.default_rng(sum(lengths))
@@ -64,7 +69,7 @@ def test_packed_documents_with_prefixes_equal_separate_ones(lengths: list[int], 
     apart = torch.zeros((), dtype=torch.float64)
     for row, places in alone(batch):
         ids = batch.ids[row, places][None]
-        tokens = replace(Tokens.plain(*ids.shape), part=part[row, places][None])
+        tokens = replace(Tokens.plain(ids.shape[0], ids.shape[1]), part=part[row, places][None])
         apart = apart + model.nll_sum(Batch(ids, tokens, batch.labels[row, places][None]))
     torch.testing.assert_close(total.double(), apart.double(), atol=1e-9, rtol=1e-9)
     grads = (torch.autograd.grad(x, weights, materialize_grads=True, allow_unused=True) for x in (total, apart))

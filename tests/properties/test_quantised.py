@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import pellucid
 from pellucid.batch import Batch, Tokens
+from pellucid.checkpoints.gguf.read import GGUFSource
 from pellucid.checkpoints.load import formats, load_checkpoint, open_checkpoint
 from pellucid.errors import CheckpointError, UsageError
 from pellucid.nn import products
@@ -136,10 +137,11 @@ def test_experts_of_different_formats_are_opened(tmp_path: Path) -> None:
 def test_quantised_model_in_bfloat16_equals_opened_one_in_bfloat16(name: str, tmp_path: Path) -> None:
     path = quantised_file(MODELS[name], "Q4_1", tmp_path)
     opened = pellucid.load(path, torch.bfloat16, tokenizer=False)
-    for quantised in (
+    models: list[Any] = [
         pellucid.load(path, torch.bfloat16, tokenizer=False, quantised=True),
         pellucid.load(path, tokenizer=False, quantised=True).to(torch.bfloat16),
-    ):
+    ]
+    for quantised in models:
         assert quantised.embed(IDS, quantised.embed.places(IDS)).dtype == torch.bfloat16
         with torch.no_grad():
             torch.testing.assert_close(quantised(IDS), opened(IDS), rtol=2e-2, atol=2e-2)
@@ -147,7 +149,7 @@ def test_quantised_model_in_bfloat16_equals_opened_one_in_bfloat16(name: str, tm
 
 @pytest.mark.parametrize("name", ["llama", "llama, tied", "gemma2"])
 def test_loss_and_its_gradient_equal_those_of_the_opened_model(name: str, tmp_path: Path) -> None:
-    batch = Batch(IDS, Tokens.plain(*IDS.shape), IDS.roll(-1, 1))
+    batch = Batch(IDS, Tokens.plain(IDS.shape[0], IDS.shape[1]), IDS.roll(-1, 1))
     slopes: list[Tensor] = []
     for model in pair(quantised_file(MODELS[name], "Q8_0", tmp_path)):
         loss = model.nll_sum(batch)
@@ -251,7 +253,9 @@ def test_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
 
 def test_quantised_load_of_scales_that_are_no_numbers_is_refused(tmp_path: Path) -> None:
     path = quantised_file(MODELS["llama"], "Q4_1", tmp_path)
-    offset = open_checkpoint(path).source._file.tensors["blk.1.ffn_up.weight"].offset
+    source = open_checkpoint(path).source
+    assert isinstance(source, GGUFSource)
+    offset = source._file.tensors["blk.1.ffn_up.weight"].offset
     data = bytearray(path.read_bytes())
     data[offset + 40 : offset + 42] = b"\x00\x7e"  # NaN
     path.write_bytes(data)

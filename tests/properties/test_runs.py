@@ -19,7 +19,7 @@ from pellucid.checkpoints.native import save_model
 from pellucid.errors import CheckpointError, DataError, PellucidError, RunError, SpecError, UsageError
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import checkpoint, loop, resolve, trainer
-from pellucid.train.config import Run, TrainOptions, changed
+from pellucid.train.config import Run, TextSpec, TrainOptions, changed
 from pellucid.train.loop import Interrupted, Result
 from pellucid.train.metrics import read_metrics
 from pellucid.train.precision import Peak
@@ -159,6 +159,7 @@ def test_every_derived_number_has_a_reason(prepared: Prepared, n_tokens: int, as
         plain = isinstance(value, str | bool)
         assert shown == (str(value) if plain else f"{value:,}" if isinstance(value, int) else f"{value:g}")
         assert reasons[name].why and (reasons[name].why == "asked for") == (name in asked or name == "vocab_size")
+    assert isinstance(run.feed, TextSpec)
     assert run.feed.context == run.model.context < n_tokens
     assert 1 <= run.schedule.warmup <= run.steps and run.feed.batch_size >= 1
     if not asked:

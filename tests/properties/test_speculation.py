@@ -115,9 +115,9 @@ class Counting(Decoder):
 
     forwards = 0
 
-    def hidden(self, ids: Tensor, *rest: Any) -> Tensor:
+    def hidden(self, ids: Tensor, *rest: Any, **named: Any) -> Tensor:
         self.forwards += 1
-        return super().hidden(ids, *rest)
+        return super().hidden(ids, *rest, **named)
 
 
 def test_accepted_guesses_save_forwards() -> None:
@@ -158,7 +158,7 @@ def law_of_two(model: Decoder, prompt: list[int], sampling: Sampling) -> Tensor:
 def chi_squared(policy: Policy, model: Decoder, sampling: Sampling, seed: int = 0) -> float:
     prompt = [1, 3]
     texts = generate(model, [prompt], max_new_tokens=STEPS, policy=policy, n=N_TEXTS, seed=seed)
-    counts = Counter((completion.ids[1], completion.ids[2]) for completion in texts)
+    counts: Counter[tuple[int, ...]] = Counter((completion.ids[1], completion.ids[2]) for completion in texts)
     law = law_of_two(model, prompt, sampling)
     cells = [(counts[pair], N_TEXTS * float(law[pair])) for pair in product(range(VOCAB), repeat=2)]
     rare = [cell for cell in cells if cell[1] < 5]  # too few for the normal approximation, unless together
@@ -308,8 +308,10 @@ def test_impossible_policies_are_refused_before_anything_is_read(options: Any, m
 
 
 @pytest.mark.parametrize("make", [
-    lambda: Beams(0), lambda: Beams(True), lambda: Beams(2, float("nan")), lambda: Beams(2, early_stopping="often"),
-    lambda: Beams(2, repetition_penalty=0.0), lambda: Beams(2, penalise="tokens"),
+    lambda: Beams(0), lambda: Beams(True), lambda: Beams(2, float("nan")),
+    lambda: Beams(2, early_stopping="often"),  # type: ignore[arg-type]
+    lambda: Beams(2, repetition_penalty=0.0),
+    lambda: Beams(2, penalise="tokens"),  # type: ignore[arg-type]
     lambda: Speculation(guesses=0), lambda: Speculation(longest=0),
 ])  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(make: Any) -> None:
