@@ -358,7 +358,7 @@ def disk_full(monkeypatch: pytest.MonkeyPatch, where: str, halfway: Path) -> Non
 
         monkeypatch.setattr(where, full_after_a_step)
     elif where == "weights":
-        monkeypatch.setattr("pellucid.checkpoints.native.save_file", full_in_the_middle)
+        monkeypatch.setattr("pellucid.checkpoints.tensors.save_file", full_in_the_middle)
     else:
         monkeypatch.setattr("pellucid.train.metrics.Recorder.write", _into_dev_full)
 
@@ -444,7 +444,7 @@ def test_conflicting_options_on_resume(said: Said, text: Path, other: Path, half
 
 def test_a_text_that_has_changed(said: Said, whole: Path, halfway: Path) -> None:
     saved = json.loads((halfway / "run.json").read_text())
-    text = Path(saved["texts"][0])
+    text = Path(saved["feed"]["texts"][0])
     try:
         text.write_text(TEXT + "one more line\n", encoding="utf-8")
         heard = said(1, *train_command(text, halfway))

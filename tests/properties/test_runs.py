@@ -365,9 +365,9 @@ def test_asked_to_stop_while_finishing(straight: Callable[..., Path], text: Path
 
     with pytest.MonkeyPatch.context() as patch:
 
-        def asked_meanwhile(self: Trainer, before_each: Callable[[], None]) -> Any:
+        def asked_meanwhile(self: Trainer, before_each: Callable[[], None], *rest: Any) -> Any:
             patch.setattr(loop._Life, "asked_to_stop", lambda _: True)
-            return real(self, before_each)
+            return real(self, before_each, *rest)
 
         patch.setattr(loop.Trainer, "validate_all", asked_meanwhile)
         with pytest.raises(Interrupted, match="saved"):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.batch import Tokens
-from pellucid.nn import kernels, stack
+from pellucid.nn import attention, kernels
 from pellucid.nn.cache import Cache, LayerCache, Memory
 from pellucid.nn.heads import PoolerHead
 from pellucid.nn.kernels.reference import expand_heads, hidden
@@ -29,12 +29,12 @@ Patch = pytest.MonkeyPatch
 
 def one_too_far(model: Any, monkeypatch: Patch) -> None:
     """The mask's <= has a + 1: each query stands one place too far right."""
-    see = stack.see
+    see = attention.see
 
     def shifted(mask: Any, tokens: Tokens, keys: Tokens, **how: Any) -> Any:
         return see(mask, Tokens(torch.where(tokens.pos < 0, -1, tokens.pos + 1), tokens.seg), keys, **how)
 
-    monkeypatch.setattr(stack, "see", shifted)
+    monkeypatch.setattr(attention, "see", shifted)
 
 
 def their_one_too_far(model: Any, monkeypatch: Patch) -> None:
