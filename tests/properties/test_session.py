@@ -21,7 +21,7 @@ from pellucid.nn.cache import Cache
 from pellucid.nn.models import EncoderDecoder
 from pellucid.nn.slots import Ring
 from pellucid.predicates import PrefixPart
-from pellucid.spec import Causal, EmbedSpec, EncoderSpec, Prefix, Window
+from pellucid.spec import Causal, EmbedSpec, EncoderSpec, Prefix, Strided, Window
 
 PLAIN, WINDOWED = (build(with_mask(EXAMPLE, mask)) for mask in (Causal(), Causal() & Window(3)))
 few = settings(max_examples=25)
@@ -97,13 +97,24 @@ class Talk:
 
 
 @given(any_model, st.lists(verbs, min_size=4, max_size=14), st.integers(0, 3), st.booleans(), st.data())
-@settings(max_examples=60)
+@settings(max_examples=20)
 def test_rows_of_any_play_read_as_each_row_alone(
     model: Any, play: list[str], slack: int, fixed: bool, data: st.DataObject
 ) -> None:
     talk = Talk(model, data, slack=slack, fixed=fixed)
     for verb in ["add", *play, "read"]:
         talk.play(verb)
+
+
+def test_mask_that_hides_a_prefix_from_itself_is_told_the_prefix() -> None:
+    """It is causal, so nothing must be read at once; yet what it hides depends on the part of each token."""
+    model = build(with_mask(EXAMPLE, Causal() & ~(Strided(5) | PrefixPart())))
+    session = Session(model, capacity=12)
+    row = session.add([3, 1, 4, 1, 5])
+    close(session.read()[0, 0], alone(model, row, 5))
+    close(session.read([[2]])[0, 0], alone(model, row, 6))
+    with pytest.raises(AssertionError):
+        close(session.read()[0, 0], model(torch.tensor([row.ids]))[0, -1])
 
 
 @pytest.mark.parametrize("model", [PLAIN, WINDOWED])

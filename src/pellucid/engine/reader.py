@@ -71,7 +71,8 @@ class Reader:
     def __init__(self, model: Model, capacity: int, slack: int, fixed: bool):
         self.model, self.writer = model, writer_of(model)
         self.capacity, self.slack, self.fixed = capacity, slack, fixed
-        self.ahead = self.writer.spec.ahead
+        # A mask may also hide a prefix from itself: it is causal, but its tokens must be told their parts as well.
+        self.ahead = self.writer.spec.ahead._replace(marked=self.writer.spec.asks_part)
         self.cache: Cache | None = None
         self.lengths: list[int] = []  # how many tokens each row of the cache holds
         self.before: tuple[Snapshot, list[int]] | None = None  # where running states were before the last forward

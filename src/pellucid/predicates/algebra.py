@@ -79,6 +79,11 @@ class Mask(Value):
         """Which later tokens a query may see at most; None where nothing is proved."""
         return None
 
+    @property
+    def asks_part(self) -> bool:
+        """Whether the answer may depend on the tokens' parts, which must then be told."""
+        return False
+
     def causal(self) -> bool:
         """Whether it is proved that no query sees a later position."""
         return self.ahead() == Ahead()
@@ -199,6 +204,10 @@ class PrefixPart(Mask):
     def ahead(self) -> Ahead | None:
         return Ahead(marked=True)
 
+    @property
+    def asks_part(self) -> bool:
+        return True
+
 
 # --- the algebra -----------------------------------------------------------------------------------------------------
 
@@ -223,6 +232,10 @@ class And(Mask):
         known = [ahead for ahead in (self.a.ahead(), self.b.ahead()) if ahead is not None]
         return min(known, key=lambda ahead: (ahead.marked, ahead.first), default=None)
 
+    @property
+    def asks_part(self) -> bool:
+        return self.a.asks_part or self.b.asks_part
+
 
 @dataclass(frozen=True)
 class Or(Mask):
@@ -244,6 +257,10 @@ class Or(Mask):
         a, b = self.a.ahead(), self.b.ahead()
         return None if a is None or b is None else a | b
 
+    @property
+    def asks_part(self) -> bool:
+        return self.a.asks_part or self.b.asks_part
+
 
 @dataclass(frozen=True)
 class Not(Mask):
@@ -255,3 +272,7 @@ class Not(Mask):
     def bounds(self, q: Span, k: Span) -> Bounds:
         some, every = self.a.bounds(q, k)
         return negated(every), negated(some)
+
+    @property
+    def asks_part(self) -> bool:
+        return self.a.asks_part

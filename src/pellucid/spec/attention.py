@@ -53,6 +53,10 @@ class AttentionSpec(MixerSpec, CrossSpec):
         return self.mask.ahead()
 
     @property
+    def asks_part(self) -> bool:
+        return self.mask.asks_part
+
+    @property
     def score_heads(self) -> int:
         return self.n_heads
 

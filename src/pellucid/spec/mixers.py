@@ -41,6 +41,11 @@ class MixerSpec(Value, abstract=True):
         return Ahead()
 
     @property
+    def asks_part(self) -> bool:
+        """Whether it must be told the part of each token (``Tokens.part``)."""
+        return False
+
+    @property
     def score_heads(self) -> int:
         """Heads whose scores a stack's bias is added to; 0 for a mixer without scores."""
         return 0

@@ -146,6 +146,11 @@ class DecoderSpec(StackModelSpec):
             found |= block.ahead or Ahead()  # a block without a bound is refused above
         return found
 
+    @property
+    def asks_part(self) -> bool:
+        """Whether some layer must be told which tokens are a prefix."""
+        return any(block.mixer.asks_part for block in self.stack.blocks)
+
 
 @dataclass(frozen=True)
 class EncoderSpec(StackModelSpec):
