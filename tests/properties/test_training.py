@@ -407,7 +407,8 @@ def test_bits_per_byte_is_the_naive_one(tmp_path: Path, context: int, stride: in
                 ids = torch.tensor([store.tokens[begin : at + 1].astype("int64").tolist()])
                 nats -= float(model(ids)[0, -1].log_softmax(-1)[int(store.tokens[at + 1])])
     assert len(scored) == last
-    feed = PackedText(store, store, context=context, batch_size=3, seed=0)
+    training = build_store([Document("t", source)], tokenizer, tmp_path / "training")
+    feed = PackedText(training, store, context=context, batch_size=3, seed=0)
     sums = held_out_sums(model, feed.evaluation(stride))
     assert feed.score(sums)["bits_per_byte"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
     assert sums["count"] == last and sums["bytes"] == n_bytes
