@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -40,23 +39,29 @@ def write_text(path: Path, megabytes: float, separator: str = "") -> None:
                 written += stream.write(f"{separator}\n")
 
 
+# A small process between this one and the measured one. The system counts as a process's own peak what it had before
+# it became another program, and a process that is forked from a test session begins with all memory of that session.
+BETWEEN = """
+import resource, subprocess, sys
+if limit := int(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+code = subprocess.run(sys.argv[2:]).returncode
+print()
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def peak_of(arguments: list[str], limit: float | None = None) -> tuple[int, float, str]:
     """Exit code, peak resident memory in megabytes, and output of ``pellucid`` with these arguments."""
-
-    def bound() -> None:
-        if limit is not None:
-            most = int(limit * MEGABYTE)
-            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-
     command = [sys.executable, "-m", "pellucid", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PELLUCID_CACHE": tempfile.gettempdir()}
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, preexec_fn=bound)
-        _, status, used = os.wait4(process.pid, 0)
-        output.seek(0)
-        said = output.read()
-    kilobytes = used.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return os.waitstatus_to_exitcode(status), kilobytes * 1024 / MEGABYTE, said
+    between = [sys.executable, "-S", "-c", BETWEEN, str(int((limit or 0) * MEGABYTE)), *command]
+    run = subprocess.run(
+        between, env=environment, text=True, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said, figures = run.stdout.rstrip("\n").rsplit("\n", 1)
+    code, most = map(int, figures.split())
+    return code, most * (1 if sys.platform == "darwin" else 1024) / MEGABYTE, said
 
 
 def train(text: Path, out: Path, limit: float | None = None, vocab_size: int | None = None) -> tuple[int, float, str]:

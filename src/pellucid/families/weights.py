@@ -114,6 +114,7 @@ def stream_weights(model: nn.Module, source: Source, found: Plan, dtype: torch.d
             if ours[name].numel() == 0:
                 ours[name].data = torch.empty(whole[name], dtype=types[name])
             ours[name].data[link.part] = taken
+        del read, tensor, taken  # so that the next tensor is not read beside them
 
 
 def export_weights(model: nn.Module, table: Table) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ bytes (ggml, docs/gguf.md, versions 2 and 3). What the bytes of a quantised tens
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Size, Tensor
 
 from pellucid.checkpoints.gguf.texts import Texts
@@ -209,6 +211,11 @@ def _placed(header: _Header, tensors: Mapping[str, TensorInfo], alignment: int) 
     return placed
 
 
+def _own_pages(shape: Size) -> UInt8[Tensor, "*axes bytes"]:
+    """Memory for blocks that goes back to the system as soon as they are opened; the heap would keep a hole of it."""
+    return torch.frombuffer(mmap.mmap(-1, max(shape.numel(), 1)), dtype=torch.uint8)[: shape.numel()].view(shape)
+
+
 def _counts(header: _Header) -> tuple[int, int]:
     """How many tensors and how many keys there are. Raises CheckpointError for what is no GGUF of a known version."""
     if header.take(4, "the magic") != MAGIC:
@@ -264,7 +271,7 @@ class GGUFFile:
                 stream.seek(info.offset + (part or 0) * shape.numel() // info.block * info.block_bytes)
                 if info.kind in PLAIN:
                     return Plain(self._numbers(stream, shape, PLAIN[info.kind], dtype, name))
-                blocks = torch.empty((*shape[:-1], row_bytes(shape[-1], info.kind)), dtype=torch.uint8)
+                blocks = _own_pages(Size((*shape[:-1], row_bytes(shape[-1], info.kind))))
                 self._fill(stream, blocks, name)
                 return Quantised(blocks, info.kind)
         except OSError as error:
