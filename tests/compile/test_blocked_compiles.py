@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from pellucid.batch import Tokens
-from pellucid.nn.kernels import attend, flex, reference
-from pellucid.nn.kernels.flex import runs
+from pellucid.nn.block_mask import block_mask
+from pellucid.nn.kernels import attend, choose, flex, reference
 from pellucid.nn.layout import make_layout
 from pellucid.nn.masks import Visible, see
 from pellucid.predicates import Causal, Mask, Window, longformer
@@ -30,10 +31,10 @@ class Layer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.qkv, self.o = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.qkv, self.o = nn.Linear(32, 96), nn.Linear(32, 32)
 
     def forward(self, x: Tensor, visible: Visible) -> Tensor:
-        q, k, v = (y.unflatten(-1, (2, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        q, k, v = (y.unflatten(-1, (2, 16)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
         return x + self.o(attend(q, k, v, visible, scale=0.3).transpose(1, 2).flatten(-2))
 
 
@@ -55,7 +56,7 @@ def test_a_compiled_layer_is_the_eager_one_and_compiles_once_for_all_batches(bac
     compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=False)
     sizes: set[int] = set()
     for documents in (2, 5, 9, 20):
-        tokens, x = packed(documents), torch.randn(2, TIME, 16)
+        tokens, x = packed(documents), torch.randn(2, TIME, 32)
         visible = see(MASK, tokens, tokens)
         assert visible.layout is not None
         sizes.add(len(visible.layout.patterns))
@@ -93,7 +94,8 @@ def test_flex_attention_is_the_reference(mask: Mask, cap: float | None, kind: st
         tokens.pos[:, 650:] = -1
     shared = Tokens.plain(1, 700) if kind == "plain" else tokens
     layout = make_layout(mask, shared, shared)
-    visible = Visible(None, None, layout.blind, layout, (mask, tokens, tokens))
+    source = (mask, tokens, tokens)
+    visible = Visible(None, None, layout.blind, layout, source, block_mask(*source, layout))
     q, k, v = torch.randn(2, 4, 700, 16), torch.randn(2, 2, 700, 16), torch.randn(2, 2, 700, 16)
     with torch.no_grad():
         got, want = (f(q, k, v, visible, scale=0.3, soft_cap=cap) for f in (flex, reference))
@@ -102,5 +104,28 @@ def test_flex_attention_is_the_reference(mask: Mask, cap: float | None, kind: st
     assert (want - reference(q, k, v, other, scale=0.3, soft_cap=cap)).abs().max() > 1e-3  # a control
 
 
+def with_block_mask(visible: Visible) -> Visible:
+    """What ``see`` makes on a CUDA device, here on the CPU."""
+    assert visible.layout is not None and visible.source is not None
+    return replace(visible, block_mask=block_mask(*visible.source, visible.layout))
+
+
 def test_flex_attention_is_not_chosen_where_it_has_no_backward() -> None:
-    assert not runs(torch.zeros(1, 1, 1, 64))
+    tokens, q = packed(3), torch.zeros(2, 1, TIME, 64)
+    visible = see(MASK, tokens, tokens)
+    assert visible.block_mask is None and choose(q, visible).name == "blocked"
+    assert choose(q, with_block_mask(visible)).name == "flex"
+    assert choose(q[..., :8], with_block_mask(visible)).name == "blocked"
+
+
+def test_compiled_layer_takes_flex_attention_and_compiles_once_for_all_batches() -> None:
+    """Inside a compiled block FlexAttention is a part of the block's graph; only the block mask is made outside."""
+    layer, counter = Layer(), CompileCounterWithBackend("eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=False)
+    for documents in (2, 5, 9):
+        tokens, x = packed(documents), torch.randn(2, TIME, 32)
+        visible = see(MASK, tokens, tokens)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x, with_block_mask(visible)), layer(x, visible), atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
+    assert any("flex_attention" in str(node.target) for node in counter.graphs[0].graph.nodes)

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pellucid.batch import Tokens
+from pellucid.nn.block_mask import block_mask
 from pellucid.nn.flops import visible_pairs
 from pellucid.nn.kernels import attend, blocked, choose, kernel_for, reference, sdpa
 from pellucid.nn.kernels.blocked import backward, forward
-from pellucid.nn.kernels.flex import block_mask
 from pellucid.nn.layout import FULL, NOBODY, Layout, classify, make_layout
 from pellucid.nn.masks import Visible, dense, see
 from pellucid.predicates import Place, big_bird, longformer, sparse_transformer, sparse_transformer_fixed
@@ -64,8 +64,7 @@ def test_a_layout_is_the_mask(mask: Mask, at: Places, block: int) -> None:
 @given(masks, places())
 @few
 def test_flex_attention_gets_the_same_mask(mask: Mask, at: Places) -> None:
-    visible = Visible(None, None, None, make_layout(mask, *at), (mask, *at))
-    given_, allowed = block_mask(visible), dense(mask, *at)
+    given_, allowed = block_mask(mask, *at, make_layout(mask, *at)), dense(mask, *at)
     rows, heads, down, across = (torch.arange(n) for n in (len(allowed), 1, *allowed.shape[2:]))
     asked = given_.mask_mod(rows[:, None, None, None], heads, down[:, None], across)
     assert torch.equal(asked.expand_as(allowed), allowed)
@@ -75,7 +74,7 @@ def test_flex_attention_gets_the_same_mask(mask: Mask, at: Places) -> None:
 @pytest.mark.parametrize("mask", [Causal() & Window(40), longformer(20, 3), Causal() & big_bird(16), ~Causal()])
 def test_flex_attention_gets_every_block(mask: Mask) -> None:
     tokens = Tokens.plain(1, 1000)
-    got = block_mask(Visible(None, None, None, make_layout(mask, tokens, tokens), (mask, tokens, tokens))).to_dense()
+    got = block_mask(mask, tokens, tokens, make_layout(mask, tokens, tokens)).to_dense()
     padded = torch.nn.functional.pad(dense(mask, tokens, tokens), (0, 24, 0, 24))
     assert torch.equal(got > 0, padded.unflatten(3, (8, 128)).unflatten(2, (8, 128)).any(5).any(3))
 

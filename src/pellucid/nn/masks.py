@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from pellucid.batch import Tokens
+from pellucid.nn.block_mask import block_mask
 from pellucid.nn.layout import Layout, find_layout
 from pellucid.predicates import ORDINARY, PREFIX, And, Causal, Mask, Place, Span
 
@@ -25,7 +27,8 @@ class Visible:
 
     proof: "full" (nothing is hidden) or "causal" (query i sees keys 0..i, as many queries as keys) where it is certain
     without reading memory, so that a kernel may use its fast path;
-    layout: which blocks hold anything, for long rows that a mask leaves sparse; ``source`` is what it was made of;
+    layout: which blocks hold anything, for long rows that a mask leaves sparse; ``source`` is what it was made of, and
+    ``block_mask`` is the same for FlexAttention, on devices where that has both passes;
     allowed: else, True where visible.
     blind: queries that see nothing, or None where there cannot be one; kernels let them look anywhere (so that no
     softmax divides by zero, forward or backward) and then write zeros for them.
@@ -37,6 +40,7 @@ class Visible:
     blind: Bool[Tensor, "rows 1 query 1"] | None = None
     layout: Layout | None = None
     source: tuple[Mask, Tokens, Tokens] | None = None
+    block_mask: BlockMask | None = None
     biased: Float[Tensor, "rows heads query key"] | None = None
 
     def dense(self) -> Bool[Tensor, "rows 1 query key"] | None:
@@ -88,7 +92,8 @@ def see(mask: Mask, queries: Tokens, keys: Tokens, *, sparse: bool = True) -> Vi
         return Visible(proof)
     layout = find_layout(mask, queries, keys) if sparse and not torch.compiler.is_compiling() else None
     if layout is not None:
-        return Visible(None, None, layout.blind, layout, (mask, queries, keys))
+        blocks = block_mask(mask, queries, keys, layout) if queries.pos.device.type == "cuda" else None
+        return Visible(None, None, layout.blind, layout, (mask, queries, keys), blocks)
     if queries.alike and keys.alike:
         queries, keys = (replace(tokens, pos=tokens.pos[:1]) for tokens in (queries, keys))
     allowed = dense(mask, queries, keys)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.nn.kernels.blocked import blocked
-from pellucid.nn.kernels.flex import flex
-from pellucid.nn.kernels.flex import runs as flex_runs
+from pellucid.nn.kernels.flex import fits, flex
 from pellucid.nn.kernels.reference import Listen, reference
 from pellucid.nn.kernels.sdpa import sdpa
 from pellucid.nn.layout import Layout
@@ -77,7 +76,7 @@ def choose(
     if listening:
         return Choice(reference, "someone listens to scores or pattern, which no other kernel ever holds")
     if visible.layout is not None and not biased:
-        if flex_runs(q):
+        if visible.block_mask is not None and fits(q):
             return Choice(flex, "FlexAttention writes a kernel for this mask and its blocks", visible.layout)
         return Choice(blocked, "only blocks that the mask allows are computed", visible.layout)
     if soft_cap is not None:
