@@ -38,6 +38,11 @@ test-all: lint types .venv/.checkpoints ## the same with the slow tests
 test-llama-cpp: .venv/.checkpoints .venv/.llama-cpp ## what we export, llama.cpp runs (builds it first: 20 minutes)
 	$(PYTEST) tests/real/test_llama_cpp.py
 
+.PHONY: peers
+peers: .venv/.dev .venv/.peers ## other programs' own test data and answers, against ours: right, wrong, refused
+	@failed=0; for script in tests/peers/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || failed=1; done; \
+	exit $$failed
+
 .PHONY: lint
 lint: .venv/.dev ## ruff: rules and format
 	$(BIN)/ruff check
@@ -97,6 +102,12 @@ clean: ## remove .venv and everything else that was built
 	@echo "Building llama-cpp-python from source into .venv (about 20 minutes on two cores)"
 	# not for this very processor: some virtual ones list what they then refuse to run
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(PIP) -c constraints.txt -e '.[llama-cpp]'
+	@touch $@
+
+.venv/.peers: .venv/.dev
+	@echo "Downloading the source of llama-cpp-python, for llama.cpp's vectors and templates (77 MB)"
+	$(BIN)/python -m pip --disable-pip-version-check download --no-deps --no-binary llama-cpp-python -d $@ \
+	  llama-cpp-python==0.3.36
 	@touch $@
 
 .venv/.docs: .venv/.dev
