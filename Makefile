@@ -30,7 +30,8 @@ test: lint types .venv/.checkpoints ## lint, types and every test that is quick
 	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) -m "not slow" tests/compile
 
 .PHONY: test-all
-test-all: lint types .venv/.checkpoints ## the same with the slow tests
+test-all: export PELLUCID_TEST_THOROUGH = 1
+test-all: lint types .venv/.checkpoints ## the same with the slow tests, and with all examples of property tests
 	$(PYTEST) --ignore=tests/compile $(ARGS)
 	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) tests/compile
 

@@ -1,7 +1,8 @@
 """Is this checkout as fast as another one? Training steps, generation and import, both in turns, as ratios.
 
-Each measurement is a process of its own, with the same threads and allocator for both checkouts. Rounds alternate, and
-so does the order within a round. A ratio above 1 means that this checkout is the faster one.
+Each checkout has a process for training and one for generation, with the same threads and allocator. They take short
+turns, one directly after the other, and the order alternates: what the machine does meanwhile meets both. The ratio is
+the median over all pairs of turns; above 1, this checkout is the faster one.
 
     git worktree add ../before REVISION
     python benchmarks/versions.py --before ../before --rounds 5
@@ -17,39 +18,44 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 from _harness import HERE, Spread, cores, processor, save_json
 
-TARGET = 0.97
-# Both checkouts must understand these programs: they use what has been public since version 0.1.
+TARGET, TURNS = 0.97, 3
+# Both checkouts must understand these programs: they use what has been public since version 0.1. The first two take a
+# turn for each line that they read.
 TRAIN = """
 import json, os, pathlib, statistics, sys, tempfile
 import pellucid
-text, minimum = sys.argv[1], int(sys.argv[2])
-with tempfile.TemporaryDirectory() as folder:
-    out = pathlib.Path(folder) / "run"
-    pellucid.train(text, out, steps=minimum, depth=4, context=256, vocab_size=2048, batch_size=16, sample_every=0,
-                   validate_every=10**6, checkpoint_every=10**6, precision="fp32")
-    lines = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()]
-speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-print(json.dumps({"training, tokens/s": statistics.median(speeds[len(speeds) // 3:])}))
+text, steps = sys.argv[1], int(sys.argv[2])
+for _ in sys.stdin:
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "run"
+        pellucid.train(text, out, steps=steps, depth=4, context=256, vocab_size=2048, batch_size=16, sample_every=0,
+                       validate_every=10**6, checkpoint_every=10**6, precision="fp32")
+        lines = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()]
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    print(json.dumps({"training, tokens/s": statistics.median(speeds[len(speeds) // 3:])}), flush=True)
 """
 GENERATE = """
 import json, sys, time
 import pellucid
 model, tokens = pellucid.load(sys.argv[1]), int(sys.argv[2])
 greedy = pellucid.Sampling(temperature=0.0)
-found = {}
-for rows in (1, 8):
-    prompts = ["Once upon a time there was a king who had" for _ in range(rows)]
-    prompts = [f"{prompt} {i} daughters." for i, prompt in enumerate(prompts)]
-    pellucid.generate(model, prompts, max_new_tokens=4, sampling=greedy, ignore_eos=True)
-    start = time.perf_counter()
-    written = pellucid.generate(model, prompts, max_new_tokens=tokens, sampling=greedy, ignore_eos=True)
-    seconds = time.perf_counter() - start
-    found[f"generation, {rows} row{'s' * (rows > 1)}, tokens/s"] = sum(w.n_generated for w in written) / seconds
-print(json.dumps(found))
+prompts = [f"Once upon a time there was a king who had {i} daughters." for i in range(8)]
+pellucid.generate(model, prompts, max_new_tokens=4, sampling=greedy, ignore_eos=True)
+for _ in sys.stdin:
+    found = {}
+    for rows in (1, 8):
+        start = time.perf_counter()
+        written = pellucid.generate(model, prompts[:rows], max_new_tokens=tokens, sampling=greedy, ignore_eos=True)
+        seconds = time.perf_counter() - start
+        found[f"generation, {rows} row{'s' * (rows > 1)}, tokens/s"] = sum(w.n_generated for w in written) / seconds
+    print(json.dumps(found), flush=True)
 """
 IMPORT = """
 import json, time
@@ -59,20 +65,48 @@ print(json.dumps({"imports/s": 1 / (time.perf_counter() - start)}))
 """
 
 
-def measure(checkout: Path, program: str, *arguments: str, threads: int) -> dict[str, float]:
-    """What a program prints when it runs on the package of this checkout. Raises SystemExit with its error."""
-    settings = {
-        "PYTHONPATH": str(checkout / "src"),
-        "OMP_NUM_THREADS": str(threads),
-        "MALLOC_TRIM_THRESHOLD_": "4000000000",
-        "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=os.environ | settings
-    )
-    if done.returncode:
-        raise SystemExit(f"{checkout}: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+class Side:
+    """A program that runs on the package of a checkout, idle between turns."""
+
+    def __init__(self, checkout: Path, program: str, *arguments: str, threads: int):
+        settings = {
+            "PYTHONPATH": str(checkout / "src"),
+            "OMP_NUM_THREADS": str(threads),
+            "MALLOC_TRIM_THRESHOLD_": "4000000000",
+            "MALLOC_MMAP_THRESHOLD_": "4000000000",
+        }
+        self.checkout = checkout
+        self._printed = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (see close)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments], text=True, env=os.environ | settings,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._printed,
+        )  # fmt: skip
+
+    def turn(self) -> dict[str, float]:
+        """What the program measures in one turn. Raises SystemExit with its error where it has ended."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):  # the program has ended, and what it printed says why
+            print(file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        self._printed.seek(0)
+        raise SystemExit(f"{self.checkout}: {(self._printed.read().strip().splitlines() or ['it ended'])[-1]}")
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._printed):
+            stream.close()
+
+
+def imported(checkout: Path) -> dict[str, float]:
+    """How many imports a second, by one in a process of its own."""
+    path = {"PYTHONPATH": str(checkout / "src")}
+    done = subprocess.run([sys.executable, "-c", IMPORT], stdout=subprocess.PIPE, check=True, env=os.environ | path)
+    return json.loads(done.stdout)
 
 
 def sample_text(folder: Path) -> Path:
@@ -98,8 +132,8 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="the other checkout")
     parser.add_argument("--model", help="folder or file to generate with (default: one trained for a few steps)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40, help="training steps a measurement")
-    parser.add_argument("--tokens", type=int, default=96, help="new tokens a measurement")
+    parser.add_argument("--steps", type=int, default=24, help="training steps a turn")
+    parser.add_argument("--tokens", type=int, default=24, help="new tokens a turn")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement to FILE")
     chosen = parser.parse_args()
@@ -111,22 +145,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = sample_text(Path(folder))
         model = chosen.model or str(small_model(Path(folder), text))
-        programs = [(IMPORT, ()), (TRAIN, (str(text), str(chosen.steps))), (GENERATE, (model, str(chosen.tokens)))]
-        for number in range(chosen.rounds):
-            for program, arguments in programs:
-                for side in sorted(both, reverse=number % 2 == 1):
-                    for name, value in measure(both[side], program, *arguments, threads=chosen.threads).items():
-                        seen.setdefault(name, {}).setdefault(side, []).append(value)
-            print(f"round {number + 1} of {chosen.rounds}", file=sys.stderr, flush=True)
+        loops = [(TRAIN, (str(text), str(chosen.steps))), (GENERATE, (model, str(chosen.tokens)))]
+        with ExitStack() as stack:
+            kept: list[dict[str, Callable[[], dict[str, float]]]] = []
+            for program, arguments in loops:
+                pair = {side: Side(path, program, *arguments, threads=chosen.threads) for side, path in both.items()}
+                kept.append({side: process.turn for side, process in pair.items()})
+                for process in pair.values():
+                    stack.callback(process.close)
+            for turn in range(chosen.rounds * TURNS):
+                order = sorted(both, reverse=turn % 2 == 1)
+                for turns in ({side: partial(imported, both[side]) for side in both}, *kept):
+                    for side in order:
+                        for name, value in turns[side]().items():
+                            seen.setdefault(name, {}).setdefault(side, []).append(value)
+                print(f"turn {turn + 1} of {chosen.rounds * TURNS}", file=sys.stderr, flush=True)
 
-    print(f"{processor()}, {chosen.threads} threads, {chosen.rounds} rounds; now ÷ before, median (range)\n")
-    for name, sides in seen.items():
-        pairs = [now / before for now, before in zip(sides["now"], sides["before"], strict=True)]
-        ratio = statistics.median(sides["now"]) / statistics.median(sides["before"])
-        verdict = "met" if ratio >= TARGET else "MISSED"
-        spread = Spread(ratio, min(pairs), max(pairs)).show(".3f")
-        medians = " → ".join(f"{statistics.median(sides[side]):,.1f}" for side in ("before", "now"))
-        print(f"  {name:28} {spread:22} ≥ {TARGET}: {verdict:7} {medians}")
+    print(f"{processor()}, {chosen.threads} threads; now ÷ before, median (range) of {chosen.rounds * TURNS} pairs\n")
+    for name, measured in seen.items():
+        pairs = [now / before for now, before in zip(measured["now"], measured["before"], strict=True)]
+        spread = Spread.of(pairs)
+        verdict = "met" if spread.median >= TARGET else "MISSED"
+        medians = " → ".join(f"{statistics.median(measured[side]):,.1f}" for side in ("before", "now"))
+        print(f"  {name:28} {spread.show('.3f'):22} ≥ {TARGET}: {verdict:7} {medians}")
     if chosen.json is not None:
         save_json(chosen.json, {"machine": processor(), "threads": chosen.threads, "measured": seen})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from drawn import examples
+
 # The hub's client reads this on import; a test that would download something fails instead.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -19,7 +21,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "local",
     deadline=None,  # the first call of a kernel is slow, and says nothing
-    max_examples=25,
+    max_examples=examples(25),
     suppress_health_check=[HealthCheck.too_slow],  # building a model is a slow example
 )
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True)

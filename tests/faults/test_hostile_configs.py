@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import examples
 from hostile import read_or_refused, spoiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,7 +63,7 @@ def test_the_configs_below_are_spoiled_in_one_thing_only(model_type: str) -> Non
     spec_of(published(model_type))
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(st.sampled_from(list(FAMILIES)).flatmap(lambda name: spoiled(published(name))))
 def test_a_spoiled_config_is_read_or_refused(config: Json) -> None:
     def read() -> None:
@@ -102,7 +103,7 @@ FILES = [
 ]
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(data=st.data())
 def test_a_spoiled_index_is_read_or_refused(sharded: tuple[Path, Json], data: st.DataObject) -> None:
     folder, good = sharded
@@ -148,7 +149,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.sampled_from([make(50, 32, 2, 16, 8).to_json() for make in DESIGNS.values()]).flatmap(spoiled))
 def test_a_spoiled_spec_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, spec: Json) -> None:
     path = tmp_path_factory.getbasetemp() / "spec.json"

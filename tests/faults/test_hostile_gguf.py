@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import examples
 from gguf_files import MODELS, model_of, rewrite, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -267,7 +268,7 @@ def loads_or_is_refused(raw: bytes, path: Path) -> None:
     assert model is None or all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_are_refused_or_harmless(data: st.DataObject, tiny: Path, tmp_path: Path) -> None:
     raw = bytearray(tiny.read_bytes())
@@ -278,7 +279,7 @@ def test_flipped_bytes_are_refused_or_harmless(data: st.DataObject, tiny: Path, 
     loads_or_is_refused(bytes(raw), tmp_path / "fuzz.gguf")
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_pieces_put_together_wrongly_are_refused_or_harmless(data: st.DataObject, tiny: Path, tmp_path: Path) -> None:
     raw = tiny.read_bytes()
@@ -288,7 +289,7 @@ def test_pieces_put_together_wrongly_are_refused_or_harmless(data: st.DataObject
     loads_or_is_refused(raw[:start] + inserted + raw[end:], tmp_path / "fuzz.gguf")
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tail=st.binary(max_size=400))
 def test_anything_after_the_magic_is_refused(tail: bytes, tmp_path: Path) -> None:
     path = tmp_path / "fuzz.gguf"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import examples
 from hostile import read_or_refused, spoiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -518,7 +519,7 @@ def try_out(tokenizer: Tokenizer) -> None:
         pass
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.sampled_from(RICH_PLACES), values)
 def test_any_value_anywhere_in_a_tokenizer_json_is_read_or_refused(path: tuple[str | int, ...], value: Any) -> None:
     from pellucid.text.tokenizer_json import parse
@@ -533,7 +534,7 @@ def test_any_value_anywhere_in_a_tokenizer_json_is_read_or_refused(path: tuple[s
         try_out(tokenizer)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(ANY_TOKENIZER.flatmap(spoiled))
 def test_a_spoiled_tokenizer_of_any_kind_is_read_or_refused(config: Json) -> None:
     from pellucid.text.tokenizer_json import parse
@@ -557,7 +558,7 @@ BESIDE: Json = {"tokenizer_config": CONFIG, "generation_config": {"eos_token_id"
                 "config": {"model_type": "roberta", "eos_token_id": 1}}  # fmt: skip
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.sampled_from([BPE, UNIGRAM]), spoiled(BESIDE))
 def test_spoiled_configs_beside_a_tokenizer_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Json, files: Json
@@ -575,7 +576,7 @@ SENTENCES = bytes.fromhex(  # seven pieces, a trainer and a normalizer, as Sente
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.data())
 def test_a_spoiled_sentencepiece_model_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -604,7 +605,7 @@ def test_scores_beside_tokens_must_be_numbers(key: str, value: Any) -> None:
         from_metadata(metadata, "model.gguf")
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.sampled_from([SPM, GPT2]), st.data())
 def test_any_value_in_gguf_metadata_is_read_or_refused(base: Json, data: st.DataObject) -> None:
     metadata = copy.deepcopy(base)

@@ -26,6 +26,7 @@ from pellucid.generate.sample import Sampling
 
 CLOSE = 1e-5  # of two sums of float32 logarithms
 SEEDS, NEW, WIDTH = range(6), 8, 3
+some_seeds = pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 6), marks=pytest.mark.slow)], ids=str)
 MAKERS = {"decoder": tiny_llama, "encoder–decoder": tiny_marian}
 every_rule = pytest.mark.parametrize(
     ("length_penalty", "early_stopping"), [(penalty, stopping) for penalty in PENALTIES for stopping in STOPPINGS]
@@ -38,13 +39,14 @@ def pairs(request: pytest.FixtureRequest) -> list[tuple[Any, Any]]:
     return [request.param(seed) for seed in SEEDS]
 
 
+@some_seeds
 @every_rule
 def test_beam_search_equals_transformers(
-    pairs: list[tuple[Any, Any]], length_penalty: float, early_stopping: Any
+    pairs: list[tuple[Any, Any]], length_penalty: float, early_stopping: Any, seeds: range
 ) -> None:
     beams = Beams(WIDTH, length_penalty, early_stopping)
-    for seed, (theirs, model) in zip(SEEDS, pairs, strict=True):
-        prompts = prompts_of(seed)
+    for seed in seeds:
+        (theirs, model), prompts = pairs[seed], prompts_of(seed)
         wanted = their_texts(
             theirs, prompts, WIDTH, NEW, WIDTH, length_penalty=length_penalty, early_stopping=early_stopping
         )
@@ -111,9 +113,10 @@ def test_a_cut_off_text_is_not_said_to_have_ended() -> None:
 # --- promises that need no reference ----------------------------------------------------------------------------------
 
 
-def test_a_row_of_a_batch_finds_the_texts_of_a_single_one(pairs: list[tuple[Any, Any]]) -> None:
-    for seed, (_, model) in zip(SEEDS, pairs, strict=True):
-        prompts = prompts_of(seed, (2, 7, 5, 5))
+@some_seeds
+def test_a_row_of_a_batch_finds_the_texts_of_a_single_one(pairs: list[tuple[Any, Any]], seeds: range) -> None:
+    for seed in seeds:
+        (_, model), prompts = pairs[seed], prompts_of(seed, (2, 7, 5, 5))
         for beams in (Beams(WIDTH), Beams(4, 2.0, "never"), Beams(2, 0.0, True, 1.3)):
             together = our_texts(model, prompts, NEW, 2, beams)
             alone = [our_texts(model, [prompt], NEW, 2, beams)[0] for prompt in prompts]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
@@ -51,7 +52,7 @@ parts = st.text(" abcd", max_size=6)
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(texts=st.lists(parts, min_size=3, max_size=3), words=st.lists(st.sampled_from(WORDS), min_size=2, max_size=2))
 def test_parts_are_spelled_as_in_the_whole(way: str, texts: list[str], words: list[str]) -> None:
     tokenizer = vocabulary(way)

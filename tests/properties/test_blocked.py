@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EXAMPLE as SMALL
@@ -26,7 +27,7 @@ from pellucid.nn.masks import Visible, dense, see
 from pellucid.predicates import Place, big_bird, longformer, sparse_transformer, sparse_transformer_fixed
 from pellucid.spec import AttentionSpec, Causal, Full, Mask, Prefix, Window
 
-few = settings(max_examples=25)
+few = settings(max_examples=examples(25))
 Places = tuple[Tokens, Tokens]
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ def spread_out(layout: Layout, n_q: int, n_k: int) -> Tensor:
 
 
 @given(masks, places(), st.integers(1, 4))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_a_layout_is_the_mask(mask: Mask, at: Places, block: int) -> None:
     """No visible pair is dropped and no hidden one shown; blocks without any are not listed."""
     allowed, layout = dense(mask, *at), make_layout(mask, *at, block)

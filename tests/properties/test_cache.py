@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import CONTEXT, EXAMPLE, build, chunks, close, ids, models, padded, specs, with_mask
@@ -20,7 +21,7 @@ from pellucid.nn.models import Decoder
 from pellucid.nn.slots import Contiguous, Ring
 from pellucid.spec import BlockSpec, Causal, LayerNormSpec, RecurrentSpec, Window
 
-few = settings(max_examples=20)
+few = settings(max_examples=examples(20))
 windowed = st.builds(with_mask, specs(), st.integers(1, 5).map(lambda n: Causal() & Window(n))).map(build)
 all_models = models | windowed
 RECURRENT = BlockSpec(RecurrentSpec("gru", 8), None, LayerNormSpec())
@@ -39,7 +40,7 @@ def whole(model: Decoder, text: Tensor) -> Tensor:
 
 
 @given(all_models, ids(max_time=14), st.booleans(), st.data())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_cached_is_uncached(model: Decoder, text: Tensor, ring: bool, data: st.DataObject) -> None:
     batch, time = text.shape
     cache = model.new_cache(batch, time + data.draw(st.integers(0, 2)), ring=ring)
@@ -49,7 +50,7 @@ def test_cached_is_uncached(model: Decoder, text: Tensor, ring: bool, data: st.D
 
 
 @given(all_models, padded(), ids(st.just(3), max_time=5), st.booleans(), st.data())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_padded_prefill_goes_on_row_by_row(
     model: Decoder, drawn: tuple[list[Tensor], Tensor, Tensor], more: Tensor, ring: bool, data: st.DataObject
 ) -> None:
@@ -164,7 +165,7 @@ class Rows:
 
 
 @given(all_models, st.lists(VERBS, min_size=3, max_size=8), st.booleans(), st.integers(0, 3), st.data())
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_rows_of_a_cache_after_any_verbs_read_as_each_text_from_scratch(
     model: Decoder, verbs: list[str], fixed: bool, slack: int, data: st.DataObject
 ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -235,7 +236,7 @@ def innocent(text: str) -> str:
     return "".join(char if char.isspace() else "\u2603" for char in text)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(templates, st.lists(contents, min_size=1, max_size=3))
 def test_only_the_template_speaks_in_special_tokens(source: str, texts: list[str]) -> None:
     names = special_names(letters)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,8 +34,8 @@ from pellucid.text import pieces as pieces_module
 from pellucid.text.pieces import pieces, pieces_of, sample
 from pellucid.text.tokenizer import END_OF_TEXT, Tokenizer
 
-quick = settings(deadline=None, max_examples=60)
-few = settings(deadline=None, max_examples=25)  # where every example builds a store
+quick = settings(deadline=None, max_examples=examples(60))
+few = settings(deadline=None, max_examples=examples(25))  # where every example builds a store
 SOURCE = inspect.getsource(argparse) + inspect.getsource(textwrap)
 TOKENIZER = Tokenizer.train([SOURCE], 400)
 WORDS = SOURCE.split(" ")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -62,7 +63,7 @@ from pellucid.train.objectives import nll
 from pellucid.train.optim import build_optimizers
 from pellucid.train.step import accumulate, step
 
-few = settings(max_examples=12)
+few = settings(max_examples=examples(12))
 FULL = AttentionSpec(4, 2, 4, Full())
 READS = replace(
     as_encoder(EXAMPLE),
@@ -109,7 +110,7 @@ def alone(model: EncoderDecoder, source: Tensor, target: Tensor) -> Tensor:
 
 
 @given(encoder_decoders, pairs(), st.data())
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_padding_and_other_rows_change_nothing(
     model: EncoderDecoder, drawn: tuple[Rows, Rows], data: st.DataObject
 ) -> None:
@@ -128,7 +129,7 @@ def packed(rows: Rows, room: int) -> tuple[Tensor, Tokens]:
 
 
 @given(encoder_decoders, pairs(), st.integers(0, 2), st.integers(0, 2))
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_packed_pairs_are_separate(model: EncoderDecoder, drawn: tuple[Rows, Rows], a: int, b: int) -> None:
     """Document i of what is written reads document i of what is read, and no other."""
     (source, places), (text, written) = packed(drawn[0], a), packed(drawn[1], b)
@@ -214,7 +215,7 @@ def test_control_the_source_matters() -> None:
 
 
 @given(encoder_decoders, pairs(), ids(st.just(3), max_time=9), st.data())
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_cached_is_uncached(model: EncoderDecoder, drawn: tuple[Rows, Rows], text: Tensor, data: st.DataObject) -> None:
     """In chunks of any lengths, ragged sources in the cache: read once, and asked ever after."""
     source, read = data.draw(spread(drawn[0]))

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import classifiers, encoder_decoder_specs, encoder_specs, image_specs, masks, poolers, taggers
@@ -17,7 +18,7 @@ from pellucid.families.table import plan
 from pellucid.families.weights import export_weights, load_weights
 from pellucid.nn.models import build_model
 
-few = settings(max_examples=12)
+few = settings(max_examples=examples(12))
 eps = st.sampled_from([1e-12, 1e-5, 1e-3])
 activations = st.sampled_from(["gelu", "gelu_new", "relu", "silu", "swish", "gelu_pytorch_tanh"])
 some = st.integers(1, 3)

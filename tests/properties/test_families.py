@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -156,7 +157,7 @@ def test_written_configs_equal_those_read(model_type: str, data: st.DataObject) 
 
 
 @EACH
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(data=st.data())
 def test_their_library_reads_the_same_out_of_both(model_type: str, data: st.DataObject) -> None:
     """What a sparse config leaves unsaid, and what null means; and what we write."""
@@ -167,7 +168,7 @@ def test_their_library_reads_the_same_out_of_both(model_type: str, data: st.Data
 
 
 @EACH
-@settings(max_examples=5)
+@settings(max_examples=examples(5))
 @given(data=st.data())
 def test_weights_have_their_names_and_shapes(model_type: str, data: st.DataObject) -> None:
     spec, table = spec_of(draw(model_type, data))
@@ -249,7 +250,7 @@ JSON = VALUES | LISTS | OBJECTS | st.dictionaries(KEYS, LISTS | OBJECTS, max_siz
 
 
 @EACH
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(data=st.data())
 def test_any_config_gives_a_spec_or_an_error_of_ours(model_type: str, data: st.DataObject) -> None:
     written = config_of(spec_of(EXAMPLES[model_type])[0], model_type)[0]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -66,7 +67,7 @@ from pellucid.spec import (
     Window,
 )
 
-few = settings(max_examples=20)
+few = settings(max_examples=examples(20))
 any_head = st.one_of(masked_heads, poolers, classifiers, taggers, st.none())
 no_words = st.one_of(poolers, classifiers, taggers, st.none())
 any_model = st.one_of(specs(), encoder_specs(masks, any_head), image_specs(no_words), encoder_decoder_specs())
@@ -74,7 +75,7 @@ times = st.integers(1, 9)
 
 
 @given(any_model)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_parameters_are_those_of_the_model(spec: Any) -> None:
     assert count_parameters(spec).total == build(spec).n_parameters
 
@@ -150,7 +151,7 @@ def some(time: int) -> Tensor:
 
 
 @given(specs() | encoder_specs(masks, any_head), times)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_flops_are_what_torch_counts(spec: DecoderSpec | EncoderSpec, time: int) -> None:
     assert forward_flops(spec, time) + difference(spec, time) == counted(build(spec), some(time))
     assert training_flops(spec, time) == 3 * forward_flops(spec, time)
@@ -166,7 +167,7 @@ def test_flops_of_images(spec: EncoderSpec) -> None:
 
 
 @given(encoder_decoder_specs(), times, times)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_flops_of_both_sides(spec: EncoderDecoderSpec, source_time: int, time: int) -> None:
     expected = forward_flops(spec, time, source_time)
     expected += difference(spec.encoder, source_time) + difference(spec.decoder, time)

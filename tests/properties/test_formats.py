@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from drawn import examples
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from gguf_files import random_blocks
@@ -21,7 +22,7 @@ def test_format_has_the_sizes_that_ggml_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(rows=st.integers(1, 9), blocks=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
 def test_opened_numbers_equal_those_of_the_gguf_package_bitwise(kind: str, rows: int, blocks: int, seed: int) -> None:
     stored = Quantised(random_blocks(kind, (rows, blocks * FORMATS[kind].numbers), seed), kind)

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -99,7 +100,7 @@ texts = st.text(st.sampled_from("abcde "), max_size=8)
 prompts = st.lists(ids | texts, min_size=1, max_size=4)
 samplings = st.sampled_from([GREEDY, WARM])
 stops = st.sampled_from([[], ["a"], ["é", "b c"], ["cd", "bcde"]])
-few = settings(max_examples=25)
+few = settings(max_examples=examples(25))
 
 
 def facts(completion: Completion) -> tuple[Prompt, str, list[int], str]:

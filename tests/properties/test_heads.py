@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -51,7 +52,7 @@ from pellucid.train.objectives import nll
 from pellucid.train.optim import build_optimizers
 from pellucid.train.step import accumulate, step
 
-few = settings(max_examples=20)
+few = settings(max_examples=examples(20))
 WIDTH = 5
 PLAIN = as_encoder(EXAMPLE)
 Rows = tuple[list[Tensor], Tensor, Tensor]
@@ -78,7 +79,7 @@ def pooled(spec: PoolerHeadSpec, head: PoolerHead, row: Tensor) -> Tensor:
 
 
 @given(poolers, padded(), st.booleans(), st.integers(0, 9))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_a_pooler_is_what_its_spec_says(spec: PoolerHeadSpec, drawn: Rows, empty: bool, seed: int) -> None:
     """Padding anywhere, and perhaps a row of nothing else; finite, and so is its gradient."""
     _, text, valid = drawn
@@ -176,7 +177,7 @@ def labelled(draw: st.DrawFn, model: Encoder) -> Batch:
 
 
 @given(encoders(st.one_of(masked_heads, classifiers, taggers)), st.data())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_the_loss_is_cross_entropy_and_so_is_its_gradient(model: Encoder, data: st.DataObject) -> None:
     batch = data.draw(labelled(model))
     with pytest.MonkeyPatch.context() as patch:  # logits of hidden tokens come in chunks: here of few rows

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -286,7 +287,7 @@ def places(value: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 @given(anything, st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_one_illegal_edit_of_a_legal_model_is_refused(spec: ModelSpec, data: st.DataObject) -> None:
     """Wherever in the tree; the message says which field of what, and its value."""
     json_ = json.loads(json.dumps(spec.to_json()))
@@ -299,7 +300,7 @@ def test_one_illegal_edit_of_a_legal_model_is_refused(spec: ModelSpec, data: st.
 
 
 @given(specs(), st.sampled_from([Full(), ~Causal(), Window(3), Causal() | Window(2)]), st.data())
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_a_decoder_with_one_layer_that_looks_ahead_is_refused(spec: Any, mask: Any, data: st.DataObject) -> None:
     i = data.draw(st.integers(0, spec.n_layers - 1))
     blocks = list(spec.stack.blocks)
@@ -309,7 +310,7 @@ def test_a_decoder_with_one_layer_that_looks_ahead_is_refused(spec: Any, mask: A
 
 
 @given(encoder_decoder_specs(), st.data())
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_two_halves_that_do_not_fit_are_refused(spec: EncoderDecoderSpec, data: st.DataObject) -> None:
     silent = tuple(BlockSpec(ATTENTION, None, BLOCK.norm) for _ in spec.decoder.stack.blocks)
     wrong: dict[str, Callable[[], object]] = {

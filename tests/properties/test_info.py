@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EXAMPLE, causal_masks, classifiers, encoder_specs, image_specs, specs
@@ -115,7 +116,7 @@ def test_every_design_is_drawn_whole(name: str) -> None:
 
 
 @given(specs() | encoder_specs(causal_masks) | image_specs(classifiers))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_any_model_is_drawn_whole(spec: DecoderSpec | EncoderSpec) -> None:
     check_picture(spec)
 
@@ -266,7 +267,7 @@ def test_the_parts_add_up(name: str) -> None:
 
 
 @given(specs() | encoder_specs(causal_masks) | image_specs(classifiers), st.integers(1, 24))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_the_parts_of_any_model_add_up(spec: DecoderSpec | EncoderSpec, time: int) -> None:
     check_rows(spec, time)
     for line in outline(spec, 60).splitlines():

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import classifiers, encoder_decoder_specs, encoder_specs, masked_heads, masks, poolers, specs, taggers
@@ -46,7 +47,7 @@ from pellucid.spec import (
 )
 
 RULES: tuple[InitRule, ...] = ("normal", "fan_in", "xavier")
-few = settings(max_examples=15)
+few = settings(max_examples=examples(15))
 any_head = st.one_of(masked_heads, poolers, classifiers, taggers, st.none())
 anything = st.one_of(specs(), encoder_specs(masks, any_head), encoder_decoder_specs())
 # one plain and one gated layer, with everything that has a row in the table; every matrix has >= 2048 entries

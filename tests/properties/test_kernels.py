@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import build, head_counts, masks, places, with_mask
@@ -25,7 +26,7 @@ from pellucid.predicates import Place
 from pellucid.spec import Causal, Full, Mask, Window
 
 KERNELS = {"reference": reference, "sdpa": sdpa, "blocked": blocked, "attend": attend}
-few = settings(max_examples=25)
+few = settings(max_examples=examples(25))
 kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 
@@ -121,7 +122,7 @@ def test_kernel_in_float32(kernel: object, mask: Mask, call: Call) -> None:
 
 @kernels
 @given(masks, calls(torch.bfloat16))
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 def test_kernel_in_bfloat16_is_bounded(kernel: object, mask: Mask, call: Call) -> None:
     call = suits(kernel, call)
     got = call.by(kernel, mask)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EXAMPLE, VOCAB, build, encoder_decoder_specs, specs, with_mask
@@ -16,7 +17,7 @@ from pellucid.errors import DataError, UsageError
 from pellucid.predicates import PrefixPart
 from pellucid.spec import Causal, EncoderDecoderSpec, EncoderSpec, Mask, Prefix
 
-few = settings(max_examples=15)
+few = settings(max_examples=examples(15))
 CONTEXT = 24
 texts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
 pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=4)

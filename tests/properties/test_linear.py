@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import chunks, close, norms, padded, rotaries, steady
@@ -32,7 +33,7 @@ from pellucid.spec import (
 from pellucid.taps import name_points, tapped
 
 D_MODEL, N_HEADS, HEAD_DIM = 6, 2, 4
-few = settings(max_examples=20)
+few = settings(max_examples=examples(20))
 gated_rules = st.builds(GatedDecayRule, st.integers(1, 3), st.sampled_from([0.05, 1.0, 16.0]))
 causal_rules: st.SearchStrategy[UpdateRule] = st.one_of(
     st.just(KernelRule()), st.just(DecayRule()), gated_rules, st.just(DeltaRule())
@@ -77,7 +78,7 @@ def sums(draw: st.DrawFn, max_time: int = 40) -> Sum:
 
 
 @given(sums(), st.sampled_from([1, 2, 4, 16, 64]))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_chunks_of_any_size_are_steps(sum_: Sum, chunk: int) -> None:
     with steady():
         for got, expected in zip(by_chunks(*sum_, chunk=chunk), by_steps(*sum_), strict=True):
@@ -85,7 +86,7 @@ def test_chunks_of_any_size_are_steps(sum_: Sum, chunk: int) -> None:
 
 
 @given(sums(max_time=20), st.sampled_from([2, 8]))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_gradients_of_both_forms_are_equal(sum_: Sum, chunk: int) -> None:
     def gradients(form: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
         given = [None if x is None else x.clone().requires_grad_() for x in sum_]
@@ -201,14 +202,14 @@ def in_chunks(mixer: Mixer, x: Tensor, tokens: Tokens, lengths: list[int]) -> Te
 
 
 @given(causal_mixers, st.integers(1, 3), st.integers(1, 90), seeds, st.data())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_cached_is_uncached(mixer: Mixer, batch: int, time: int, seed: int, data: st.DataObject) -> None:
     x = inputs(batch, time, seed)
     close(in_chunks(mixer, x, Tokens.plain(batch, time), data.draw(chunks(time))), run(mixer, x))
 
 
 @given(mixers, padded(max_length=80), seeds)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_padding_is_passed_by(mixer: Mixer, drawn: tuple[list[Tensor], Tensor, Tensor], seed: int) -> None:
     _, _, valid = drawn
     valid = torch.cat((valid, torch.zeros_like(valid[:1])))  # and a row without any token
@@ -223,7 +224,7 @@ def test_padding_is_passed_by(mixer: Mixer, drawn: tuple[list[Tensor], Tensor, T
 
 
 @given(mixers, st.integers(1, 2), st.integers(1, 80), seeds, st.data())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_packed_documents_are_rows(mixer: Mixer, batch: int, time: int, seed: int, data: st.DataObject) -> None:
     x, lengths = inputs(batch, time, seed), data.draw(chunks(time))
     seg = torch.cat([torch.full((batch, n), i) for i, n in enumerate(lengths)], 1)
@@ -232,7 +233,7 @@ def test_packed_documents_are_rows(mixer: Mixer, batch: int, time: int, seed: in
 
 
 @given(causal_mixers, st.integers(1, 2), st.integers(2, 40), seeds, st.data())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_packed_padded_and_cached_at_once(mixer: Mixer, batch: int, time: int, seed: int, data: st.DataObject) -> None:
     x, segs = inputs(batch, time, seed), list[Tensor]()
     for _ in range(batch):

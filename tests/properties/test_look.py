@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -478,7 +479,7 @@ def test_tokens_are_written_visibly(text: str, shown: str, running: str) -> None
     assert prose(text) == running
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.text())
 def test_labels_are_one_visible_line(text: str) -> None:
     shown = label(text)

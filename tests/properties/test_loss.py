@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EXAMPLE, VOCAB, build, ids, models
@@ -23,7 +24,7 @@ from pellucid.nn import loss
 from pellucid.nn.loss import Reduction
 from pellucid.nn.models import Decoder
 
-few = settings(max_examples=25)
+few = settings(max_examples=examples(25))
 WIDTH = 5
 
 
@@ -94,7 +95,7 @@ def chunks_of(tokens: int) -> Any:
 
 
 @given(cases(), st.integers(1, 9), st.booleans(), st.integers(0, 99))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_value_and_gradient_equal_cross_entropy(one: Case, tokens: int, as_function: bool, seed: int) -> None:
     """At every chunk length, 1 included, summed or not, and for any gradient that comes from above."""
     expected = one.torchs()

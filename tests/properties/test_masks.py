@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -57,7 +58,7 @@ from pellucid.spec import (
     Window,
 )
 
-few = settings(max_examples=25)
+few = settings(max_examples=examples(25))
 Places = tuple[Tokens, Tokens]
 squares = st.builds(Tokens.plain, st.just(1), st.integers(2, 6), st.integers(0, 3))
 small = st.integers(0, 7)
@@ -110,7 +111,7 @@ def test_reach_bounds_how_far_back_a_query_sees(mask: Mask, q: Place, k: Place) 
 
 
 @given(masks, anywhere, anywhere)
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_ahead_names_every_later_key_that_a_query_may_see(mask: Mask, q: Place, k: Place) -> None:
     ahead = mask.ahead()
     if ahead is not None and mask.allow(q, k) and k.pos > q.pos:
@@ -126,7 +127,7 @@ def test_ahead_of_prefix_language_models_is_their_prefix() -> None:
 
 
 @given(masks, places(), st.booleans())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_bounds_prove_what_is_so(mask: Mask, at: Places, by_tensor: bool) -> None:
     """Of the tokens of one row as one block: on numbers, and on tensors."""
     for row_q, row_k in zip(*map(lines, at), strict=True):
@@ -238,7 +239,7 @@ def test_impossible_masks_are_refused(make: Callable[[], Mask], problem: str) ->
 
 
 @given(masks, places() | squares.map(lambda t: (t, t)))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_proofs_of_bounds_hold(mask: Mask, at: Places) -> None:
     queries, keys = at
     proof, allowed = prove(mask, queries, keys), dense(mask, queries, keys)

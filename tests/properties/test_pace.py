@@ -168,7 +168,12 @@ SPEEDS: dict[str, Callable[[int], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", SPEEDS)
+QUICK = ("busy at first", "busy after a third")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SPEEDS]
+)
 def test_minutes_are_kept_however_the_speed_changes(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

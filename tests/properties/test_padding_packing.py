@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import CONTEXT, EXAMPLE, build, chunks, close, encoder_specs, ids, masks, padded
@@ -16,7 +17,7 @@ from pellucid.errors import DataError
 from pellucid.nn.models import Decoder
 from pellucid.spec import EmbedSpec, LearnedSpec
 
-few = settings(max_examples=25)
+few = settings(max_examples=examples(25))
 any_mask = encoder_specs(masks).map(build)  # none of this needs a causal model
 Rows = tuple[list[Tensor], Tensor, Tensor]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import build, classifiers, close, image_specs, poolers, taggers
@@ -20,7 +21,7 @@ from pellucid.nn.init import initialise
 from pellucid.nn.models import build_model
 from pellucid.spec import EncoderSpec, InitRule, PatchSpec
 
-few = settings(max_examples=20)
+few = settings(max_examples=examples(20))
 RULES: tuple[InitRule, ...] = ("normal", "fan_in", "xavier")
 no_words = st.one_of(poolers, classifiers, taggers, st.none())
 sizes = st.builds(

@@ -4,6 +4,7 @@ number of it (Meng et al. 2022, section 2.1: a run on a corrupted text with one 
 from __future__ import annotations
 
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EXAMPLE, build, close, ids, specs
@@ -69,7 +70,7 @@ def from_the_layer_on(model: Decoder, clean: Tensor, corrupted: Tensor) -> Tenso
 
 
 @given(specs().map(build), ids(st.just(2), min_time=2, max_time=6))
-@settings(max_examples=6)
+@settings(max_examples=examples(6))
 def test_a_grid_by_rows_and_from_shared_prefixes_equals_one_forward_a_cell(model: Decoder, texts: Tensor) -> None:
     clean, corrupted = texts[:1], texts[1:]
     grid = by_cell(model, clean, corrupted)

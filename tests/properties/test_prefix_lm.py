@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EXAMPLE, VOCAB, build, with_mask
@@ -20,7 +21,7 @@ from pellucid.engine.session import Session
 from pellucid.predicates import PREFIX, Ahead, PrefixPart
 from pellucid.spec import Causal, Mask, Prefix, Window
 
-few = settings(max_examples=20)
+few = settings(max_examples=examples(20))
 OWN, EOT, CONTEXT = Ahead(marked=True), 0, 20
 documents = st.lists(st.integers(1, 9), min_size=2, max_size=12)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import VOCAB, build, encoder_decoder_specs, ids, specs
@@ -33,7 +34,7 @@ def batch_of(text: Tensor, source: Tensor, scored: Tensor) -> Batch:
 
 
 @given(specs() | encoder_decoder_specs(), ids(st.just(2)), ids(st.just(2)), st.floats(0, 0.9), st.integers(0, 99))
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_smoothed_is_torchs(spec: Any, text: Tensor, source: Tensor, smoothing: float, seed: int) -> None:
     """Value and gradient, for any model that writes, whatever places are scored."""
     model, both = build(spec), isinstance(spec, EncoderDecoderSpec)

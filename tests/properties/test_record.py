@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EXAMPLE, build, close, ids, specs
@@ -33,7 +34,7 @@ from pellucid.spec import (
     StackSpec,
 )
 
-few = settings(max_examples=10)
+few = settings(max_examples=examples(10))
 TEXT = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8], [9, 7, 9, 3, 2, 3]])
 VALID = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]]).bool()
 POINTS = ["embed", "blocks.*.resid_post", "blocks.0.attn.z", "blocks.1.attn.pattern"]

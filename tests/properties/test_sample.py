@@ -10,6 +10,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,7 +28,7 @@ from pellucid.generate.sample import (
     top_p,
 )
 
-many = settings(max_examples=100)
+many = settings(max_examples=examples(100))
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 12))
 rough = st.integers(-6, 6).map(lambda n: n / 2)  # few values, so that many are equal
 fine = st.integers(-30_000, 30_000).map(lambda n: n / 1000)

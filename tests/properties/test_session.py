@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import CONTEXT, EXAMPLE, VOCAB, build, close, encoder_decoders, models, specs, with_mask
@@ -24,7 +25,7 @@ from pellucid.predicates import PrefixPart
 from pellucid.spec import Causal, EmbedSpec, EncoderSpec, Prefix, Strided, Window
 
 PLAIN, WINDOWED = (build(with_mask(EXAMPLE, mask)) for mask in (Causal(), Causal() & Window(3)))
-few = settings(max_examples=25)
+few = settings(max_examples=examples(25))
 masked = st.one_of(
     st.integers(1, 5).map(lambda n: Causal() & Window(n)),
     st.integers(1, 8).map(lambda n: Causal() | Prefix(n)),
@@ -97,7 +98,7 @@ class Talk:
 
 
 @given(any_model, st.lists(verbs, min_size=4, max_size=14), st.integers(0, 3), st.booleans(), st.data())
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_rows_of_any_play_read_as_each_row_alone(
     model: Any, play: list[str], slack: int, fixed: bool, data: st.DataObject
 ) -> None:

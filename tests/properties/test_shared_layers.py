@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from strategies import EXAMPLE, as_encoder, build, close, ids, masks, specs, stacks, steady
 from torch import Tensor
@@ -20,7 +21,7 @@ from pellucid.nn.init import initialise
 from pellucid.nn.models import build_model
 from pellucid.spec import BlockSpec, DecoderSpec
 
-few = settings(max_examples=20)
+few = settings(max_examples=examples(20))
 OWNERS = (0, 1, 0, 1)
 
 

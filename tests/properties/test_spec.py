@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -47,7 +48,7 @@ from pellucid.spec import (
 )
 from pellucid.values import encode
 
-few = settings(max_examples=25)
+few = settings(max_examples=examples(25))
 any_head = st.one_of(masked_heads, poolers, classifiers, taggers, st.none())
 no_words = st.one_of(poolers, classifiers, taggers, st.none())
 anything = st.one_of(specs(), encoder_specs(masks, any_head), image_specs(no_words), encoder_decoder_specs())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_generate import CONTEXT, GREEDY, MODELS, WARM, Pieces, build
@@ -40,7 +41,7 @@ from pellucid.spec import (
     Window,
 )
 
-few = settings(max_examples=20)
+few = settings(max_examples=examples(20))
 PLAIN = Sampling(temperature=1.0, top_p=1.0)
 DRAFT = MODELS["learned"]
 N_PROMPTS = 50

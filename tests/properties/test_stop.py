@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 
 import pytest
+from drawn import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from pellucid.generate.stop import StopDecoder
 
 # few different characters of one to four bytes, so that stop strings occur, overlap and repeat themselves
 characters = st.sampled_from("aab\ufffdé€😀")
-many = settings(max_examples=300)  # each takes microseconds
+many = settings(max_examples=examples(300))  # each takes microseconds
 stop_strings = st.lists(st.text(characters, min_size=1, max_size=5), max_size=4)
 broken = st.sampled_from([b"\xc3", b"\xa9", b"\xe2\x82", b"\xf0\x9f\x98", b"\xff", b"\xed\xa0\x80", b"\xc0\xaf"])
 documents = st.lists(characters.map(str.encode) | broken, max_size=30).map(b"".join)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EXAMPLE, VOCAB, build, close, encoder_specs, ids, masks, padded, specs, steady
@@ -34,7 +35,7 @@ from pellucid.spec import (
 )
 from pellucid.taps import Activations, Tapped, point_axes
 
-few = settings(max_examples=15)
+few = settings(max_examples=examples(15))
 any_mask = encoder_specs(masks).map(build)
 attentive = encoder_specs(masks, only_attention=True).map(build)
 TEXT = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
@@ -257,7 +258,7 @@ def seeing(draw: st.DrawFn) -> DecoderSpec:
 
 
 @given(st.data())
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_an_edit_takes_effect_and_only_downstream(data: st.DataObject) -> None:
     model = build(data.draw(seeing()))
     order = in_order(model.spec)

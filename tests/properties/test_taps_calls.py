@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import EXAMPLE, build, close, ids, specs
@@ -22,7 +23,7 @@ from pellucid.interpret.edits import Add, Patch, Scale
 from pellucid.nn.models import Decoder
 from pellucid.taps import Tapped, point_axes
 
-few = settings(max_examples=10)
+few = settings(max_examples=examples(10))
 TEXT = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8], [9, 7, 9, 3, 2, 3]])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -38,7 +39,7 @@ WORDS = ["a", "the", " ", "  ", "\n", "\t", "\x00", "é", "e\u0301", "ﬁ", "漢
          "##", "Ġ"]
 # fmt: on
 texts = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(WORDS), max_size=12).map("".join))
-quick = settings(max_examples=60)
+quick = settings(max_examples=examples(60))
 
 
 def write(folder: Path, **files: Any) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float
@@ -58,7 +59,7 @@ from pellucid.train.schedule import factor
 from pellucid.train.step import accumulate, step
 from pellucid.train.validate import held_out_sums
 
-few = settings(max_examples=15)
+few = settings(max_examples=examples(15))
 EXPERTS, NORM = MoESpec(FFNSpec(12), 3, 2), EXAMPLE.stack.blocks[0].norm
 HYBRID = replace(  # one layer of each kind of mixer, with experts, a learned gain and no feed-forward among them
     EXAMPLE,
@@ -192,7 +193,7 @@ def test_nothing_scored_is_no_update_and_no_division_by_zero() -> None:
 
 
 @given(st.sampled_from(["wsd", "cosine"]), st.integers(1, 60), st.integers(0, 70), st.sampled_from([0.0, 0.1]))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_schedules(name: str, steps: int, warmup: int, floor: float) -> None:
     rates = [factor(name, s, steps, warmup, floor) for s in range(steps)]  # pyright: ignore[reportArgumentType]
     assert all(0 < rate <= 1 for rate in rates)
