@@ -101,7 +101,8 @@ def stream_weights(model: nn.Module, source: Source, found: Plan, dtype: torch.d
     doubles: dict[str, list[str]] = {}
     for copy, original in found.doubles:
         doubles.setdefault(original, []).append(copy)
-    for link in found.links:
+    order = {name: place for place, name in enumerate(ours)}  # weights lie in memory as they are used: that is faster
+    for link in sorted(found.links, key=lambda link: order[link.ours[0]]):
         read = refuse_nonfinite(source.read(link.theirs, dtype), f"{source.where}: {link.theirs}", dtype)
         for copy in doubles.get(link.theirs, []):
             _refuse_untied(source.read(copy, dtype).opened(dtype), read.opened(dtype), (copy, link.theirs))
