@@ -21,6 +21,7 @@ from pellucid.errors import DataError
 MAX_TEMPLATE = 1 << 18  # characters; the longest published ones have some 30,000
 MAX_TEXT = 1 << 23  # characters, of what goes in and of what comes out
 SECONDS = 3.0  # for one conversation; real ones take a thousandth of that
+MEMORY = 512 << 20  # bytes of address space of its process, Python and jinja2 included
 _START_SECONDS = 60.0  # for the process itself, on a machine that is busy with other things
 _WORKER = Path(__file__).with_name("template_worker.py")
 _REMEDY = "give another template, or continue a text with `pellucid generate`"
@@ -28,7 +29,7 @@ _PROBLEMS = {
     "syntax": "the chat template is not valid Jinja",
     "refused": "the chat template refuses this conversation",
     "failed": "the chat template fails",
-    "long": f"the chat template writes more than {MAX_TEXT:,} characters",
+    "long": "the chat template writes more than {most:,} characters",
     "memory": "the chat template needs more memory than a template may have",
 }
 
@@ -40,7 +41,7 @@ class _Process:
         self.owner = os.getpid()  # a forked child must not speak on its parent's pipes
         # -P: files beside the worker must not stand in for the standard library's
         self.child = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)],
+            [sys.executable, "-P", str(_WORKER), str(MEMORY)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         if self.ask(None, _START_SECONDS) is None:
@@ -121,7 +122,8 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
     message = "".join(char if char.isprintable() else " " for char in answer["message"])  # it may be the template's own
     where = "" if line is None else f" at line {line}"
     remedy = "give the conversation in the form it wants" if kind == "refused" else _REMEDY
-    raise DataError(f"{_PROBLEMS[kind]}{where}{': ' if message else ''}{message}", remedy)
+    problem = _PROBLEMS[kind].format(most=MAX_TEXT)
+    raise DataError(f"{problem}{where}{': ' if message else ''}{message}", remedy)
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any] | None:

@@ -4,8 +4,9 @@ A template comes with a checkpoint, so it is a stranger's program. Jinja's sandb
 process bounds what the sandbox does not: no file can be opened or grow, no process started, memory ends at a limit, and
 whoever started it kills it at a deadline. So a way out of the sandbox, or a loop, or ``"a" * 10 ** 10``, leads nowhere.
 
-Frames on both pipes: four bytes of length, then that much JSON. Request: {template, variables, most}. Answer: {text},
-or {kind, message, line}; before the first request {limits: [...]}, those that this system has.
+Its argument is how many bytes of memory it may have. Frames on both pipes: four bytes of length, then that much JSON.
+Request: {template, variables, most}. Answer: {text}, or {kind, message, line}; before the first request
+{limits: [...]}, those that this system has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MEMORY = 512 << 20  # bytes of address space, Python and jinja2 included
 MESSAGE = 400  # characters of a template's own words that are passed on
 
 
@@ -106,14 +106,14 @@ def environment() -> Environment:
     return made
 
 
-def confine() -> list[str]:
-    """Take away what rendering does not need; the names of the limits that hold here."""
+def confine(memory: int) -> list[str]:
+    """Take away what rendering does not need; the names of the limits that hold here. memory: in bytes."""
     try:
         import resource
     except ImportError:  # not a POSIX system: the deadline is what remains
         return []
     held: list[str] = []
-    for name, value in (("AS", MEMORY), ("NOFILE", 0), ("FSIZE", 0), ("NPROC", 0), ("CORE", 0)):
+    for name, value in (("AS", memory), ("NOFILE", 0), ("FSIZE", 0), ("NPROC", 0), ("CORE", 0)):
         try:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
             held.append(name)
@@ -189,7 +189,7 @@ def main() -> None:
         answer({"template": source, "variables": {}, "most": 9}, compiled)
     time.localtime()
     pipe = sys.stdout.buffer
-    write_frame(pipe, {"limits": confine()})
+    write_frame(pipe, {"limits": confine(int(sys.argv[1]))})
     while data := read_frame(sys.stdin.buffer):
         given = answer(json.loads(data), compiled)
         write_frame(pipe, given)
