@@ -6,27 +6,23 @@ reads that program's keys. Facts without a key stand here as llama.cpp has them,
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Size, Tensor
 
+from pellucid.checkpoints.gguf.rotary import LONG_ROPE, scaling_of
 from pellucid.errors import CheckpointError, suggest
 from pellucid.families.config import Config, brief
-from pellucid.nn.rope import frequencies
-from pellucid.spec import ByPartsScaling, RotarySpec
 
-EMBEDDING, OUTPUT, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 MOST_HEADS, MOST_WIDTH = 1 << 14, 1 << 22  # so that no product of sizes overflows; published: 128 and 53,248
 
 IGNORED = "tensor_data_layout rope.scaling.finetuned"  # how the file came about
 
-LLAMA_3 = {"original_context": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of all versions since 3.1
 BIGGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models; they scale scores in another way
 GEMMA_PERIOD = {"gemma2": 2, "gemma3": 6}  # every n-th layer attends globally; n
 
@@ -74,69 +70,14 @@ def _head_dim(read: Config) -> int:
     return head_dim
 
 
-def _by_parts(read: Config, factors: Tensor, base: float, head_dim: int) -> dict[str, Any] | None:
-    """The Llama 3 rule. The file keeps only its result: the factor by which each pair's rate is divided.
-
-    factor is the largest of them. Pairs in between lie on a line, from which the two limits follow; where there are not
-    two such pairs, they are Llama's own. Raises CheckpointError where the rule then gives other factors than the file.
-    """
-    factors, rate = factors.double(), frequencies(RotarySpec(base), head_dim)[0].double()
-    if bool((factors == 1).all()):
-        return None
-    original = read.count("rope.scaling.original_context_length", int(LLAMA_3["original_context"]))
-    refused = CheckpointError(f"{read.where}: {ROPE_FACTORS} is not of the Llama 3 rule", "no other rule has a spec")
-    if factors.shape != rate.shape or not bool((torch.isfinite(factors) & (factors >= 1)).all()):
-        raise refused
-    factor, turns = float(factors.max()), original * rate / (2 * math.pi)
-    keep = (1 / factors - 1 / factor) / (1 - 1 / factor)
-    low, high = LLAMA_3["low_freq_factor"], LLAMA_3["high_freq_factor"]
-    between = ((keep > 1e-3) & (keep < 1 - 1e-3)).nonzero().flatten().tolist()
-    if len(between) >= 2:
-        first, last = between[0], between[-1]
-        slope = float((turns[first] - turns[last]) / (keep[first] - keep[last]))
-        low = round(float(turns[first] - keep[first] * slope), 3)
-        high = round(low + slope, 3)
-    if not low < high:
-        raise refused
-    scaled = frequencies(RotarySpec(base, scaling=ByPartsScaling(factor, original, low, high)), head_dim)[0]
-    if not torch.allclose(rate / scaled, factors, rtol=1e-4):
-        raise refused
-    limits = {"low_freq_factor": low, "high_freq_factor": high}
-    return {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": original, **limits}
-
-
-def _scaling(read: Config, file: Contents, base: float, head_dim: int) -> dict[str, Any] | None:
-    factor = read.take("rope.scaling.factor", float, read.take("rope.scale_linear", float, 1.0))
-    kind = read.take("rope.scaling.type", str, "linear")
-    read.expect("rope.scaling.attn_factor", 1.0)
-    if file.rope_factors is not None:
-        if factor != 1.0:
-            raise read.refuse("rope.scaling.factor", f"contradicts {ROPE_FACTORS}")
-        return _by_parts(read, file.rope_factors, base, head_dim)
-    if kind == "none" or factor in (0.0, 1.0):  # 0: not set
-        return None
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor}
-    if kind != "yarn":
-        raise read.refuse("rope.scaling.type", "is not supported", "known: none, linear, yarn")
-    for name, usual in {"ext_factor": 1.0, "attn_factor": 1.0, "log_multiplier": 0.0}.items():
-        read.expect(f"rope.scaling.yarn_{name}", usual)
-    return {
-        "rope_type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": read.count("rope.scaling.original_context_length"),
-        "beta_fast": read.take("rope.scaling.yarn_beta_fast", float, 32.0),
-        "beta_slow": read.take("rope.scaling.yarn_beta_slow", float, 1.0),
-    }
-
-
-def _modern(read: Config, file: Contents) -> dict[str, Any]:
-    """What all of the llama, qwen and gemma programs have."""
+def _modern(read: Config, file: Contents, whole: bool = True) -> dict[str, Any]:
+    """What all of the llama, qwen, gemma and phi3 programs have. whole: all dimensions of a head turn."""
     head_dim = _head_dim(read)
-    read.expect("rope.dimension_count", head_dim)
+    if whole:
+        read.expect("rope.dimension_count", head_dim)
     read.expect("attention.causal", True)
     base = read.take("rope.freq_base", float, 10_000.0)
-    scaling = _scaling(read, file, base, head_dim)
+    scaling = scaling_of(read, file.rope_factors, base, head_dim)
     heads = read.count("attention.head_count")
     return {
         "vocab_size": _vocabulary(read, file),
@@ -176,6 +117,36 @@ def _qwen2(read: Config, file: Contents) -> dict[str, Any]:
 
 def _qwen3(read: Config, file: Contents) -> dict[str, Any]:
     return {"model_type": "qwen3", **_modern(read, file), "use_sliding_window": False}
+
+
+def _qwen3moe(read: Config, file: Contents) -> dict[str, Any]:
+    """llama.cpp makes the weights of the chosen experts sum to one, as the published models say."""
+    config, used = _modern(read, file), read.count("expert_used_count")
+    return {
+        "model_type": "qwen3_moe",
+        **config,
+        "num_experts": read.count("expert_count", most=1 << 12),
+        "num_experts_per_tok": used,
+        "moe_intermediate_size": read.count("expert_feed_forward_length", config["intermediate_size"] // used),
+        "norm_topk_prob": True,
+        "use_sliding_window": False,
+    }
+
+
+def _phi3(read: Config, file: Contents) -> dict[str, Any]:
+    """Files say the original context also where nothing is scaled, and 0 where there is no window."""
+    if LONG_ROPE in file.shapes:
+        raise CheckpointError(f"{file.where} has {LONG_ROPE}", "LongRoPE has no spec: give a model of short contexts")
+    config = _modern(read, file, whole=False)
+    head_dim, original = config["head_dim"], "rope.scaling.original_context_length"
+    read.expect("attention.key_length", config["hidden_size"] // config["num_attention_heads"])
+    return {
+        "model_type": "phi3",
+        **config,
+        "original_max_position_embeddings": read.count(original, config["max_position_embeddings"]),
+        "partial_rotary_factor": read.count("rope.dimension_count", head_dim, head_dim) / head_dim,
+        "sliding_window": read.take("attention.sliding_window", int, 0) or None,
+    }
 
 
 def _gemma(read: Config, file: Contents) -> dict[str, Any]:
@@ -237,7 +208,7 @@ def _gptneox(read: Config, file: Contents) -> dict[str, Any]:
     heads, head_dim = read.count("attention.head_count"), _head_dim(read)
     read.expect("attention.head_count_kv", heads)
     base = read.take("rope.freq_base", float, 10_000.0)
-    if _scaling(read, file, base, head_dim) is not None:
+    if scaling_of(read, file.rope_factors, base, head_dim) is not None:
         raise read.refuse("rope.scaling.factor", "is not supported for this family")
     return {
         "model_type": "gpt_neox",
@@ -260,6 +231,8 @@ ARCHITECTURES: dict[str, Callable[[Config, Contents], dict[str, Any]]] = {
     "llama": _llama,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3moe": _qwen3moe,
+    "phi3": _phi3,
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Size, Tensor
 
-from pellucid.checkpoints.gguf.config import MOST_HEADS, ROPE_FACTORS, Contents, architecture_of, config_of_contents
+from pellucid.checkpoints.gguf.config import MOST_HEADS, Contents, architecture_of, config_of_contents
 from pellucid.checkpoints.gguf.file import GGUFFile
 from pellucid.checkpoints.gguf.names import Place, places
+from pellucid.checkpoints.gguf.rotary import ROPE_FACTORS
 from pellucid.errors import CheckpointError
 from pellucid.families.registry import spec_of
 from pellucid.families.source import Checkpoint

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Size, Tensor
 
-from pellucid.checkpoints.gguf.config import ROPE_FACTORS, Contents, config_of_contents
+from pellucid.checkpoints.gguf.config import Contents, config_of_contents
 from pellucid.checkpoints.gguf.names import Place, places
 from pellucid.checkpoints.gguf.read import head_dim_of
+from pellucid.checkpoints.gguf.rotary import ROPE_FACTORS
 from pellucid.errors import CheckpointError, UsageError, suggest
 from pellucid.families.registry import config_of, differences, plain, spec_of
 from pellucid.families.weights import export_weights
@@ -45,6 +46,8 @@ ARCHITECTURES = {  # the program of llama.cpp that runs a family
     "mixtral": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "phi3": "phi3",
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
@@ -183,6 +186,8 @@ def _metadata(spec: DecoderSpec, architecture: str) -> dict[str, Any]:
     }
     if isinstance(block.ffn, MoESpec):
         said |= {"expert_count": block.ffn.n_experts, "expert_used_count": block.ffn.top_k}
+    if architecture == "qwen3moe":
+        said["expert_feed_forward_length"] = ffn.d_ff
     if mixer.rotary is not None:
         said |= _rotary(mixer.rotary, mixer.head_dim)
     if architecture in ("gemma2", "gemma3") and any(reaches):
