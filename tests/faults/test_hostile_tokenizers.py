@@ -392,7 +392,7 @@ GPT2_CASES: dict[str, tuple[Json, str]] = {
     "merge of a missing token": ({"tokenizer.ggml.merges": ["a z"]}, "merge 0 needs the token 'z'"),
     "merge cycle": ({"tokenizer.ggml.merges": ["ab a", "a ab"]}, "merge 0 needs the token 'aba'"),
     "token twice": ({"tokenizer.ggml.tokens": ["a", "a", "ab", "<|end|>"]}, "tokens 0 and 1 are both 'a'"),
-    "not byte-level": ({"tokenizer.ggml.tokens": ["a", "漢", "ab", "<|end|>"], "tokenizer.ggml.merges": []}, "'漢'"),
+    "pre a number": ({"tokenizer.ggml.pre": 1}, "pre is '1'"),
 }
 
 

@@ -424,11 +424,12 @@ def test_a_way_of_splitting_has_llama_cpps_name(change: Any, name: str, tmp_path
 
 @pytest.mark.parametrize("name", [split.names[0] for split in SPLITS])
 def test_a_name_is_read_as_what_it_is_written_for(name: str, tmp_path: Path) -> None:
-    """What the reader of vocabularies makes of llama.cpp's name, the writer calls by the same name."""
+    """What the reader of vocabularies makes of llama.cpp's name, the writer calls by a name of the same splitting."""
     said = GGUFFile(written(with_vocabulary(lambda _: None), tmp_path)).metadata
     model = build_model(language_models.modern(300, 64, 1, 64, 32))
     model.tokenizer = from_metadata({**said, "tokenizer.ggml.pre": name}, "here")
-    assert said_of(model, tmp_path)["pre"] == name
+    again = BY_NAME[said_of(model, tmp_path)["pre"]]
+    assert (again.steps, again.whole) == (BY_NAME[name].steps, BY_NAME[name].whole)
 
 
 def lower_case(config: dict[str, Any]) -> None:

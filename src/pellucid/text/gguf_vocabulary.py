@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Container
 from typing import Any
 
@@ -10,6 +10,7 @@ from pellucid.errors import CheckpointError
 from pellucid.text.gguf_splits import name_of
 from pellucid.text.token_bytes import steps_of
 from pellucid.text.tokenizer_build import Kind
+from pellucid.text.tokenizer_gguf import ROLES, TURN_ENDS
 
 
 def _split(config: dict[str, Any]) -> str:
@@ -64,6 +65,29 @@ def _scores(merges: list[str], tokens: list[str | None]) -> list[float]:
     return [-float(rank.get(token or "", len(merges))) for token in tokens]
 
 
+def _further_ends(tokenizer: Any, tokens: list[str | None]) -> dict[str, int]:
+    """The tokens beside ``eos_id`` that end a text or a turn: there are keys for two.
+
+    Those that are known by how they are written need none; a warning names the others for which no key is left.
+    """
+    others = [number for number in tokenizer.stop_ids if number != tokenizer.eos_id]
+    kept = sorted(others, key=lambda number: tokens[number] in TURN_ENDS)[:2]
+    if lost := [tokens[number] for number in others if number not in kept and tokens[number] not in TURN_ENDS]:
+        warnings.warn(
+            f"a GGUF has keys for three tokens that end a text, and this model has {len(tokenizer.stop_ids)}: from the"
+            f" file, it will not end at {', '.join(map(repr, lost))}",
+            stacklevel=4,
+        )
+    return dict(zip(("eot_token_id", "eom_token_id"), sorted(kept), strict=False))
+
+
+def _warn_of_symbols(tokenizer: Any) -> None:
+    normal = tokenizer.normal
+    if normal is not None and normal.prefix and normal.symbols:
+        listed = ", ".join(map(repr, normal.symbols[:4]))
+        warnings.warn(f"llama.cpp begins a text anew behind each symbol ({listed}), with a space", stacklevel=4)
+
+
 def vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     """The metadata that let llama.cpp read and write texts as ``tokenizer`` does; None: a vocabulary of numbers only.
 
@@ -71,7 +95,7 @@ def vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     """
     if tokenizer is None:
         return {"tokenizer.ggml.model": "no_vocab"}
-    config = json.loads(tokenizer.inner.to_str())
+    config = tokenizer.as_json()
     if config["model"]["type"] != "BPE":
         raise CheckpointError(f"a {config['model']['type']} vocabulary is not written to GGUF", "only BPE is")
     merges = [" ".join(merge) if isinstance(merge, list) else str(merge) for merge in config["model"]["merges"]]
@@ -88,14 +112,14 @@ def vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     else:
         _refuse_changes(config, {"Prepend", "Replace"})
         said |= {"model": "llama", "pre": "default", "scores": _scores(merges, tokens)}
+        _warn_of_symbols(tokenizer)
         said["add_space_prefix"] = any(
             step["type"] == "Prepend" or step.get("prepend_scheme", "never") != "never"
             for step in (*steps_of(config["normalizer"]), *steps_of(config["pre_tokenizer"]))
         )
-    roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id}
-    roles["unknown"] = tokenizer.unk_id
-    said |= {f"{role}_token_id": number for role, number in roles.items() if number is not None}
-    if others := [number for number in tokenizer.stop_ids if number != tokenizer.eos_id]:
-        said["eot_token_id"] = others[0]  # of a turn; llama.cpp knows further ones by how they are written
+    roles = {name: getattr(tokenizer.roles, f"{role}_id") for name, role in ROLES.items()}
+    said |= {f"{name}_token_id": number for name, number in roles.items() if number is not None}
+    said |= {"suppress_tokens": list(tokenizer.never_ids)} if tokenizer.never_ids else {}
+    said |= _further_ends(tokenizer, tokens)
     template = {"tokenizer.chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}
     return {f"tokenizer.ggml.{key}": value for key, value in said.items()} | template

@@ -26,7 +26,7 @@ def pieces_of(blocks: Iterable[str]) -> Iterator[str]:
     """The ``pieces`` of a text that comes in blocks of any length: the same as if it came at once."""
     text = ""
     for block in blocks:
-        _refuse_surrogates(block)
+        refuse_surrogates(block)
         text += block
         start = 0
         while len(text) - start > 2 * _PIECE:
@@ -38,7 +38,8 @@ def pieces_of(blocks: Iterable[str]) -> Iterator[str]:
     yield text
 
 
-def _refuse_surrogates(text: str) -> None:
+def refuse_surrogates(text: str) -> None:
+    """Raise DataError for a text that has no UTF-8 form."""
     try:
         if not text.isascii():
             text.encode()

@@ -101,7 +101,7 @@ def _letters(reading: Reading) -> Reading:
         return reading
     try:
         return bytes(_LETTERS[letter] for letter in reading)
-    except KeyError:  # an added token is written as it is
+    except KeyError:  # added tokens, and others of some vocabularies that no text becomes, are written as they are
         return reading.encode()
 
 

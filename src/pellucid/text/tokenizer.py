@@ -1,63 +1,30 @@
-"""Text to integers and back: one class for every vocabulary, and byte-level BPE learned from texts."""
+"""Text to integers and back: one class for every vocabulary."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from pellucid.errors import CheckpointError, DataError, UsageError
+from pellucid.errors import CheckpointError, DataError
 from pellucid.files import read_json, read_text, write_json, write_text
-from pellucid.text.pieces import pieces
+from pellucid.text.byte_level import Progress, byte_level
+from pellucid.text.encoder import Encoder
+from pellucid.text.sentence_normal import SYMBOLS, Normal, opened, with_steps
 from pellucid.text.token_bytes import is_byte_level, reader_of, strange_letter
-from pellucid.text.tokenizer_json import (
-    after_special,
-    around,
-    decoder_of,
-    explained,
-    parse,
-    without_beginning,
-)
+from pellucid.text.tokenizer_json import around, decoder_of, explained
 from pellucid.text.tokenizer_roles import NAMES, NEVER, STOPS, Roles, roles_of
 
 if TYPE_CHECKING:
     import tokenizers
 
-Progress = Callable[[int], None]  # told how many more bytes of text are done; whoever passes it owns the display
 END_OF_TEXT, MASK = "<|endoftext|>", "[MASK]"
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
-_LOCK = threading.RLock()  # a vocabulary's one switch, whether special tokens are seen in text, is turned under it
-
-# Where a text may be cut into words before merges are learned: contractions; letters with the one character before
-# them; up to three digits; punctuation with its line ends; indentation and space. The alternatives are those of
-# GPT-4's splitting. The bounds are ours: without them "aaaa…" is one word, and one word's merges are not linear.
-_WORDS = (
-    r"(?i:'(?:[sdmt]|ll|ve|re))"
-    r"|[^\r\n\p{L}\p{N}]?\p{L}{1,64}"
-    r"|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]{1,64}[\r\n]{0,64}"
-    r"|\s{0,64}[\r\n]{1,64}"
-    r"|\s{1,64}(?!\S)"
-    r"|\s{1,64}"
-)
-
-
-def _spelled_pieces(inner: tokenizers.Tokenizer, roles: Roles) -> re.Pattern[str] | None:
-    """What a unigram model would find in a text that merely spells it: bytes, and the unknown token."""
-    from tokenizers.models import Unigram
-
-    if not isinstance(inner.model, Unigram):
-        return None
-    unknown = inner.id_to_token(roles.unk_id) if roles.unk_id is not None else None
-    return re.compile("|".join(["<0x[0-9A-F]{2}>", *([re.escape(unknown)] if unknown and len(unknown) > 1 else [])]))
 
 
 class Tokenizer:
@@ -71,8 +38,11 @@ class Tokenizer:
         its fields. is_plain: one of our own, which has no other roles.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, roles: Roles | None = None):
-        """``roles`` None: those of our own byte-level vocabularies. Raises CheckpointError where it is not one."""
+    def __init__(self, inner: tokenizers.Tokenizer, roles: Roles | None = None, normal: Normal | None = None):
+        """``roles`` None: those of our own byte-level vocabularies. Raises CheckpointError where it is not one.
+
+        normal: what SentencePiece does to a text before ``inner`` sees it.
+        """
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True  # "<|endoftext|>" inside a text is text (this is not kept by its JSON)
@@ -92,8 +62,7 @@ class Tokenizer:
         self.chat_template = roles.chat_template
         added = inner.get_added_tokens_decoder()
         self.special: dict[str, int] = {token.content: n for n, token in sorted(added.items()) if token.special}
-        self._never = frozenset(n for written, n in self.special.items() if len(written) > 1) - {self.unk_id}
-        self._literal = _spelled_pieces(inner, roles)
+        self.normal, self._encoder = normal, Encoder(inner, self.unk_id, normal)
         self._bytes = self._table()
         self._before, self._after = self._around()
 
@@ -107,7 +76,7 @@ class Tokenizer:
         read, special = reader_of(decoder), set(self.special.values())
         table = [b""] * (1 + max(vocabulary.values(), default=-1))
         for written, number in vocabulary.items():
-            if self._is_byte_level and written not in added and (strange := strange_letter(written)):
+            if self.is_plain and self._is_byte_level and written not in added and (strange := strange_letter(written)):
                 raise CheckpointError(
                     f"the tokenizer is not byte-level: a token has {strange!r}", "restore it from a copy"
                 )
@@ -136,35 +105,7 @@ class Tokenizer:
         mask: with a second special token, ``[MASK]``, for models that fill in what it hides.
         Raises UsageError below 257 (256 bytes and one special token).
         """
-        if vocab_size < 257:
-            raise UsageError(f"vocab_size={vocab_size} is too small", "at least 257: 256 bytes and <|endoftext|>")
-        import tokenizers
-        from tokenizers import decoders, models, pre_tokenizers, trainers
-
-        inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
-            [
-                pre_tokenizers.Split(tokenizers.Regex(_WORDS), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        inner.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT, *([MASK] if mask else [])],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-
-        def stream() -> Iterator[str]:
-            for text in texts:
-                for piece in pieces(text):
-                    yield piece
-                    if progress:
-                        progress(len(piece.encode()))
-
-        inner.train_from_iterator(stream(), trainer)
-        return Tokenizer(inner)
+        return Tokenizer(byte_level(texts, vocab_size, [END_OF_TEXT, *([MASK] if mask else [])], progress))
 
     @property
     def vocab_size(self) -> int:
@@ -181,12 +122,19 @@ class Tokenizer:
         """Whether ``encode_prompt`` puts a token after the text: the end-of-text token, or ``[SEP]``."""
         return bool(self._after)
 
+    def as_json(self) -> dict[str, Any]:
+        """The vocabulary as a tokenizer.json: what SentencePiece does first in the words that this format has."""
+        config = json.loads(self.inner.to_str())
+        return config if self.normal is None else with_steps(config, self.normal)
+
     @cached_property
     def hash(self) -> str:
         """sha256 of the canonical JSON: equal exactly when two tokenizers are the same."""
-        content = json.loads(self.inner.to_str())
+        content: Any = self.as_json()
         if not self.is_plain:
             content = [content, asdict(self.roles)]
+        if self.normal is not None:
+            content.append(self.normal.symbols)
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -201,83 +149,22 @@ class Tokenizer:
 
     def encode_pair(self, text: str, pair: str) -> tuple[list[int], list[int]]:
         """Ids of two texts as the model expects a pair of them, and for each id which of the two it belongs to."""
-        list(pieces(text + pair))  # refuses what has no UTF-8 form
-        with _LOCK, explained():
-            encoding = self.inner.encode(text, pair)
-        return encoding.ids, encoding.type_ids
+        return self._encoder.pair(text, pair)
 
     def encode_marked(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens are written out: they become their ids. Nothing is put around."""
-        list(pieces(text))
-        with _LOCK, explained():
-            self.inner.encode_special_tokens = False
-            try:
-                return self.inner.encode(text, add_special_tokens=False).ids
-            finally:
-                self.inner.encode_special_tokens = True
+        return self._encoder.marked(text)
 
     def encode_between(self, texts: Sequence[str], special: Sequence[str]) -> list[int]:
         """Token ids of texts with special tokens between them: texts[0], special[0], texts[1], …, one text more.
 
         As ``encode_marked`` of all in one, but that special tokens written out in the texts stay text.
         """
-        flags = {token.content: token for token in self.inner.get_added_tokens_decoder().values()}
-        parts = list(texts)
-        for i, word in enumerate(special):  # some swallow the spaces beside them
-            parts[i] = parts[i].rstrip() if flags[word].lstrip else parts[i]
-            parts[i + 1] = parts[i + 1].lstrip() if flags[word].rstrip else parts[i + 1]
-        after = self._encode_texts(self._behind, parts[1:])
-        return self.encode(parts[0]) + [n for word, ids in zip(special, after, strict=True)
-                                        for n in (self.special[word], *ids)]  # fmt: skip
+        return self._encoder.between(texts, special)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of several texts at once, on all cores."""
-        return self._encode_texts(self.inner, texts)
-
-    def _encode_texts(self, first: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-        parts = [list(pieces(text)) for text in texts]
-        begun = iter(self._encode_all(first, [of_text[0] for of_text in parts]))
-        rest = [piece for of_text in parts for piece in of_text[1:]]
-        more = iter(self._encode_all(self._inside, rest) if rest else ())
-        return [[*next(begun), *(n for _ in of_text[1:] for n in next(more))] for of_text in parts]
-
-    def _encode_all(self, inner: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
-        with _LOCK, explained():
-            found = [encoding.ids for encoding in inner.encode_batch_fast(texts, add_special_tokens=False)]
-        return [
-            self._spell(inner, text) if self._has_special(text, ids) else ids
-            for text, ids in zip(texts, found, strict=True)
-        ]
-
-    def _has_special(self, text: str, ids: list[int]) -> bool:
-        return not self._never.isdisjoint(ids) or bool(self._literal and self._literal.search(text))
-
-    def _spell(self, inner: tokenizers.Tokenizer, text: str) -> list[int]:
-        """Ids of a text of which some pieces were taken for special tokens: it is cut inside these."""
-        with _LOCK, explained():
-            encoding = inner.encode(text, add_special_tokens=False)
-        cuts = {
-            start + 1
-            for number, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-            if number in self._never and stop - start > 1
-        }
-        cuts |= {found.start() + 1 for found in self._literal.finditer(text)} if self._literal else set()
-        places = [0, *sorted(cuts), len(text)]
-        if len(places) == 2:  # one character that is written as a special token
-            return [number for number in encoding.ids if number not in self._never]
-        first, *rest = [text[start:stop] for start, stop in itertools.pairwise(places) if start < stop]
-        parts = [*self._encode_all(inner, [first]), *self._encode_all(self._inside, rest)]
-        return list(itertools.chain(*parts))
-
-    @cached_property
-    def _inside(self) -> tokenizers.Tokenizer:
-        """The vocabulary for what stands inside a text: some put a space before its first word."""
-        return without_beginning(self.inner)
-
-    @cached_property
-    def _behind(self) -> tokenizers.Tokenizer:
-        """The vocabulary for what stands behind a special token."""
-        return after_special(self.inner)
+        return self._encoder.texts(texts)
 
     def bytes_of(self, number: int) -> bytes:
         """The bytes one token stands for, b"" for a special one; raises DataError for an id out of range."""
@@ -314,7 +201,7 @@ class Tokenizer:
         goes to ``tokenizer_config.json`` beside it, under the names that ``transformers`` reads.
         """
         file = path / FILE if (path := Path(path)).suffix != ".json" else path
-        write_text(file, self.inner.to_str())
+        write_text(file, self.inner.to_str() if self.normal is None else json.dumps(self.as_json(), ensure_ascii=False))
         if self.is_plain:
             file.with_name(CONFIG).unlink(missing_ok=True)
         else:
@@ -341,20 +228,20 @@ class Tokenizer:
             config |= {"add_bos_token": self.adds_bos, "add_eos_token": self.adds_eos}
         config[STOPS] = [self.inner.id_to_token(number) for number in self.stop_ids]
         config |= {NEVER: [[number] for number in self.never_ids]} if self.never_ids else {}
+        config |= {SYMBOLS: list(self.normal.symbols)} if self.normal is not None else {}
         return config | ({"chat_template": self.chat_template} if self.chat_template else {})
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
         """Read what ``save`` wrote; raises CheckpointError when missing, damaged or not a tokenizer."""
         path = Path(path)
-        inner, config = parse(read_text(path, CheckpointError), str(path)), path.with_name(CONFIG)
+        text, config = read_text(path, CheckpointError), path.with_name(CONFIG)
+        said = read_json(config, CheckpointError) if config.is_file() else None
+        if not isinstance(said, dict | None):
+            raise CheckpointError(f"{path}: {CONFIG} beside it is not a JSON object", "restore it from a copy")
+        inner, normal = opened(text, str(path), said or {})
         try:
-            if not config.is_file():
-                return Tokenizer(inner)
-            said = read_json(config, CheckpointError)
-            if not isinstance(said, dict):
-                raise CheckpointError(f"{CONFIG} beside it is not a JSON object", "restore it from a copy")
-            return Tokenizer(inner, roles_of(inner, said, {}, {}, CONFIG))
+            return Tokenizer(inner) if said is None else Tokenizer(inner, roles_of(inner, said, {}, {}, CONFIG), normal)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error.problem}", error.remedy) from error
 

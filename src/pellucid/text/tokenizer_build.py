@@ -1,23 +1,21 @@
 """Tokenizers from their parts: pieces with scores (SentencePiece, GGUF), words (WordPiece), merges (byte-level BPE).
 
-Each function gives what a tokenizer.json would hold, for ``tokenizer_json.build``.
+Each function gives what a tokenizer.json would hold, for ``tokenizer_json.build`` or ``sentence_normal.built``.
 """
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from pellucid.errors import CheckpointError
-from pellucid.text.tokenizer_json import LEADING
+from pellucid.text.sentence_normal import MARK, Normal
 
 Config: TypeAlias = dict[str, Any]
-_MARK = "▁"  # U+2581: how SentencePiece writes a space
 BYTE_LEVEL: Config = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_ALL_SPACES = 1 << 10  # at the beginning of a text
 _MAX_WORK = 1 << 28  # characters looked at while merges are derived; the largest published vocabularies need 2 ** 24
 
 
@@ -38,36 +36,6 @@ class Piece(NamedTuple):
     text: str
     score: float = 0.0
     kind: int = Kind.NORMAL
-
-
-@dataclass(frozen=True)
-class Normal:
-    """What SentencePiece does to a text before it is cut into pieces.
-
-    charsmap: its precompiled table of normal forms. prefix: a space goes before the first word. squeeze: spaces at the
-    ends go, of several only one stays.
-    """
-
-    charsmap: bytes = b""
-    prefix: bool = True
-    squeeze: bool = False
-
-    def steps(self) -> list[Config]:
-        """The normalizer's entries in a tokenizer.json, in the order in which they run."""
-        steps: list[Config] = []
-        if self.charsmap:
-            steps.append(
-                {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(self.charsmap).decode("ascii")}
-            )
-        if self.squeeze:
-            steps += [
-                {"type": "Replace", "pattern": LEADING, "content": ""},
-                {"type": "Replace", "pattern": {"Regex": r" +\z"}, "content": ""},
-                {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
-            ]
-        if self.prefix:
-            steps.append({"type": "Prepend", "prepend": _MARK})
-        return [*steps, {"type": "Replace", "pattern": {"String": " "}, "content": _MARK}]
 
 
 def sentence_bpe(pieces: Sequence[Piece], normal: Normal) -> Config:
@@ -125,7 +93,7 @@ def _spelled(pieces: Sequence[Piece]) -> list[Piece]:
     seen: set[str] = set()
     checked: list[Piece] = []
     for number, piece in enumerate(pieces):
-        text = piece.text.replace(_MARK, " ") if piece.kind == Kind.USER_DEFINED else piece.text
+        text = piece.text.replace(MARK, " ") if piece.kind == Kind.USER_DEFINED else piece.text
         if not text or text in seen:
             raise CheckpointError(f"token {number} is {'empty' if not text else f'{text[:80]!r}, as one before it'}")
         if not math.isfinite(piece.score):
@@ -149,12 +117,13 @@ def _has_bytes(pieces: Iterable[Piece]) -> bool:
 
 def _sentence(model: Config, pieces: Sequence[Piece], normal: Normal) -> Config:
     decoders: list[Config] = [
-        {"type": "Replace", "pattern": {"String": _MARK}, "content": " "},
+        {"type": "Replace", "pattern": {"String": MARK}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    if normal.prefix:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    if normal.prefix or normal.squeeze:
+        most = _ALL_SPACES if normal.squeeze else 1
+        decoders.append({"type": "Strip", "content": " ", "start": most, "stop": 0})
     return {
         "version": "1.0",
         "added_tokens": added(pieces),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import CheckpointError
 from pellucid.files import read_json, read_text
+from pellucid.text.sentence_normal import Normal, opened
 from pellucid.text.tokenizer import CONFIG, FILE, Tokenizer
 from pellucid.text.tokenizer_build import BYTE_LEVEL, Config, byte_bpe, word_piece
-from pellucid.text.tokenizer_json import around, build, parse, set_post_processor
+from pellucid.text.tokenizer_json import around, build, set_post_processor
 from pellucid.text.tokenizer_limits import guarded
 from pellucid.text.tokenizer_roles import make_special, roles_of, written_form
 
@@ -35,12 +36,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         config["chat_template"] = read_text(template, CheckpointError)
     elif "chat_template" in (written := _said(folder, "chat_template.json")):
         config["chat_template"] = written["chat_template"]
-    inner = _inner(folder, config, model)
+    inner, normal = _inner(folder, config, model)
     _add(inner, _added(folder, config), folder)
     roles = roles_of(inner, config, _said(folder, "generation_config.json"), model, str(folder))
     _set_ends(inner, config, {name: getattr(roles, f"{name}_id") for name in ("bos", "eos")})
     try:
-        return Tokenizer(inner, roles)
+        return Tokenizer(inner, roles, normal)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error.problem}", error.remedy) from error
 
@@ -54,10 +55,13 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
     return said
 
 
-def _inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _inner(
+    folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]
+) -> tuple[tokenizers.Tokenizer, Normal | None]:
+    """The vocabulary of whichever file there is, and what is done to texts before it sees them."""
     has = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if FILE in has:
-        return parse(read_text(folder / FILE, CheckpointError), str(folder / FILE))
+        return opened(read_text(folder / FILE, CheckpointError), str(folder / FILE), config)
     if {"source.spm", "target.spm", "vocab.json"} <= has:
         from pellucid.text.tokenizer_sentencepiece import marian
 
@@ -67,9 +71,9 @@ def _inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) ->
 
         return sentencepiece(folder / name, config, model)
     if "vocab.txt" in has:
-        return build(_words(folder / "vocab.txt", config), str(folder / "vocab.txt"))
+        return build(_words(folder / "vocab.txt", config), str(folder / "vocab.txt")), None
     if {"vocab.json", "merges.txt"} <= has:
-        return build(_merged(folder, config, model), str(folder / "vocab.json"))
+        return build(_merged(folder, config, model), str(folder / "vocab.json")), None
     raise CheckpointError(
         f"{folder} holds no tokenizer that can be read",
         f"known: {_KNOWN}; `AutoTokenizer.from_pretrained(...).save_pretrained(...)` of transformers writes {FILE}",

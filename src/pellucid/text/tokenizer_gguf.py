@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from pellucid.errors import CheckpointError
 from pellucid.text.gguf_splits import BY_NAME
+from pellucid.text.sentence_normal import Normal, built
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.text.tokenizer_build import (
     Config,
     Kind,
-    Normal,
     Piece,
     added,
     byte_bpe,
@@ -25,7 +27,7 @@ from pellucid.text.tokenizer_json import around, build
 from pellucid.text.tokenizer_roles import Roles, make_special
 
 _PREFIX = "tokenizer.ggml."
-_ROLES = {
+ROLES = {
     "bos": "bos",
     "eos": "eos",
     "unknown": "unk",
@@ -34,10 +36,12 @@ _ROLES = {
     "cls": "cls",
     "seperator": "sep",
 }
-_COMPOSED = {"qwen2", "mpt", "olmo"}  # those that first write accents and letters as one character
-_WRAPPED = {"roberta-bpe", "jina-v1-en"}  # between a token that begins a text and one that ends it
+_COMPOSED = {"qwen2", "qwen35", "mpt", "olmo"}  # those that first write accents and letters as one character
+_WRAPPED = {"roberta-bpe", "jina-v1-en", "jina-v2-code"}  # between a token that begins a text and one that ends it
+_GPT_2 = ("gpt2", "gptneox")  # architectures whose vocabularies are split as GPT-2's
+_NAME = re.compile(r"\[.+\]")  # of a token that stands for no text
 # A GGUF names one token that ends a text, but chat models also end turns; these are theirs.
-_TURN_ENDS = """<|im_end|> <|eot_id|> <|eom_id|> <|end|> <|end_of_text|> <|endoftext|> <end_of_turn> <eos> </s> <EOT>
+TURN_ENDS = """<|im_end|> <|eot_id|> <|eom_id|> <|end|> <|end_of_text|> <|endoftext|> <end_of_turn> <eos> </s> <EOT>
     <|END_OF_TURN_TOKEN|>""".split()
 
 
@@ -67,10 +71,12 @@ class _Metadata:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the metadata describe. Raises CheckpointError naming what is missing or not known."""
-        model, pre = self.get("model", str), self.get("pre", str, "default")
-        config, begun, ended = self._config(model, pre)
+        model = self.get("model", str)
+        pre = self._pre() if model == "gpt2" else ""
+        normal = self._normal() if model in ("llama", "t5") else None
+        config, begun, ended = self._config(model, pre, normal)
         begins, ends = self.get("add_bos_token", bool, begun), self.get("add_eos_token", bool, ended)
-        ids = {role: self._id(f"{name}_token_id") for name, role in _ROLES.items()}
+        ids = {role: self._id(f"{name}_token_id") for name, role in ROLES.items()}
         if model == "bert":
             ids["cls"] = ids["cls"] if ids["cls"] is not None else ids["bos"]
             before, after, ids["bos"], ids["eos"] = ids["cls"], ids["sep"], None, None
@@ -78,10 +84,11 @@ class _Metadata:
             before, after = ids["bos"] if begins else None, ids["eos"] if ends else None
         ends_of = [[(self.pieces[number].text, number)] if number is not None else [] for number in (before, after)]
         config["post_processor"] = around(ends_of[0], ends_of[1])
-        inner = build(config, self.where)
+        inner, normal = (build(config, self.where), None) if normal is None else built(config, normal, self.where)
         make_special(inner, {number for number in (ids["bos"], ids["eos"]) if number is not None})
         stops, numbered = self._stops(ids["eos"]), dict[str, Any]({f"{role}_id": n for role, n in ids.items()})
-        return Tokenizer(inner, Roles(**numbered, stop_ids=stops, chat_template=self._template()))
+        roles = Roles(**numbered, stop_ids=stops, never_ids=self._never(), chat_template=self._template())
+        return Tokenizer(inner, roles, normal)
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         value = self.all.get(_PREFIX + key, default)
@@ -116,22 +123,24 @@ class _Metadata:
             raise CheckpointError(f"{_PREFIX}{key} is {number!r}", f"there are {len(self.pieces)} tokens")
         return number
 
-    def _config(self, model: str, pre: str) -> tuple[Config, bool, bool]:
-        """The tokenizer.json, and whether texts begin and end with a token where the file does not say it."""
-        normal = Normal(
+    def _normal(self) -> Normal:
+        return Normal(
             self._charsmap(),
             prefix=self.get("add_space_prefix", bool, True),
             squeeze=self.get("remove_extra_whitespaces", bool, False),
         )
-        match model:
-            case "llama":
+
+    def _config(self, model: str, pre: str, normal: Normal | None) -> tuple[Config, bool, bool]:
+        """The tokenizer.json, and whether texts begin and end with a token where the file does not say it."""
+        match model, normal:
+            case "llama", Normal():
                 return sentence_bpe(self._with_unknown(), normal), True, False
-            case "t5":
+            case "t5", Normal():
                 return sentence_unigram(self._with_unknown(), normal), False, True
-            case "bert":
+            case "bert", _:
                 return self._bert(), True, True
-            case "gpt2":
-                return self._bpe(pre), BY_NAME[pre].whole or pre in _WRAPPED, pre in _WRAPPED
+            case "gpt2", _:
+                return self._bpe(pre), BY_NAME[pre].begins or pre in _WRAPPED, pre in _WRAPPED
             case _:
                 raise CheckpointError(f"{_PREFIX}model is {model!r}", "known: llama, gpt2, bert, t5")
 
@@ -154,9 +163,21 @@ class _Metadata:
             for number, piece in enumerate(self.pieces)
         ]
 
+    def _pre(self) -> str:
+        """llama.cpp's name for how texts are split. Where files of before May 2024 do not say it, a warning does."""
+        if (pre := self.all.get(f"{_PREFIX}pre")) is None:
+            if self.all.get("general.architecture") not in _GPT_2:
+                warnings.warn(
+                    f'{self.where}: {_PREFIX}pre is missing, so texts are split as GPT-2 splits them ("gpt-2"), and the'
+                    " model may read other tokens than it was taught; get a file that says it, or the published folder",
+                    stacklevel=4,
+                )
+            return "gpt-2"
+        if not isinstance(pre, str) or pre not in BY_NAME:
+            raise CheckpointError(f"{_PREFIX}pre is {str(pre)[:80]!r}", f"known: {', '.join(sorted(BY_NAME))}")
+        return pre
+
     def _bpe(self, pre: str) -> Config:
-        if pre not in BY_NAME:
-            raise CheckpointError(f"{_PREFIX}pre is {pre!r}", f"known: {', '.join(sorted(BY_NAME))}")
         merges, split = list(self._merges()), BY_NAME[pre]
         composed = {"type": "NFC"} if pre in _COMPOSED else None
         return byte_bpe(self._vocab(), merges, added(self.pieces), split.steps, composed, split.whole)
@@ -177,22 +198,35 @@ class _Metadata:
         return vocab
 
     def _bert(self) -> Config:
-        """A WordPiece vocabulary; GGUF marks the beginnings of words where BERT's own file marks continuations."""
-        control = (Kind.CONTROL, Kind.UNKNOWN)
-        self.pieces = [
-            piece if piece.kind in control or piece.text.startswith("[")
-            else Piece(piece.text[1:] if piece.text.startswith("▁") else "##" + piece.text, piece.score, piece.kind)
-            for piece in self.pieces
-        ]  # fmt: skip
-        words = (piece.text for piece in self.pieces if piece.kind not in control and piece.text[:1] != "[")
-        lowercase = not any(word != word.lower() for word in words)
-        return word_piece(self._vocab(), added(self.pieces), lowercase)
+        """A WordPiece vocabulary; GGUF marks the beginnings of words where BERT's own file marks continuations.
+
+        Names in brackets, such as "[unused0]", stand as they are in older files, which do not call them control tokens.
+        """
+
+        def published(piece: Piece) -> Piece:
+            text = piece.text
+            if piece.kind in (Kind.CONTROL, Kind.UNKNOWN) or _NAME.fullmatch(text):
+                return piece
+            return Piece(text[1:] if text.startswith("▁") else "##" + text, piece.score, piece.kind)
+
+        self.pieces = [published(piece) for piece in self.pieces]
+        words = (piece.text for piece in self.pieces if piece.kind == Kind.NORMAL and not _NAME.fullmatch(piece.text))
+        lowercase = self.get("normalizer.lowercase", bool, all(word == word.lower() for word in words))
+        accents = self.get("normalizer.strip_accents", bool, lowercase)
+        return word_piece(self._vocab(), added(self.pieces), lowercase, strip_accents=accents)
 
     def _stops(self, eos: int | None) -> tuple[int, ...]:
         """Every token that ends a text or a turn: those the file names, and those with a name that says so."""
         named = {self._id(f"{name}_token_id") for name in ("eot", "eom")} | {eos}
-        known = {n for n, piece in enumerate(self.pieces) if piece.kind == Kind.CONTROL and piece.text in _TURN_ENDS}
+        known = {n for n, piece in enumerate(self.pieces) if piece.kind == Kind.CONTROL and piece.text in TURN_ENDS}
         return tuple(sorted(number for number in named | known if number is not None))
+
+    def _never(self) -> tuple[int, ...]:
+        """The tokens that are not to be written."""
+        listed = self.get("suppress_tokens", Sequence, ())
+        if wrong := [number for number in listed if type(number) is not int]:
+            raise CheckpointError(f"{_PREFIX}suppress_tokens holds {str(wrong[0])[:80]!r}", "ids of tokens")
+        return tuple(sorted({number for number in listed if 0 <= number < len(self.pieces)}))
 
     def _template(self) -> str | None:
         template = self.all.get("tokenizer.chat_template")

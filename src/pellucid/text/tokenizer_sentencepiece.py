@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import CheckpointError
 from pellucid.files import read_bytes, read_json
-from pellucid.text.tokenizer_build import Config, Kind, Normal, Piece, sentence_bpe, sentence_unigram
-from pellucid.text.tokenizer_json import around, build
+from pellucid.text.sentence_normal import MARK, Normal, built
+from pellucid.text.tokenizer_build import Config, Kind, Piece, sentence_bpe, sentence_unigram
+from pellucid.text.tokenizer_json import around
 from pellucid.text.tokenizer_limits import MAX_TOKENS
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ _ENDS: dict[str, tuple[str | None, str | None]] = {
 _SHIFTED = ("xlm-roberta", "xlm-roberta-xl", "camembert", "mbart", "m2m_100", "nllb", "xglm", "plbart")
 
 
-def sentencepiece(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def sentencepiece(
+    path: Path, config: Mapping[str, Any], model: Mapping[str, Any]
+) -> tuple[tokenizers.Tokenizer, Normal | None]:
     """The tokenizer in a ``tokenizer.model`` or ``spiece.model``; configs: what lies beside it.
 
     Raises CheckpointError where it is damaged, or of a family whose ids are not those in the file.
@@ -41,22 +44,20 @@ def sentencepiece(path: Path, config: Mapping[str, Any], model: Mapping[str, Any
     if trainer.model_type not in (_UNIGRAM, _BPE):
         raise CheckpointError(f"{path}: a model of type {trainer.model_type}", "known: unigram (1) and BPE (2)")
     is_unigram = trainer.model_type == _UNIGRAM
-    make = sentence_unigram if is_unigram else sentence_bpe
+    normal = _normal(proto, path, _albert(config) if family == "albert" else ())
     try:
-        made = make(_found_inside(pieces, is_unigram), _normal(proto, path))
+        made = sentence_unigram(_found_inside(pieces), normal) if is_unigram else sentence_bpe(pieces, normal)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.problem}", error.remedy or "restore it from a copy") from error
-    if family == "albert":
-        made["normalizer"]["normalizers"][:0] = _albert(config)
     ids = {piece.text: number for number, piece in enumerate(pieces)}
     begin = pieces[trainer.bos_id].text if 0 <= trainer.bos_id < len(pieces) else None
     ends = _ENDS.get(family, (begin, None)) if isinstance(family, str) else (begin, None)
     before, after = ([(token, ids[token])] if token is not None and token in ids else [] for token in ends)
     made["post_processor"] = around(before, after)
-    return build(made, str(path))
+    return built(made, normal, str(path))
 
 
-def marian(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def marian(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, Normal | None]:
     """Marian's pair of vocabularies as one: text is cut by ``source.spm``, ids are those of ``vocab.json``.
 
     Pieces of the other language are written so that no text has them, and read as themselves. A piece of source.spm
@@ -78,10 +79,11 @@ def marian(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
         kind = kinds.get(token, Kind.USER_DEFINED if token.startswith(">>") and token.endswith("<<") else Kind.NORMAL)
         hidden = kind == Kind.NORMAL and token not in scores
         pieces.append(Piece(_HIDDEN * hidden + token, scores.get(token, min(scores.values(), default=0.0)), kind))
-    made = sentence_unigram(pieces, _normal(proto, folder / "source.spm"))
+    normal = _normal(proto, folder / "source.spm")
+    made = sentence_unigram(pieces, normal)
     made["decoder"]["decoders"].insert(0, {"type": "Replace", "pattern": {"String": _HIDDEN}, "content": ""})
     made["post_processor"] = around([], [("</s>", vocab["</s>"])] if "</s>" in vocab else [])
-    return build(made, str(path))
+    return built(made, normal, str(path))
 
 
 def _proto(path: Path) -> Any:
@@ -108,29 +110,29 @@ def _pieces(proto: Any, path: Path) -> list[Piece]:
     return [Piece(piece.piece, piece.score, piece.type) for piece in proto.pieces]
 
 
-def _found_inside(pieces: Sequence[Piece], is_unigram: bool) -> list[Piece]:
-    """User-defined symbols as pieces that the model finds, where it does so as SentencePiece does.
-
-    Cut out before the model sees the text, each would end a text and begin another one: the space before it would go,
-    and one would come behind it. SentencePiece's unigram model takes a symbol of n bytes for n best pieces, and no
-    piece of its BPE holds a symbol's characters.
-    """
+def _found_inside(pieces: Sequence[Piece]) -> list[Piece]:
+    """User-defined symbols as pieces that a unigram model finds: a symbol of n bytes counts as n best pieces."""
     scores = [piece.score for piece in pieces if piece.kind == Kind.NORMAL]
     best, least = max(scores, default=0.0), min(scores, default=0.0)
 
     def inside(piece: Piece) -> Piece:
-        if piece.kind != Kind.USER_DEFINED or not (is_unigram or len(piece.text) == 1):
+        if piece.kind != Kind.USER_DEFINED:
             return piece
         return Piece(piece.text, max(len(piece.text.encode()) * best - 0.1, least), Kind.NORMAL)
 
     return [inside(piece) for piece in pieces]
 
 
-def _normal(proto: Any, path: Path) -> Normal:
+def _normal(proto: Any, path: Path, before: Sequence[Config] = ()) -> Normal:
     spec = proto.normalizer_spec
     if not spec.escape_whitespaces or proto.trainer_spec.treat_whitespace_as_suffix:
         raise CheckpointError(f"{path}: spaces are not written as a ▁ before words", "add the model's tokenizer.json")
-    return Normal(spec.precompiled_charsmap, spec.add_dummy_prefix, spec.remove_extra_whitespaces)
+    symbols = (piece.text.replace(MARK, " ") for piece in _pieces(proto, path) if piece.kind == Kind.USER_DEFINED)
+    options = spec.precompiled_charsmap, spec.add_dummy_prefix, spec.remove_extra_whitespaces
+    try:
+        return Normal(*options, tuple(before), tuple(symbols))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.problem}", error.remedy) from error
 
 
 def _extra_ids(path: Path, config: Mapping[str, Any]) -> int:

@@ -70,7 +70,7 @@ class OurSpeller:
         self.vocab_size, self.special = tokenizer.vocab_size, tokenizer.special
         self.bos_id, self.eos_id, self.unk_id = tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id
         self.stop_ids, self.chat_template = tokenizer.stop_ids, tokenizer.chat_template
-        description = tokenizer.inner.to_str()
+        description = json.dumps(tokenizer.as_json())
         self.keeps_text, self.keeps_start = keeps_text(description), keeps_start(description)
         self.folds = folds(description)
 
