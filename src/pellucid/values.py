@@ -6,6 +6,7 @@ import dataclasses
 import math
 import types
 import typing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -113,17 +114,28 @@ def decode(value: Any, hint: Any, where: str) -> Any:
 def _tuple(value: Any, item: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise SpecError(f"{where}: expected a list, found {value!r}")
-    out: list[Any] = []
+    entries: list[tuple[int, Any]] = []
+    objects = 0
     for i, entry in enumerate(typing.cast(list[Any], value)):
         folded = isinstance(entry, dict) and set(typing.cast(dict[str, Any], entry)) == {"times", "of"}
         times, entry = (entry["times"], entry["of"]) if folded else (1, entry)
         if type(times) is not int or times < 1:
             raise SpecError(f"{where}[{i}].times: {times!r} is not a number of repeats")
-        if isinstance(entry, dict) and len(out) + times > MOST:
+        objects += times
+        if isinstance(entry, dict) and objects > MOST:
             place = f"{where}[{i}].times: {times}" if folded else f"{where}: these"
             raise SpecError(f"{place} make more than {MOST} entries")
+        entries.append((times, entry))
+    out: list[Any] = []
+    for i, (times, entry) in enumerate(entries):
         out += [decode(entry, item, f"{where}[{i}]")] * times
     return tuple(out)
+
+
+@lru_cache
+def _hints(cls: type[Value]) -> dict[str, Any]:
+    """The types of the fields by name."""
+    return typing.get_type_hints(cls)
 
 
 def _dataclass(value: dict[str, Any], allowed: tuple[type[Value], ...], where: str) -> Value:
@@ -133,7 +145,7 @@ def _dataclass(value: dict[str, Any], allowed: tuple[type[Value], ...], where: s
         raise SpecError(f"{where}: unknown type {name!r}", suggest(str(name), known))
     cls = known[name]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     given = {k: v for k, v in value.items() if k != "type"}
     for key in given:
         if key not in fields:
