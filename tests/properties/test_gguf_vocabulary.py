@@ -176,6 +176,13 @@ def test_a_token_that_ends_a_text_and_has_no_key_is_named(tmp_path: Path) -> Non
     assert after.stop_ids == before.stop_ids[:3]
 
 
+def test_bytes_alone_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """A GGUF has no empty list, and llama.cpp opens none without merges."""
+    with pytest.raises(CheckpointError, match="without merges"):
+        vocabulary_of(Tokenizer.train(["a"], 257), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_roles_and_tokens_that_must_not_be_written_are_kept(tmp_path: Path) -> None:
     inner: Any = Library(models.BPE({token: n for n, token in enumerate([*LETTERS, "he"])}, [("h", "e")]))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

@@ -166,6 +166,20 @@ def test_a_symbol_keeps_the_spaces_beside_it(folder: Any) -> None:
         assert ours.decode(ours.encode(text)) == " ".join(text.split())
 
 
+def test_a_mark_of_a_space_at_the_end_goes_as_spaces_do(tmp_path: Path) -> None:
+    """Also where the steps of the library are enough: a model without a table and without symbols."""
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=made, vocab_size=200, normalization_rule_name="identity",
+        hard_vocab_limit=False, minloglevel=2, num_threads=1, model_type="bpe",
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(made.getvalue())
+    ours, theirs = load_tokenizer(tmp_path), sentencepiece.SentencePieceProcessor(model_proto=made.getvalue())
+    assert ours.normal is None
+    for text in ("was▁", "a ▁ ", "▁", "▁ was"):
+        assert ours.encode(text) == theirs.encode(text)
+
+
 def test_letters_in_parts_keep_their_marks(folder: Any) -> None:
     ours, _ = folder("unigram")
     for text in ("Việt", "한국어", "がぎぐ", "lǖ nǚ"):

@@ -108,6 +108,8 @@ def vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     }
     if any(step["type"] == "ByteLevel" for step in steps_of(config["pre_tokenizer"])):
         _refuse_changes(config, {"NFC"})  # most texts are written so
+        if not merges:
+            raise CheckpointError("llama.cpp opens no vocabulary without merges", "train one of more than 257 tokens")
         said |= {"model": "gpt2", "pre": _split(config), "merges": merges}
     else:
         _refuse_changes(config, {"Prepend", "Replace"})

@@ -30,7 +30,7 @@ MARK = "▁"  # U+2581: how SentencePiece writes a space
 MARKED: Config = {"type": "Replace", "pattern": {"String": " "}, "content": MARK}  # what the library still does
 _SQUEEZED: list[Config] = [
     {"type": "Replace", "pattern": LEADING, "content": ""},
-    {"type": "Replace", "pattern": {"Regex": r" +\z"}, "content": ""},
+    {"type": "Replace", "pattern": {"Regex": rf"[ {MARK}]+\z"}, "content": ""},
     {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
 ]
 _PREFIXED: Config = {"type": "Prepend", "prepend": MARK}
