@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -63,3 +66,9 @@ def read_or_refused(read: Callable[[], object]) -> None:
         text = str(error)
         assert len(text) < 3 * LONGEST
         assert text.encode() and all(char.isprintable() or char == "\n" for char in text if char.isascii()), repr(text)
+
+
+def put_socket(path: Path) -> None:
+    """No plain file: whoever opens it gets an error at once, and whoever looks first does not open it."""
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:  # the name of a socket has to be short
+        made.bind(path.name)

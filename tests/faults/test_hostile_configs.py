@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 from drawn import examples
-from hostile import read_or_refused, spoiled
+from hostile import put_socket, read_or_refused, spoiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -90,14 +89,14 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Json]:
         save_file({name: held[name] for name in part}, folder / file)
         index["weight_map"] |= dict.fromkeys(part, file)
     (folder / "folder.safetensors").mkdir()
-    os.mkfifo(folder / "pipe.safetensors")
-    (folder / "out.safetensors").symlink_to("/dev/zero")
+    put_socket(folder / "socket.safetensors")
+    (folder / "out.safetensors").symlink_to("/dev/null")
     (folder / "loop.safetensors").symlink_to("loop.safetensors")
     return folder, index
 
 
 FILES = [
-    *"a.safetensors b.safetensors none.safetensors folder.safetensors pipe.safetensors out.safetensors".split(),
+    *"a.safetensors b.safetensors none.safetensors folder.safetensors socket.safetensors out.safetensors".split(),
     *"loop.safetensors ../model/a.safetensors ./a.safetensors /etc/passwd .safetensors a.bin A.SAFETENSORS".split(),
     *("b\\a.safetensors", "\ud800.safetensors", "\0.safetensors", "\x1b[2J.safetensors", "a" * 300 + ".safetensors"),
 ]

@@ -4,7 +4,6 @@ memory is taken."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from hostile import put_socket
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -193,9 +193,9 @@ def only_pickle(folder: Path) -> None:
     weights(folder).unlink()
 
 
-def piped(path: Path) -> None:
+def replaced_by_a_socket(path: Path) -> None:
     path.unlink()
-    os.mkfifo(path)
+    put_socket(path)
 
 
 EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
@@ -273,8 +273,8 @@ CASES: dict[str, tuple[Spoil, str]] = {
         shards(lambda index: index["weight_map"].update({NORM: 7})),
         rf"{INDEX} places {NORM} in '7'",
     ),
-    "a pipe for a shard": (
-        shards(then=lambda folder: piped(folder / "model-00002-of-00002.safetensors")),
+    "a socket for a shard": (
+        shards(then=lambda folder: replaced_by_a_socket(folder / "model-00002-of-00002.safetensors")),
         r"model-00002-of-00002\.safetensors does not exist, or is no file",
     ),
     "half a character in the name of a shard": (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hostile import put_socket
 
 import pellucid
 from pellucid.checkpoints.export import to_hf
@@ -22,17 +23,17 @@ PICKLE = pickle.dumps({"weight": 1})
 ODD: dict[str, Make] = {
     "empty.gguf": lambda path: path.write_bytes(b""),
     "folder.gguf": lambda path: path.mkdir(),
-    "pipe.gguf": os.mkfifo,
+    "socket.gguf": put_socket,
     "loop.gguf": lambda path: path.symlink_to(path),
     "nowhere.gguf": lambda path: path.symlink_to("none"),
-    "zero.gguf": lambda path: path.symlink_to("/dev/zero"),
+    "device.gguf": lambda path: path.symlink_to("/dev/null"),
     "pickle.gguf": lambda path: path.write_bytes(PICKLE),
     "colour[red].GGUF": lambda path: path.write_bytes(b"GGUF"),
     "\x1b[2Jscreen.gguf": lambda path: path.write_bytes(b"GGUF"),
     **{f"weights.{kind}": lambda path: path.write_bytes(PICKLE) for kind in ("bin", "pt", "pth", "ckpt", "pkl")},
     **{f"other.{kind}": lambda path: path.write_bytes(PICKLE) for kind in ("safetensors", "npz", "h5", "json", "txt")},
     "folder of a pickle": lambda path: (path.mkdir(), (path / "pytorch_model.bin").write_bytes(PICKLE)),
-    "pipes": lambda path: (path.mkdir(), *(os.mkfifo(path / file) for file in ("config.json", "spec.json"))),
+    "sockets": lambda path: (path.mkdir(), *(put_socket(path / file) for file in ("config.json", "spec.json"))),
 }
 
 

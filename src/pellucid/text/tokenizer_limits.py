@@ -25,8 +25,8 @@ _MAX_STEPS = 64  # of a normalizer, pre-tokenizer or decoder
 _MAX_CONTENT = 64  # characters that one step may put in the place of one: it multiplies texts
 _MAX_ADDED = 16  # tokens put around a text
 _MAX_PATTERN = 1 << 14  # characters; the longest published ones have some 1,000
-_PATIENCE = 0.25  # seconds that splitting _PROBE characters may take: it takes less than a thousandth of that
-_PATIENCE_IN_ALL = 1.0  # seconds for all probes
+PATIENCE = 0.25  # seconds that splitting _PROBE characters may take: it takes less than a thousandth of that
+PATIENCE_IN_ALL = 1.0  # seconds for all probes
 _PROBE = 1024
 
 
@@ -250,15 +250,15 @@ def check_speed(config: Mapping[str, Any], inner: tokenizers.Tokenizer) -> None:
     for letter in sorted(letters)[:100] if patterns else ():
         size = 16
         while size <= _PROBE:
-            if time.process_time() - begun > _PATIENCE_IN_ALL:
+            if time.process_time() - begun > PATIENCE_IN_ALL:
                 raise CheckpointError(
-                    f"its patterns take longer than {_PATIENCE_IN_ALL} s for a few thousand characters"
+                    f"its patterns take longer than {PATIENCE_IN_ALL} s for a few thousand characters"
                 )
             start = time.perf_counter()
             if inner.normalizer:
                 guarded(inner.normalizer.normalize_str, letter * size + "\x00")
             if inner.pre_tokenizer:
                 guarded(inner.pre_tokenizer.pre_tokenize_str, letter * size + "\x00")
-            if time.perf_counter() - start > _PATIENCE:
-                raise CheckpointError(f"splitting {size} times {letter!r} takes longer than {_PATIENCE} s")
+            if time.perf_counter() - start > PATIENCE:
+                raise CheckpointError(f"splitting {size} times {letter!r} takes longer than {PATIENCE} s")
             size *= 4
