@@ -60,6 +60,7 @@ bench: .venv/.bench .venv-litgpt/.run ## every benchmark, with the peers beside 
 .PHONY: docs
 docs: .venv/.docs ## put the code into the documentation, draw its figures, test that it tells the truth
 	$(BIN)/python docs/include.py
+	$(BIN)/python docs/families.py
 	$(BIN)/python docs/figures.py
 	$(PYTEST) tests/architecture/test_readme.py tests/docs $(ARGS)
 

@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pellucid.api import build, convert, load, save
+    from pellucid.engine.vectors import embed
     from pellucid.generate.beam import Beams
     from pellucid.generate.chat import chat
     from pellucid.generate.decode import Completion, generate, stream
@@ -40,6 +41,7 @@ _HOMES = {
     "convert": "api",
     "load": "api",
     "save": "api",
+    "embed": "engine.vectors",
     "chat": "generate.chat",
     "Completion": "generate.decode",
     "stream": "generate.decode",
@@ -65,6 +67,7 @@ __all__ = [
     "build",
     "chat",
     "convert",
+    "embed",
     "generate",
     "load",
     "look",

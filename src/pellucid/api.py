@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
 
@@ -47,14 +48,16 @@ def convert(
     quantisation: Quantisation | None = None,
     family: str | None = None,
     force: bool = False,
+    ignore: Collection[str] = (),
 ) -> str:
     """Write a model, or what ``load`` finds under a name, for other tools; returns the family or format written.
 
     to: "hf" for a folder that transformers opens, "gguf" for a file that llama.cpp runs, "native" for a folder of ours.
     dtype: of the weights in a folder, where ``model`` is a name (default: float32). quantisation: of the matrices in a
     GGUF (default: f16). family: the ``model_type`` for transformers (default: the first that can express the model).
-    force: replace a model at ``out``. Raises CheckpointError naming what of the model the target cannot express,
-    UsageError where ``out`` is taken or an option is not for this format. ::
+    force: replace a model at ``out``. ignore: as ``load`` has it, where ``model`` is a name. Raises CheckpointError
+    naming what of the model the target cannot express, UsageError where ``out`` is taken or an option is not for this
+    format. ::
 
         pellucid.convert("runs/book", "book-hf")  # transformers.AutoModelForCausalLM.from_pretrained("book-hf")
         pellucid.convert(model, "book.gguf", to="gguf", quantisation="q8_0")
@@ -69,7 +72,9 @@ def convert(
             raise UsageError(f"{name} = {value} is not for {to}", "leave it out")
     _refuse_taken(out, to, force)
     if isinstance(model, str | Path):
-        model = load(model, dtype or torch.float32)
+        model = load(model, dtype or torch.float32, ignore=ignore)
+    elif ignore:
+        raise UsageError(f"ignore = {list(ignore)}, but the model is loaded already", "give it to load")
     elif dtype is not None:
         raise UsageError(f"dtype = {dtype}, but the model is loaded already", "model.to(dtype) first")
     if to == "gguf":

@@ -54,11 +54,21 @@ class Value:
             raise SpecError(f"{path}: {error.problem}", error.remedy) from error
 
 
+def later(default: Any) -> Any:
+    """A field that a class got after values of it had been saved: it is written only where it is not the default.
+
+    So the JSON of an older value, and with it the hash by which files belong together, stays what it was.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def encode(value: Any) -> Any:
     """A JSON value from dataclasses, tuples and plain values."""
     if isinstance(value, Value):
-        names = (f.name for f in dataclasses.fields(value))  # pyright: ignore[reportArgumentType]
-        return {"type": type(value).__name__, **{name: encode(getattr(value, name)) for name in names}}
+        fields = {f.name: f for f in dataclasses.fields(value)}  # pyright: ignore[reportArgumentType]
+        given = {name: getattr(value, name) for name in fields}
+        said = {k: v for k, v in given.items() if not (fields[k].metadata.get("later") and v == fields[k].default)}
+        return {"type": type(value).__name__, **{name: encode(each) for name, each in said.items()}}
     if isinstance(value, tuple):
         return _fold([encode(item) for item in typing.cast(tuple[Any, ...], value)])
     return value

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,10 +16,17 @@ PAGES = sorted(DOCS.glob("ideas/*.md"))
 OTHERS = sorted(DOCS.glob("*.md"))
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
-spec = importlib.util.spec_from_file_location("include", DOCS / "include.py")
-assert spec is not None and spec.loader is not None
-include = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(include)
+
+def script(name: str) -> ModuleType:
+    """A script of docs/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+include = script("include")
 
 
 def named(path: Path) -> str:
@@ -36,6 +44,11 @@ def test_included_code_is_current(path: Path) -> None:
     page = path.read_text(encoding="utf-8")
     assert path in OTHERS or include.BLOCK.search(page), "a page shows the code that it is about"
     assert include.updated(page) == page, "run `make docs`"
+
+
+def test_table_of_families_and_formats_is_current() -> None:
+    page = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+    assert "| `llama` | yes |" in page and script("families").updated(page) == page, "run `make docs`"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=named)

@@ -208,7 +208,7 @@ UNUSABLE = [
     ("generate nosuch hello", r"nosuch does not exist give the folder that `pellucid train --out` wrote"),
     ("look t.tx hello", r"t\.tx does not exist did you mean 't\.txt'\? Else give the folder"),
     ("look t.txt hello", r"t\.txt is not a model folder"),
-    ("generate . hello", r"holds no finished model"),
+    ("generate . hello", r"holds neither spec\.json"),
     ("train t.txt --run nosuch.json", r"nosuch\.json does not exist check the path"),
     ("train t.txt --run t.txt", r"t\.txt is not readable JSON"),
 ]

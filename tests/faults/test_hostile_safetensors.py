@@ -335,9 +335,9 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "an absurd width": (config(lambda said: said.update(hidden_size=1 << 30)), r"has the shape"),
     "a width beyond any memory": (config(lambda said: said.update(hidden_size=1 << 62)), r"hidden_size|too large"),
     "an absurd vocabulary": (config(lambda said: said.update(vocab_size=2**31 - 1)), rf"{EMBEDDING} has the shape"),
-    "text for a number": (config(lambda said: said.update(hidden_size="16")), r"hidden_size = '16'"),
+    "text for a number": (config(lambda said: said.update(hidden_size="16")), r'hidden_size = "16"'),
     # what is not there, or not safe
-    "no config": (lambda folder: (folder / "config.json").unlink(), r"model holds no finished model"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), r"model holds neither spec\.json"),
     "no weights": (lambda folder: weights(folder).unlink(), rf"model holds no {W}"),
     "a pickle": (only_pickle, r"pytorch_model\.bin, a pickle, which can run code"),
     "another library's weights": (

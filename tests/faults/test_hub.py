@@ -116,6 +116,14 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "org/ggufs": {"README.md": b"x", "small.Q4_0.gguf": b"GGUF", "large.Q8_0.gguf": b"GGUF"},
         "org/pickled": {"config.json": whole["config.json"], "pytorch_model.bin": b"x"},
         "org/empty": {"README.md": b"x"},
+        "org/sentences": {
+            "modules.json": b'[{"type": "x.Transformer", "path": "0_BERT"}]',
+            "1_Pooling/config.json": b"{}",
+            "config_sentence_transformers.json": b"{}",
+            "0_BERT/sentence_bert_config.json": b"{}",
+            "0_BERT/pytorch_model.bin": b"x",
+            **{f"0_BERT/{name}": whole[name] for name in ("config.json", "model.safetensors")},
+        },
     }
     Hub.refused = {"org/gated": (403, "GatedRepo"), "org/private": (401, "RepoNotFound"), "org/broken": (418, "")}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -138,6 +146,12 @@ def test_a_model_is_fetched_once_and_without_what_is_not_read(endpoint: str, tmp
     assert ask(tmp_path, "org/whole", "org/whole@main", endpoint=endpoint) == [folder, folder]
     assert ask(tmp_path, "org/whole", offline=True) == [folder]
     assert len(Hub.fetched) == len(wanted)
+
+
+def test_encoder_in_a_folder_of_its_own_is_fetched_with_what_is_said_of_it(endpoint: str, tmp_path: Path) -> None:
+    (folder,) = ask(tmp_path, "org/sentences", endpoint=endpoint)
+    found = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+    assert found == Hub.models["org/sentences"].keys() - {"0_BERT/pytorch_model.bin"}
 
 
 def test_a_config_comes_without_the_weights(endpoint: str, tmp_path: Path) -> None:

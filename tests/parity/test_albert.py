@@ -271,7 +271,7 @@ def test_the_head_follows_the_architecture(hf: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = false"),
         ({"num_hidden_groups": 5}, "num_hidden_groups = 5 is more than num_hidden_layers = 4"),
         ({"num_hidden_groups": 0}, "num_hidden_groups = 0"),
         ({"inner_group_num": 10**6}, "inner_group_num = 1000000 makes more than"),
@@ -279,7 +279,7 @@ def test_the_head_follows_the_architecture(hf: Any) -> None:
         ({"num_memory_blocks": 1}, "num_memory_blocks = 1"),
         ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide"),
         ({"architectures": ["AlbertForQuestionAnswering"]}, "AlbertForQuestionAnswering"),
-        ({"model_type": "bert"}, "model_type = 'bert'"),
+        ({"model_type": "bert"}, 'model_type = "bert"'),
         ({"share": 1}, "share = 1"),
     ],
 )

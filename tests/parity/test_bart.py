@@ -241,16 +241,16 @@ def test_files_of_the_bare_model_lack_the_bias_alone(model: EncoderDecoder, hf: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"is_decoder": True}, "is_decoder = True"),
-        ({"is_encoder_decoder": False}, "is_encoder_decoder = False"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
-        ({"normalize_before": True}, "normalize_before = True"),
-        ({"add_final_layer_norm": True}, "add_final_layer_norm = True"),
-        ({"static_position_embeddings": True}, "static_position_embeddings = True"),
-        ({"activation_function": "quick_gelu"}, "activation_function = 'quick_gelu'"),
+        ({"is_decoder": True}, "is_decoder = true"),
+        ({"is_encoder_decoder": False}, "is_encoder_decoder = false"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = false"),
+        ({"normalize_before": True}, "normalize_before = true"),
+        ({"add_final_layer_norm": True}, "add_final_layer_norm = true"),
+        ({"static_position_embeddings": True}, "static_position_embeddings = true"),
+        ({"activation_function": "quick_gelu"}, 'activation_function = "quick_gelu"'),
         ({"decoder_attention_heads": 5}, "decoder_attention_heads = 5 does not divide d_model = 32"),
-        ({"encoder_layers": "2"}, "encoder_layers = '2' is not int"),
-        ({"model_type": "mbart"}, "model_type = 'mbart'"),
+        ({"encoder_layers": "2"}, 'encoder_layers = "2" is not int'),
+        ({"model_type": "mbart"}, 'model_type = "mbart"'),
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(hf: Any, changes: dict[str, Any], message: str) -> None:

@@ -350,18 +350,18 @@ def test_the_head_follows_the_architecture(hf: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"is_decoder": True}, "is_decoder = True"),
-        ({"add_cross_attention": True}, "add_cross_attention = True"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act = 'quick_gelu'"),
+        ({"is_decoder": True}, "is_decoder = true"),
+        ({"add_cross_attention": True}, "add_cross_attention = true"),
+        ({"position_embedding_type": "relative_key"}, 'position_embedding_type = "relative_key"'),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = false"),
+        ({"hidden_act": "quick_gelu"}, 'hidden_act = "quick_gelu"'),
         ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide"),
         ({"architectures": ["BertForQuestionAnswering"]}, "BertForQuestionAnswering"),
         ({"architectures": ["BertForTokenClassification"], "id2label": {"0": "one"}}, "id2label = {'0': 'one'}"),
         ({"embedding_size": 16}, "embedding_size = 16"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
         ({"type_vocab_size": 0}, "type_vocab_size = 0"),
-        ({"model_type": "albert"}, "model_type = 'albert'"),
+        ({"model_type": "albert"}, 'model_type = "albert"'),
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(hf: Any, changes: dict[str, Any], message: str) -> None:

@@ -171,9 +171,9 @@ def test_a_pretrained_file_is_read_without_its_head(model: Encoder, hf: Any) -> 
     ("changes", "message"),
     [
         ({"n_heads": 5}, "n_heads = 5 does not divide dim = 32"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = false"),
         ({"architectures": ["DistilBertForQuestionAnswering"]}, "DistilBertForQuestionAnswering"),
-        ({"model_type": "bert"}, "model_type = 'bert'"),
+        ({"model_type": "bert"}, 'model_type = "bert"'),
         ({"layer_norm_eps": 1e-5, "unknown": 1}, "unknown = 1"),
     ],
 )

@@ -291,15 +291,15 @@ def test_silence_and_null_are_two_things(hf2: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention = true"),
         ({"layer_types": ["full_attention"] * 6}, "layer_types = .* is not 7 times"),
         ({"layer_types": ["full_attention"] * 6 + ["chunked_attention"]}, "layer_types = .* is not 7 times"),
         ({"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern = 0"),
-        ({"sliding_window": None}, "sliding_window = None"),
-        ({"hidden_act": "silu"}, "hidden_act = 'silu'"),
-        ({"hidden_activation": "quick_gelu"}, "hidden_activation = 'quick_gelu'"),
+        ({"sliding_window": None}, "sliding_window = null"),
+        ({"hidden_act": "silu"}, 'hidden_act = "silu"'),
+        ({"hidden_activation": "quick_gelu"}, 'hidden_activation = "quick_gelu"'),
         ({"vision_config": {}}, "vision_config = {}"),
-        ({"model_type": "gemma3n_text"}, "model_type = 'gemma3n_text'"),
+        ({"model_type": "gemma3n_text"}, 'model_type = "gemma3n_text"'),
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(hf: Any, changes: dict[str, Any], message: str) -> None:
@@ -311,7 +311,7 @@ def test_a_cap_that_theirs_would_not_apply_is_refused(hf3: Any) -> None:
     capped = theirs(3, attn_logit_softcapping=0.5)
     with torch.no_grad():
         assert torch.equal(capped(random_ids()).logits, hf3(random_ids()).logits)
-    with pytest.raises(CheckpointError, match=r"attn_logit_softcapping = 0\.5 is not supported; only None is"):
+    with pytest.raises(CheckpointError, match=r"attn_logit_softcapping = 0\.5 is not supported; only null is"):
         gemma.to_spec(config_json(capped))
 
 
@@ -319,7 +319,7 @@ def test_a_cap_that_theirs_would_not_apply_is_refused(hf3: Any) -> None:
     ("changes", "message"),
     [
         ({"chunked_attention": {"rope_theta": 1.0}}, "rope_parameters: not understood: chunked_attention"),
-        ({"sliding_attention": {"rope_type": "dynamic"}}, "sliding_attention, rope_parameters: rope_type = 'dynamic'"),
+        ({"sliding_attention": {"rope_type": "dynamic"}}, 'sliding_attention, rope_parameters: rope_type = "dynamic"'),
     ],
 )
 def test_rotary_settings_that_are_not_understood_are_refused(hf3: Any, changes: dict[str, Any], message: str) -> None:

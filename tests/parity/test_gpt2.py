@@ -266,12 +266,12 @@ def test_a_table_without_its_transform_is_refused(model: Decoder, hf: Any) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"add_cross_attention": True}, "add_cross_attention = True"),
-        ({"activation_function": "quick_gelu"}, "activation_function = 'quick_gelu'"),
+        ({"add_cross_attention": True}, "add_cross_attention = true"),
+        ({"activation_function": "quick_gelu"}, 'activation_function = "quick_gelu"'),
         ({"sliding_window": 8}, "sliding_window = 8"),
-        ({"model_type": "gptj"}, "model_type = 'gptj'"),
-        ({"n_layer": "3"}, "n_layer = '3' is not int"),
-        ({"n_head": None}, "n_head = None is not int"),
+        ({"model_type": "gptj"}, 'model_type = "gptj"'),
+        ({"n_layer": "3"}, 'n_layer = "3" is not int'),
+        ({"n_head": None}, "n_head = null is not int"),
         ({"n_head": 5}, "n_head = 5 does not divide"),
         ({"n_ctx": 80}, "n_ctx = 80"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

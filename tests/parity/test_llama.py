@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +25,15 @@ from against_hf import (
     random_theirs,
     swapped,
 )
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pellucid.errors import CheckpointError
 from pellucid.families import llama
+from pellucid.families.rotary import rotary_attributes
 from pellucid.families.weights import load_weights
 from pellucid.nn.models import Decoder
+from pellucid.nn.rope import frequencies
 from pellucid.spec import (
     REORDERED_NORM,
     AttentionSpec,
@@ -56,6 +61,7 @@ TINY: dict[str, Any] = {
 HEAD_DIM = 8
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+MSCALED = (0.2 * math.log(4.0) + 1.0) / (0.05 * math.log(4.0) + 1.0)
 BY_PARTS = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -265,15 +271,38 @@ def test_rotary_settings_are_read_as_old_and_new_files_have_them(hf: Any) -> Non
 
 
 @pytest.mark.parametrize(
+    ("extra", "fields"),
+    [
+        ({"attention_factor": 1.0}, {"attention_factor": 1.0}),
+        ({"attention_factor": 0.1 * math.log(4.0) + 1.0}, {}),
+        ({"attn_factor": 0.878, "finetuned": True}, {}),
+        ({"mscale": 0.7}, {}),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, {"attention_factor": 1.0}),
+        ({"mscale": 2.0, "mscale_all_dim": 0.5, "truncate": False}, {"attention_factor": MSCALED, "truncate": False}),
+        ({"factor": None, "beta_fast": None}, {}),
+    ],
+)
+def test_factors_of_yarn_are_those_of_the_library(hf: Any, extra: dict[str, Any], fields: dict[str, Any]) -> None:
+    config = {**config_json(hf), "rope_parameters": {**YARN, **extra}}
+    spec = rotary_of(config)
+    assert spec == RotarySpec(500.0, 1.0, YaRNScaling(4.0, 16, **fields))
+    library = LlamaConfig.from_dict({**config, "rope_parameters": {**YARN, **extra}})
+    rate, factor = ROPE_INIT_FUNCTIONS["yarn"](library, None)
+    ours, own = frequencies(spec, library.head_dim)
+    assert (ours - rate).abs().max() < 1e-6 and own == pytest.approx(factor, rel=1e-6)
+    assert rotary_of({**config, "rope_parameters": None, **rotary_attributes(spec)}) == spec
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic'"),
-        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type = 'longrope'"),
-        ({"rope_parameters": {**YARN, "mscale": 0.7}}, "rope_parameters: mscale = 0.7"),
-        ({"rope_parameters": {**YARN, "attention_factor": 1.0}}, "attention_factor = 1.0"),
-        ({"rope_parameters": {**YARN, "truncate": False}}, "truncate = False"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 'rope_type = "dynamic"'),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, 'rope_type = "longrope"'),
+        ({"rope_parameters": {**YARN, "mscale": "x"}}, 'rope_parameters: mscale = "x" is not float'),
+        ({"rope_parameters": {**YARN, "attention_factor": 0}}, r"attention_factor = 0\.0 must be above 0"),
+        ({"rope_parameters": {**YARN, "truncate": 0}}, "truncate = 0 is not bool"),
         ({"rope_parameters": {**LINEAR, "factor": 0.5}}, "factor = 0.5"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "factor = None is not float"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor = null is not float"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
         ({"rope_parameters": {**LINEAR, "mrope_section": [1, 3]}}, r"mrope_section = \[1, 3\]"),
         (
@@ -281,9 +310,9 @@ def test_rotary_settings_are_read_as_old_and_new_files_have_them(hf: Any) -> Non
             "rope_scaling = .* contradicts",
         ),
         ({"sliding_window": 8}, "sliding_window = 8"),
-        ({"hidden_act": "xielu"}, "hidden_act = 'xielu'"),
+        ({"hidden_act": "xielu"}, 'hidden_act = "xielu"'),
         ({"mlp_bias": 1}, "mlp_bias = 1 is not bool"),
-        ({"model_type": "mixtral"}, "model_type = 'mixtral'"),
+        ({"model_type": "mixtral"}, 'model_type = "mixtral"'),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )

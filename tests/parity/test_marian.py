@@ -217,15 +217,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"is_decoder": True}, "is_decoder = True"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
-        ({"normalize_before": True}, "normalize_before = True"),
-        ({"normalize_embedding": True}, "normalize_embedding = True"),
-        ({"static_position_embeddings": False}, "static_position_embeddings = False"),
-        ({"activation_function": "quick_gelu"}, "activation_function = 'quick_gelu'"),
+        ({"is_decoder": True}, "is_decoder = true"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = false"),
+        ({"normalize_before": True}, "normalize_before = true"),
+        ({"normalize_embedding": True}, "normalize_embedding = true"),
+        ({"static_position_embeddings": False}, "static_position_embeddings = false"),
+        ({"activation_function": "quick_gelu"}, 'activation_function = "quick_gelu"'),
         ({"decoder_attention_heads": 5}, "decoder_attention_heads = 5 does not divide d_model = 32"),
         ({"architectures": ["MarianForCausalLM"]}, "MarianForCausalLM"),
-        ({"model_type": "bart"}, "model_type = 'bart'"),
+        ({"model_type": "bart"}, 'model_type = "bart"'),
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(hf: Any, changes: dict[str, Any], message: str) -> None:

@@ -117,7 +117,7 @@ def test_absent_keys_take_the_published_defaults() -> None:
     ("changes", "message"),
     [
         ({"sliding_window": -1}, "sliding_window = -1 is negative"),
-        ({"attention_bias": True}, "not understood: attention_bias = True"),
+        ({"attention_bias": True}, "not understood: attention_bias = true"),
         ({"layer_types": ["full_attention"] * 3}, "not understood: layer_types"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is not from 1 to 4096"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan is not float"),

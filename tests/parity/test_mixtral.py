@@ -266,12 +266,12 @@ def test_a_config_of_defaults_means_what_theirs_does() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type = 'mistral'"),
+        ({"model_type": "mistral"}, 'model_type = "mistral"'),
         ({"num_experts_per_tok": 5}, "num_experts_per_tok = 5 is not from 1 to num_local_experts = 4"),
         ({"num_experts_per_tok": 0}, "num_experts_per_tok = 0"),
         ({"sliding_window": -1}, "sliding_window = -1 is negative"),
         ({"n_shared_experts": 1}, "not understood: n_shared_experts = 1"),
-        ({"attention_bias": True}, "not understood: attention_bias = True"),
+        ({"attention_bias": True}, "not understood: attention_bias = true"),
     ],
 )
 def test_options_that_mixtral_lacks_are_refused_by_name(hf: Any, changes: dict[str, Any], message: str) -> None:

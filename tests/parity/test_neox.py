@@ -180,11 +180,11 @@ def test_a_published_config_is_understood() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gptj"}, "model_type = 'gptj'"),
+        ({"model_type": "gptj"}, 'model_type = "gptj"'),
         ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act = 'quick_gelu'"),
-        ({"attention_bias": None, "use_bias": False}, "not understood: use_bias = False"),
-        ({"rotary_pct": "a"}, "rotary_pct = 'a' is not float"),
+        ({"hidden_act": "quick_gelu"}, 'hidden_act = "quick_gelu"'),
+        ({"attention_bias": None, "use_bias": False}, "not understood: use_bias = false"),
+        ({"rotary_pct": "a"}, 'rotary_pct = "a" is not float'),
         ({"rotary_emb_base": 77.0}, "rotary_emb_base = 77.0 contradicts"),
     ],
 )

@@ -86,11 +86,11 @@ def test_halves_in_another_order_are_seen(parts: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type = 'longrope'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "su", "factor": 2.0}}, "rope_scaling: type = 'su'"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, 'rope_type = "longrope"'),
+        ({"rope_parameters": None, "rope_scaling": {"type": "su", "factor": 2.0}}, 'rope_scaling: type = "su"'),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = .* only null"),
-        ({"attention_bias": True}, "attention_bias = True"),
-        ({"embd_layer": "default"}, "not understood: embd_layer"),
+        ({"attention_bias": True}, "attention_bias = true"),
+        ({"embedding_multiplier": 2.0}, "not understood: embedding_multiplier"),
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -165,7 +165,7 @@ def test_the_encoder_alone_of_a_fine_tuned_model(config: dict[str, Any], head: s
 def test_a_family_that_we_do_not_have_is_not_taken_for_another(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpnet", "architectures": ["MPNetModel"]}))
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="no family of ours has model_type = 'mpnet'") as refused:
+    with pytest.raises(CheckpointError, match='no family of ours has model_type = "mpnet"') as refused:
         pellucid.load(tmp_path)
     assert "did you mean" not in refused.value.remedy
 

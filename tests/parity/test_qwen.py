@@ -154,12 +154,12 @@ def test_a_published_config_is_understood() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2_moe"}, "model_type = 'qwen2_moe'"),
+        ({"model_type": "qwen2_moe"}, 'model_type = "qwen2_moe"'),
         ({"layer_types": [LOCAL, GLOBAL]}, "layer_types = .* is not 3 times"),
         ({"layer_types": [[], GLOBAL, GLOBAL]}, "layer_types = .* is not 3 times"),
         ({"layer_types": [LOCAL] * 3}, "sliding_window = .* is no number of tokens, but layer_types has"),
         ({"use_sliding_window": True, "sliding_window": -4}, "sliding_window = -4 is negative"),
-        ({"use_mrope": True}, "use_mrope = True"),
+        ({"use_mrope": True}, "use_mrope = true"),
         ({"num_experts": 8}, "not understood: num_experts = 8"),
     ],
 )

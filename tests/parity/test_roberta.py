@@ -249,13 +249,13 @@ def test_the_head_follows_the_architecture(hf: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"is_decoder": True}, "is_decoder = True"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+        ({"is_decoder": True}, "is_decoder = true"),
+        ({"position_embedding_type": "relative_key"}, 'position_embedding_type = "relative_key"'),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = false"),
         ({"max_position_embeddings": 2}, "max_position_embeddings = 2 leaves no place"),
         ({"pad_token_id": -3}, "leaves no place"),
         ({"architectures": ["RobertaForCausalLM"]}, "RobertaForCausalLM"),
-        ({"model_type": "bert"}, "model_type = 'bert'"),
+        ({"model_type": "bert"}, 'model_type = "bert"'),
         ({"attention_window": [4]}, r"attention_window = \[4\]"),
     ],
 )

@@ -270,16 +270,16 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pooler_act": "relu"}, "pooler_act = 'relu'"),
+        ({"pooler_act": "relu"}, 'pooler_act = "relu"'),
         ({"pooler_output_size": 16}, "pooler_output_size = 16"),
         ({"image_size": 10}, "patch_size = 4 is no square that fills 10 × 10 pixels"),
         ({"patch_size": [4, 2]}, r"patch_size = \[4, 2\] is no square"),
         ({"image_size": [8, 12, 16]}, r"image_size = \[8, 12, 16\] is no number of pixels, or two"),
-        ({"image_size": "8"}, "image_size = '8'"),
+        ({"image_size": "8"}, 'image_size = "8"'),
         ({"num_channels": 0}, "num_channels = 0"),
         ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide"),
         ({"architectures": ["ViTForMaskedImageModeling"]}, "ViTForMaskedImageModeling"),
-        ({"model_type": "deit"}, "model_type = 'deit'"),
+        ({"model_type": "deit"}, 'model_type = "deit"'),
         ({"num_register_tokens": 4}, "num_register_tokens = 4"),
     ],
 )

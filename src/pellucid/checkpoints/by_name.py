@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pellucid.checkpoints.hub import fetch, is_name
-from pellucid.checkpoints.load import load_checkpoint, open_checkpoint
+from pellucid.checkpoints.load import load_checkpoint, open_checkpoint, without
 from pellucid.checkpoints.native import SPEC, TOKENIZER, load_model
 from pellucid.checkpoints.safetensors_files import CONFIG, WEIGHTS
+from pellucid.checkpoints.sentence import MODULES
 from pellucid.errors import CheckpointError, UsageError
 from pellucid.families.source import Checkpoint
 from pellucid.files import nearest
@@ -51,7 +53,8 @@ def locate(name: str | Path) -> Path:
 
 def is_ours(path: Path) -> bool:
     """Whether a folder is in our own format; one that is in none is to be called a broken one of ours."""
-    return path.is_dir() and ((path / SPEC).is_file() or not (path / CONFIG).is_file())
+    published = any((path / file).is_file() for file in (CONFIG, MODULES))
+    return path.is_dir() and ((path / SPEC).is_file() or not published)
 
 
 def load(
@@ -61,15 +64,17 @@ def load(
     architecture: str | None = None,
     tokenizer: bool = True,
     quantised: bool = False,
+    ignore: Collection[str] = (),
 ) -> AnyModel:
     """A model with its tokenizer, in eval mode: ours, a published folder, a ``.gguf`` file, or ORG/NAME on the hub.
 
     name: a path that exists wins over a name on the hub; ORG/NAME:FILE.gguf is one file of many. architecture: the
     class of a published model's head, where it is not the one that its config names. tokenizer: False leaves it out.
     quantised: the weights of a ``.gguf`` file stay quantised in memory, and are opened a few rows at a time while they
-    are multiplied; they have no gradients. (A folder that such a model was saved in opens so by itself.) Raises
-    CheckpointError when something is missing, damaged, or does not belong together, UsageError for ``quantised`` of
-    what is no GGUF file. ::
+    are multiplied; they have no gradients. (A folder that such a model was saved in opens so by itself.) ignore: the
+    names of attributes that are to be taken out of a published config before it is read. Raises CheckpointError when
+    something is missing, damaged, or does not belong together, UsageError for ``quantised`` of what is no GGUF file,
+    and for a name in ``ignore`` that the config does not have. ::
 
         model = pellucid.load("runs/book")
         model = pellucid.load("HuggingFaceTB/SmolLM2-135M-Instruct", torch.bfloat16)
@@ -82,24 +87,33 @@ def load(
     if quantised:
         from pellucid.checkpoints.gguf.read import GGUFSource
 
-        checkpoint = open_quantised(path)
+        checkpoint = _ignoring(open_quantised(path), ignore)
         own = _tokenizer_of(path, checkpoint) if tokenizer else None  # first: what it needs on the way is then free
         if isinstance(checkpoint.source, GGUFSource):
             checkpoint.source.release_vocabulary()
         model = load_checkpoint(checkpoint, dtype, architecture, quantised=True)
         model.tokenizer = own
     elif is_ours(path):
+        if ignore:
+            raise UsageError(f"ignore = {list(ignore)}, but {path} has no config.json", "leave ignore out")
         model = load_model(path, dtype)
         if tokenizer and (path / TOKENIZER).exists():
             model.tokenizer = Tokenizer.load(path / TOKENIZER)
     else:
-        checkpoint = open_checkpoint(path)
+        checkpoint = _ignoring(open_checkpoint(path), ignore)
         model = load_checkpoint(checkpoint, dtype, architecture)
         if tokenizer:
             model.tokenizer = _tokenizer_of(path, checkpoint)
     if model.tokenizer is not None:
         _refuse_foreign(model.tokenizer, model.spec.vocab_size, path)
+        said = model.sentences
+        prompt = said.get("prompts", {}).get(said.get("default_prompt"), "")
+        model.tokenizer.read_as(longest=said.get("longest"), prompt=prompt, lower=said.get("lower", False))
     return model
+
+
+def _ignoring(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
+    return replace(checkpoint, config=without(checkpoint.config, names, checkpoint.where)) if names else checkpoint
 
 
 def open_quantised(path: Path) -> Checkpoint:
@@ -120,7 +134,7 @@ def _tokenizer_of(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
         return from_metadata(metadata, str(path))
     from pellucid.text.tokenizer_files import load_tokenizer
 
-    folder = path if path.is_dir() else path.parent
+    folder = checkpoint.source.where
     return load_tokenizer(folder) if any((folder / file).is_file() for file in TOKENIZER_FILES) else None
 
 

@@ -43,11 +43,12 @@ def to_hf(model: AnyModel, folder: str | Path, family: str | None = None) -> str
         write_json(aside / CONFIG, {**config, **special, **said, **names, "torch_dtype": dtype})
         start = {name: said[name] for name in ("decoder_start_token_id",) if name in said}
         write_json(aside / GENERATION, {**model.generation, **start, **special})
+        reads = spec.encoder if isinstance(spec, EncoderDecoderSpec) else spec
+        sentences = {"longest": reads.context, **model.sentences}
         if pooler is not None:
-            write_sentence_head(aside, pooler, spec.d_model, spec.context)
+            write_sentence_head(aside, pooler, spec.d_model, sentences)
         if model.tokenizer is not None:
-            reads = spec.encoder if isinstance(spec, EncoderDecoderSpec) else spec
-            model.tokenizer.save_pretrained(aside, reads.context)
+            model.tokenizer.save_pretrained(aside, sentences["longest"])
 
     with torch.no_grad():
         write_folder(Path(folder), fill)

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from pellucid.checkpoints.sentence import encoder_folder
 from pellucid.errors import CheckpointError
 
 # ORG/NAME, perhaps @REVISION, perhaps :FILE.gguf; hf:// before it says that it is no path
@@ -16,7 +17,8 @@ _NAME = re.compile(r"(hf://)?(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w
 WANTED = """config.json generation_config.json model.safetensors model-*-of-*.safetensors model.safetensors.index.json
     tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt vocab.txt
     tokenizer.model spiece.model sentencepiece.model sentencepiece.bpe.model spm.model source.spm target.spm
-    chat_template.jinja chat_template.json modules.json 1_Pooling/config.json preprocessor_config.json"""
+    chat_template.jinja chat_template.json modules.json 1_Pooling/config.json sentence_*_config.json
+    config_sentence_transformers.json preprocessor_config.json"""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -42,15 +44,18 @@ def fetch(name: str) -> Path:
         raise CheckpointError(f"{name!r} is no name on the hub", "give ORG/NAME, or ORG/NAME:FILE.gguf")
     repo, revision, file = asked["repo"], asked["revision"], asked["file"]
     wanted, alone = list[str](WANTED.split()), _alone()
+    wanted += [f"0_*/{name}" for name in wanted]  # where an encoder of sentence-transformers has a folder of its own
     try:
         if file is not None:
             return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision, local_files_only=alone))
         folder = Path(
             huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted, local_files_only=alone)
         )
-        if any((folder / weights).is_file() for weights in WEIGHTS):
+        if any((encoder_folder(folder) / weights).is_file() for weights in WEIGHTS):
             return folder
         files = _files(repo, revision, folder, alone)
+    except CheckpointError:
+        raise
     except Exception as error:  # the client's errors, and those of the library below it, have no root in common
         raise _explained(repo, error) from error
     raise _nothing_to_open(repo, files)

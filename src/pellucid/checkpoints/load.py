@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from pellucid.checkpoints.sentence import sentence_head
-from pellucid.errors import CheckpointError
+from pellucid.checkpoints.sentence import encoder_folder, reading, sentence_head
+from pellucid.errors import CheckpointError, UsageError, suggest
 from pellucid.families.config import SAMPLING, TOKENS
 from pellucid.families.encoders import class_names
-from pellucid.families.registry import as_stored, family, spec_of
+from pellucid.families.registry import family, spec_of
 from pellucid.families.source import Checkpoint
 from pellucid.families.table import Plan, Table, plan
-from pellucid.families.weights import shapes_of, stream_weights
+from pellucid.families.weights import equal, shapes_of, stream_weights
 from pellucid.nn.init import build_undrawn
 from pellucid.nn.models import AnyModel
 from pellucid.nn.quantised import hold_quantised, quantisable
-from pellucid.spec import EncoderSpec, ModelSpec, PoolerHeadSpec
+from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, MaskedLMHeadSpec, ModelSpec, PoolerHeadSpec
 
 OF_GENERATION = (*SAMPLING.split(), *TOKENS.split())
-IGNORED_OF_GENERATION = ("_from_model_config", "transformers_version")  # they describe the file, not the model
+IGNORED_OF_GENERATION = ("_from_model_config", "transformers_version")  # these describe the file, not the model
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -36,7 +36,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         from pellucid.checkpoints.safetensors_files import open_folder
 
-        return open_folder(path)
+        return replace(open_folder(encoder_folder(path)), where=path)
     if path.suffix.lower() == ".gguf":
         from pellucid.checkpoints.gguf.read import open_gguf
 
@@ -73,22 +73,55 @@ def load_checkpoint(
         hold_quantised(model, found.stays(source.kinds, quantisable(model)))
     stream_weights(model, source, found, dtype)
     model.generation, model.class_names = generation, class_names(checkpoint.config, spec)
+    if architecture is None and isinstance(spec, EncoderSpec):
+        model.sentences = reading(checkpoint.where, spec.context)
     return model.to(dtype).eval()
+
+
+def without(config: Mapping[str, Any], names: Collection[str], where: object) -> Mapping[str, Any]:
+    """The config as if it, and the part of it that is of the text, did not have these attributes.
+
+    where: what errors call the config. Raises UsageError for a name that is in neither.
+    """
+    nested = config.get("text_config")
+    text: dict[str, Any] = nested if isinstance(nested, dict) else {}
+    for name in names:
+        if name not in config and name not in text:
+            raise UsageError(f"{where}: the config has no {name!r}", suggest(name, [*config, *text]))
+    kept = {name: value for name, value in config.items() if name not in names}
+    if text and "text_config" in kept:
+        kept["text_config"] = {name: value for name, value in text.items() if name not in names}
+    return kept
 
 
 def _planned(checkpoint: Checkpoint, architecture: str | None) -> tuple[ModelSpec, Plan]:
     source = checkpoint.source
     with _naming(checkpoint.where):
-        spec, table = spec_of(as_stored(checkpoint.config, source), architecture)
+        spec, table = spec_of(checkpoint.config, architecture)
         if isinstance(spec, EncoderSpec):
             spec, table = _as_published(checkpoint, spec, table, with_modules=architecture is None)
-        return spec, plan(source.shapes, shapes_of(spec), table)
+        found = plan(source.shapes, shapes_of(spec), table)
+        heads = [double for double in found.doubles if double.own]
+        if all(equal(source, double.copy, double.original) for double in heads):
+            return spec, replace(found, doubles=tuple(double for double in found.doubles if not double.own))
+        spec = _untied(spec)  # the tensors decide, whatever the config says
+        return spec, plan(source.shapes, shapes_of(spec), family(str(checkpoint.config["model_type"])).table(spec))
+
+
+def _untied(spec: ModelSpec) -> ModelSpec:
+    """The model whose head has a matrix of its own instead of the table of tokens."""
+    if isinstance(spec, EncoderDecoderSpec):
+        return replace(spec, decoder=replace(spec.decoder, head=replace(spec.decoder.head, tied=False)))
+    if isinstance(spec, DecoderSpec):
+        return replace(spec, head=replace(spec.head, tied=False))
+    assert isinstance(spec.head, MaskedLMHeadSpec)  # no other head is ever tied
+    return replace(spec, head=replace(spec.head, tied=False))
 
 
 def formats(checkpoint: Checkpoint) -> dict[str, int]:
     """How many numbers of the model stay in each format when it is loaded quantised; "float32": those that are opened.
 
-    Reads no weight. Raises CheckpointError as ``load_checkpoint`` does.
+    Reads no weight of a GGUF. Raises CheckpointError as ``load_checkpoint`` does.
     """
     spec, found = _planned(checkpoint, None)
     with torch.device("meta"):

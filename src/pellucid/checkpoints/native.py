@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Size, Tensor
 
+from pellucid.checkpoints.sentence import is_reading
 from pellucid.checkpoints.tensors import TensorFile, save_tensors
 from pellucid.errors import CheckpointError, SpecError, suggest
 from pellucid.families.weights import refuse_nonfinite, shapes_of, tensors_of
@@ -23,10 +24,12 @@ from pellucid.nn.stored import Plain, Quantised
 from pellucid.spec import ModelSpec, load_spec
 from pellucid.values import Value
 
-PUBLISHED = ("generation", "class_names")  # what a model keeps of the folder that it was published in
+# the attributes in which a model keeps what its published folder says
+PUBLISHED = ("generation", "class_names", "sentences")
 WEIGHTS, SPEC, TOKENIZER = "model.safetensors", "spec.json", "tokenizer.json"
-RUN = "run.json"  # what a run that writes models into this folder, or has written one, is
-_TOKENIZER_FILES = {"tokenizer": TOKENIZER, "tokenizer_config": "tokenizer_config.json"}  # the second where needed
+RUN = "run.json"  # it describes the run that writes models into this folder
+# the second is written only where it is needed
+_TOKENIZER_FILES = {"tokenizer": TOKENIZER, "tokenizer_config": "tokenizer_config.json"}
 
 
 def value_hash(value: Value) -> str:
@@ -85,10 +88,15 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a model folder", "give the folder that `pellucid train --out` wrote")
     if not (folder / SPEC).is_file():
-        unfinished = (folder / RUN).is_file()
-        remedy = "its training has not finished: run the same `pellucid train` again"
-        remedy = remedy if unfinished else f"it needs {SPEC}, or a published model's config.json and {WEIGHTS}"
-        raise CheckpointError(f"{folder} holds no finished model", remedy)
+        if (folder / RUN).is_file():
+            remedy = "its training has not finished: run the same `pellucid train` again"
+            raise CheckpointError(f"{folder} holds no finished model", remedy)
+        models = [path.parent for name in (SPEC, "config.json") for path in folder.glob(f"*/{name}")]
+        found = sorted([*models, *folder.glob("*.gguf")])
+        raise CheckpointError(
+            f"{folder} holds neither {SPEC}, as a model of ours, nor config.json, as a published one",
+            f"did you mean {str(found[0])!r}?" if found else "give the folder that holds one of them",
+        )
     try:
         spec = load_spec(folder / SPEC)
     except SpecError as error:
@@ -151,8 +159,9 @@ def _take(model: AnyModel, file: TensorFile, dtype: torch.dtype) -> None:
 def _keep_published(model: AnyModel, published: Any, folder: Path) -> None:
     """Raises CheckpointError for what ``save_model`` does not write."""
     said = cast("dict[str, Any]", published) if isinstance(published, dict) else {"": None}
-    generation, names = said.get("generation", {}), said.get("class_names", [])
-    if set(said) - set(PUBLISHED) or not isinstance(generation, dict) or not isinstance(names, list):
+    generation, names, sentences = said.get("generation", {}), said.get("class_names", []), said.get("sentences", {})
+    known = isinstance(generation, dict) and isinstance(names, list) and is_reading(sentences)
+    if set(said) - set(PUBLISHED) or not known:
         raise CheckpointError(f"{folder / WEIGHTS}: its metadata are damaged", "use another copy")
-    model.generation = cast("dict[str, Any]", generation)
+    model.generation, model.sentences = cast("dict[str, Any]", generation), cast("dict[str, Any]", sentences)
     model.class_names = tuple(map(str, cast("list[Any]", names)))

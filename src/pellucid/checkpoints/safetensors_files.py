@@ -130,7 +130,11 @@ def _header(path: Path) -> Iterator[tuple[str, str, list[int]]]:
 
 
 def _sharded(folder: Path) -> SafetensorsFiles:
-    """The files that an index names, each of which must hold the tensors that it says and no others."""
+    """The files that an index names, each with the tensors that the index says and no others.
+
+    A name that no file has is let through here: some indices list a tied head. Where the model needs it, the plan for
+    its weights says that it is missing.
+    """
     path = folder / INDEX
     listed = read_object(path).get("weight_map")
     if not isinstance(listed, dict) or not listed:
@@ -144,8 +148,9 @@ def _sharded(folder: Path) -> SafetensorsFiles:
         shards.setdefault(file, set()).add(name)
     source = SafetensorsFiles(folder, [folder / file for file in sorted(shards)])
     for file, names in shards.items():
-        if held := names.symmetric_difference(source.names_in(folder / file)):
-            name = min(held)
+        held = source.names_in(folder / file)
+        if misplaced := (held - names) | ((names - held) & source.shapes.keys()):
+            name = min(misplaced)
             problem = "lacks" if name in names else "holds"
             raise CheckpointError(f"{folder / file} {problem} {name}, but {INDEX} says otherwise", "fetch both again")
     return source

@@ -56,7 +56,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: Any) -> 
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """The library's ``save_file``, which says only in a text what the disk has answered; here it is an OSError."""
+    """The library's ``save_file``; a failure of the disk, which it reports in words only, is raised as an OSError."""
     try:
         path.touch()
         mode = path.stat().st_mode

@@ -48,6 +48,7 @@ def chat(
     seed: int = 0,
     speculation: SpeculationOptions = SpeculationOptions(),  # noqa: B008 - frozen
     quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    ignore_key: tuple[str, ...] = (),
 ) -> None:
     """Talk with a model that was taught to answer. Ctrl-C stops an answer, Ctrl-D ends; /help lists what else there is.
 
@@ -65,6 +66,7 @@ def chat(
         repetition_penalty: Above 1, tokens that were seen become less likely; 1 changes nothing.
         seed: The same seed, in the same conversation, gives the same answers.
         quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
+        ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
     from pellucid.cli.opening import open_model
     from pellucid.generate.chat import Chat
@@ -74,7 +76,7 @@ def chat(
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     policy = sampled(sampling, speculation)
     source = None if template is None else _read(template)
-    loaded = open_model(model, quantised)
+    loaded = open_model(model, quantised, ignore_key)
     names = {} if loaded.tokenizer is None else special_names(loaded.tokenizer)
     own = None if source is None else ChatTemplate(source, names)
     talk = Chat(loaded, system, max_new_tokens=max_new_tokens, policy=policy, seed=seed, template=own)

@@ -26,6 +26,7 @@ def convert(
     quantisation: Literal["f16", "q8_0", "f32"] | None = None,
     family: str | None = None,
     force: bool = False,
+    ignore_key: tuple[str, ...] = (),
 ) -> None:
     """Write a model for other tools: a folder that transformers opens, or a file that llama.cpp runs.
 
@@ -37,6 +38,7 @@ def convert(
         quantisation: Of the matrices in a .gguf file [default: f16].
         family: The model_type to write for transformers [default: the first that can express the model].
         force: Replace the model that stands there.
+        ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
     import torch
     from rich.console import Console
@@ -49,7 +51,16 @@ def convert(
     source = locate(model)  # before anything is shown: the hub's client has bars of its own
     with console.status(escape(f"reading {source.name}, writing {out}")):
         chosen = None if dtype is None else getattr(torch, dtype)
-        written = convert_model(source, out, to, dtype=chosen, quantisation=quantisation, family=family, force=force)
+        written = convert_model(
+            source,
+            out,
+            to,
+            dtype=chosen,
+            quantisation=quantisation,
+            family=family,
+            force=force,
+            ignore=ignore_key,
+        )
     files = sorted(path for path in out.iterdir() if path.is_file()) if out.is_dir() else [out]
     sizes = ", ".join(f"{path.name} {path.stat().st_size / 1e6:,.1f} MB" for path in files)
     console.print(f"{out}: {written}; {sizes}", highlight=False, markup=False, soft_wrap=True)

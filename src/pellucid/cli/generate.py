@@ -49,6 +49,7 @@ def generate(
     search: BeamOptions = BeamOptions(),  # noqa: B008 - frozen
     speculation: SpeculationOptions = SpeculationOptions(),  # noqa: B008 - frozen
     quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    ignore_key: tuple[str, ...] = (),
 ) -> None:
     """Continue a prompt, a token at a time, and show it as it is written.
 
@@ -65,6 +66,7 @@ def generate(
         seed: The same seed writes the same text.
         n: Write so many texts: samples, or with --beams the best ones with their scores.
         quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
+        ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
     from pellucid.cli.opening import open_model
     from pellucid.generate.decode import generate, stream
@@ -74,7 +76,7 @@ def generate(
     policy = searched(sampling, Sampling(), search, speculation)
     text = text_of(prompt)
     stops = [s.replace("\\n", "\n") for s in stop]
-    opened = open_model(model, quantised)
+    opened = open_model(model, quantised, ignore_key)
     started = time.perf_counter()
     if n == 1 and policy.streams:
         pieces = stream(opened, text, max_new_tokens=max_new_tokens, policy=policy, stop=stops, seed=seed)

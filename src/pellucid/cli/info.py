@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +38,7 @@ def info(
     tokens: int | None = None,
     svg: Path | None = None,
     quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    ignore_key: tuple[str, ...] = (),
     list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Say what a model is made of and what it must cost, from its spec alone: no weight is made.
@@ -52,6 +53,7 @@ def info(
         tokens: Length at which costs are counted [default: the model's context].
         svg: Draw the model into this file.
         quantised: Say also which weights of a .gguf file can stay quantised in memory, and what they take.
+        ignore_key: Attributes of a published config.json to leave out, which no code reads.
         list_: List all designs and published models.
     """
     from rich.console import Console
@@ -69,7 +71,7 @@ def info(
             raise UsageError(f"{wrong} does not go with a list of all designs", "name one, without --list")
         show_list(console)
         return
-    spec = read_spec(subject, asked)
+    spec = read_spec(subject, asked, ignore_key)
     if svg is not None:
         from pellucid.cli.diagram import draw
         from pellucid.files import write_text
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
 # --- which model -----------------------------------------------------------------------------------------------------
 
 
-def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
+def read_spec(subject: str, sizes: dict[str, int], ignore: Collection[str] = ()) -> ModelSpec:
     """The spec in a folder or file, on the hub, of a published model, or of a design in these sizes.
 
     Raises SpecError or CheckpointError where there is none, UsageError for sizes of what has its own.
@@ -102,6 +104,7 @@ def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
     import math
 
     from pellucid.checkpoints.hub import fetch, fetch_config, is_name
+    from pellucid.checkpoints.load import without
     from pellucid.checkpoints.safetensors_files import read_object
     from pellucid.designs import PUBLISHED, sized, width
     from pellucid.errors import SpecError, suggest
@@ -116,28 +119,32 @@ def read_spec(subject: str, sizes: dict[str, int]) -> ModelSpec:
     if sizes and (path.exists() or subject in PUBLISHED):
         raise UsageError(f"{_flag(next(iter(sizes)))} is for a design, and {subject} has its own", "leave it out")
     if path.exists():
-        return _saved(path)
+        return _saved(path, ignore)
     if subject in PUBLISHED:
         return PUBLISHED[subject]()
     if is_name(subject):
         if subject.endswith(".gguf"):
             return _saved(fetch(subject))
-        return spec_of(read_object(fetch_config(subject)))[0]
+        return spec_of(without(read_object(fetch_config(subject)), ignore, subject))[0]
     if path.suffix or len(path.parts) > 1:
         raise SpecError(f"{path} does not exist", "give a model folder, a spec.json, or a design's name")
     raise SpecError(f"there is no design {subject!r}", suggest(subject, [*sized(), *PUBLISHED]))
 
 
-def _saved(path: Path) -> ModelSpec:
-    from pellucid.checkpoints.load import open_checkpoint
+def _saved(path: Path, ignore: Collection[str] = ()) -> ModelSpec:
+    from pellucid.checkpoints.load import open_checkpoint, without
     from pellucid.checkpoints.native import RUN, SPEC
     from pellucid.checkpoints.safetensors_files import CONFIG, read_object
+    from pellucid.checkpoints.sentence import encoder_folder
     from pellucid.errors import SpecError
     from pellucid.families.registry import spec_of
     from pellucid.spec import load_spec
 
+    def published(file: Path) -> ModelSpec:
+        return spec_of(without(read_object(file), ignore, file))[0]
+
     if path.suffix == ".json":
-        return spec_of(read_object(path))[0] if path.name == CONFIG else load_spec(path)
+        return published(path) if path.name == CONFIG else load_spec(path)
     if not path.is_dir():
         return spec_of(open_checkpoint(path).config)[0]
     if (path / SPEC).exists():
@@ -146,8 +153,8 @@ def _saved(path: Path) -> ModelSpec:
         from pellucid.train.config import Run
 
         return Run.load(path / RUN).model
-    if (path / CONFIG).is_file():
-        return spec_of(read_object(path / CONFIG))[0]
+    if (encoder_folder(path) / CONFIG).is_file():
+        return published(encoder_folder(path) / CONFIG)
     raise SpecError(f"{path} holds no {SPEC}", "give a folder that `pellucid train` wrote, or a published model's")
 
 

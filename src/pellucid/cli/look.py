@@ -27,6 +27,7 @@ def look(
     html: Path | None = None,
     top: int = 10,
     quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    ignore_key: tuple[str, ...] = (),
 ) -> None:
     """See what a model makes of a text: its guesses layer by layer, every head's attention, the loss of each token.
 
@@ -40,6 +41,7 @@ def look(
         html: Also write one self-contained page, to be opened in any browser.
         top: How many guesses to list.
         quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
+        ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
     from rich.console import Console
 
@@ -49,7 +51,7 @@ def look(
     from pellucid.look.page.html import to_html
     from pellucid.look.terminal import show
 
-    loaded, read = open_model(model, quantised), text_of(text)
+    loaded, read = open_model(model, quantised, ignore_key), text_of(text)
     with Console(stderr=True).status("reading"):
         seen = look_into(loaded, read, top=top, name=Path(os.path.abspath(model)).name, target=target)
     if html is not None:

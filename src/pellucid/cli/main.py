@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from io import TextIOWrapper
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # where a character cannot be shown, "?" is better than nothing at all
+    warnings.showwarning = _warn
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -89,6 +91,11 @@ def _guarded(command: Callable[[], None]) -> int:
             raise
         return _complain("out of memory", "try a smaller model, context or batch, or more --micro-batches", EXIT_ERROR)
     return 0
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: object) -> None:
+    """A warning as a person reads it, without the line of code that gave it."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _complain(problem: str, remedy: str, code: int) -> int:

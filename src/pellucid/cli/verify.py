@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -33,6 +33,7 @@ def verify(
     through: Literal["auto", "pellucid", "transformers"] = "auto",
     kind: Literal["decoder", "encoder", "encoder-decoder"] | None = None,
     quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    ignore_key: tuple[str, ...] = (),
     why: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     list_: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -49,6 +50,7 @@ def verify(
         through: What opens a published model: pellucid or transformers [default: transformers where it is installed].
         kind: What a function or published model is, where that is not what it seems.
         quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
+        ignore_key: Attributes of a published config.json to leave out, which no code reads.
         why: Say what the tolerance of each check follows from, too.
         list_: List all checks and their promises.
     """
@@ -65,9 +67,10 @@ def verify(
     if json_ not in (None, "-"):
         _require_writable(Path(json_))
     console = Console(stderr=json_ == "-")
-    how = {} if kind is None else {"kind": kind}
+    how: dict[str, Any] = {"through": through, "quantised": quantised, "ignore": ignore_key}
+    how |= {} if kind is None else {"kind": kind}
     with _bar(console) as progress:
-        report = try_all(subject, only, seed=seed, progress=progress, through=through, quantised=quantised, **how)
+        report = try_all(subject, only, seed=seed, progress=progress, **how)
     if json_ == "-":
         json.dump(report.to_json(), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")

@@ -34,6 +34,7 @@ MASKED_LM = (
     *projection("predictions.dense", "head.dense"),
     *projection("predictions.LayerNorm", "head.norm"),
     Row("predictions.bias", "head.bias"),
+    Row("predictions.decoder.weight", "head.weight"),
 )
 MASKED_LM_COPIES = (
     ("predictions.decoder.weight", "albert.embeddings.word_embeddings.weight"),

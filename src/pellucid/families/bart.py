@@ -30,8 +30,8 @@ IGNORED = """dropout attention_dropout activation_dropout classifier_dropout cla
     decoder_layerdrop init_std num_hidden_layers forced_bos_token_id force_bos_token_to_be_generated
     _num_labels save_step replacing_rate student_encoder_layers student_decoder_layers"""
 
-UNUSED_ROWS = 2  # of the table of positions, by which it is longer than the context
-NORM = LayerNormSpec()  # torch's own eps: nothing sets it
+UNUSED_ROWS = 2  # the table of positions is longer than the context by these
+NORM = LayerNormSpec()  # with torch's own eps: no attribute sets it
 SIDES = ("encoder", "decoder")
 
 # --- names of weights ------------------------------------------------------------------------------------------------
@@ -60,6 +60,7 @@ def layer_rows() -> tuple[Row, ...]:
 
 SHARED = Row("model.shared.weight", "encoder.embed.tokens.weight")
 BIAS = Row("final_logits_bias", "decoder.head.bias", ROW)
+HEAD = Row("lm_head.weight", "decoder.head.weight")
 COPIES = tuple(
     (copy, "model.shared.weight")
     for copy in ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
@@ -71,6 +72,7 @@ TABLE = Table(
         *(row for side in SIDES for row in projection(f"model.{side}.layernorm_embedding", f"{side}.embed.norm")),
         *layer_rows(),
         BIAS,
+        HEAD,
     ),
     copies=COPIES,
     base="model.",
@@ -78,7 +80,7 @@ TABLE = Table(
 
 
 def table(spec: EncoderDecoderSpec) -> Table:
-    """One for all."""
+    """All models of this family have one table."""
     return TABLE
 
 
@@ -111,7 +113,7 @@ def stack(read: Config, side: str, activation: str = "gelu") -> StackSpec:
 
 
 def scale(read: Config) -> float:
-    """Of token vectors."""
+    """The factor on token vectors."""
     return read.count("d_model") ** 0.5 if read.take("scale_embedding", bool, False) else 1.0
 
 
@@ -140,11 +142,11 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Encod
     return spec
 
 
-# --- to a config: as far as the family goes; what it cannot express shows when the config is read again --------------
+# --- to a config: as near as the family comes; what it cannot express is found when it is read back ------------------
 
 
 def attributes(spec: ModelSpec, model_type: str, architecture: str) -> dict[str, Any]:
-    """What BART and Marian say of a model alike. Who saves a tokenizer too fills in the ids of its tokens."""
+    """What BART and Marian say of a model alike. The ids of special tokens are left to whoever saves a tokenizer."""
     model = need(spec, EncoderDecoderSpec, "the model")
     config: dict[str, Any] = {
         "model_type": model_type,

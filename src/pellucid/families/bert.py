@@ -58,13 +58,14 @@ MASKED_LM = (
     *projection("cls.predictions.transform.dense", "head.dense"),
     *projection("cls.predictions.transform.LayerNorm", "head.norm"),
     Row("cls.predictions.bias", "head.bias"),
+    Row("cls.predictions.decoder.weight", "head.weight"),
 )
 MASKED_LM_COPIES = (
     ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
     ("cls.predictions.decoder.bias", "cls.predictions.bias"),
 )
 
-# what else a pretrained file holds: which of two texts comes first, asked of the pooled vector
+# a pretrained file also holds the head that tells from the pooled vector which of two texts comes first
 NEXT_TEXT = ("cls.seq_relationship.weight", "cls.seq_relationship.bias")
 POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
 

@@ -1,9 +1,19 @@
-"""Reading a published config: every attribute is read, ignored by name, or refused by name."""
+"""Reading a published config: every attribute is read, ignored by name, or refused by name.
+
+An attribute that the family does not know is refused if it may mean something: if some architecture of the reference
+library has one of that name (``names.txt``), or if the config was written by a release of that library which may have
+names that the list lacks. No code reads any other, so it is ignored, with one warning.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import warnings
 from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pellucid.errors import CheckpointError, suggest
@@ -11,11 +21,11 @@ from pellucid.spec import Activation
 
 T = TypeVar("T")
 
-LARGEST = 2**31 - 1  # of any size
+LARGEST = 2**31 - 1  # no size in a config is larger
 SHOWN = 8  # unknown attributes in a message
 DEEPEST = 4096  # layers: each is made, so a damaged number must not get far
 
-ACTIVATIONS: dict[str, Activation] = {  # of several names of one function, the first is written
+ACTIVATIONS: dict[str, Activation] = {  # where several names mean one function, the first is written
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -29,7 +39,7 @@ ACTIVATIONS: dict[str, Activation] = {  # of several names of one function, the 
 }
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
-# attributes of any config that say nothing about what the model computes, by what they are about
+# attributes that change nothing of what a model computes, sorted by their subject
 FILE = """_name_or_path architectures auto_map dtype torch_dtype transformers_version _attn_implementation_autoset
     _commit_hash _attn_implementation attn_implementation transformers.js_config unsloth_fixed unsloth_version
     custom_pipelines sentence_transformers name language"""
@@ -47,7 +57,7 @@ SAMPLING = """max_length min_length do_sample early_stopping num_beams num_beam_
     max_new_tokens"""
 IGNORED = frozenset(" ".join((FILE, CALL, TASK, TOKENS, TRAINING, SAMPLING)).split())
 
-# attributes that do change the model, and the only values that a family has that does not read them itself
+# attributes that change the model, each with the only values that are accepted unless the family reads it itself
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
@@ -61,9 +71,22 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def brief(value: Any) -> str:
-    """The value as an error shows it: cut where it would fill the screen."""
-    text = repr(value)
+    """The value as JSON has it, cut where it would fill the screen."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+@cache
+def _published() -> tuple[str, frozenset[str]]:
+    """The release of transformers that ``names.txt`` was made from, and the names of all attributes of its configs."""
+    release, *names = Path(__file__).with_name("names.txt").read_text(encoding="utf-8").split()
+    return release, frozenset(names)
+
+
+def _numbers(release: object) -> tuple[int, ...]:
+    """A release as numbers, so that a later one is greater; () where it is no release."""
+    found = re.match(r"\d+(\.\d+)*", release) if isinstance(release, str) and len(release) < 100 else None
+    return tuple(int(number) for number in found[0].split(".")) if found else ()
 
 
 def need(value: Any, kind: type[T], path: str) -> T:
@@ -75,10 +98,14 @@ def need(value: Any, kind: type[T], path: str) -> T:
 
 
 class Config:
-    """A config being read: ``take`` what the model needs, ``expect`` what must be so, then ``done``."""
+    """A config being read: ``take`` what the model needs, ``expect`` what must be so, then ``done``.
 
-    def __init__(self, values: Mapping[str, Any], where: str, ignored: str = ""):
-        self.values, self.where = values, where
+    ignored: names, with spaces between, that the family does not need. strict: refuse every attribute that nobody has
+    read, as an object of few attributes does, each of which changes the model.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str, ignored: str = "", *, strict: bool = False):
+        self.values, self.where, self.strict = values, where, strict
         self.known = set(ignored.split())
 
     def refuse(self, name: str, why: str, remedy: str = "") -> CheckpointError:
@@ -130,22 +157,44 @@ class Config:
         """Raise CheckpointError where the attribute is there with none of the allowed values."""
         self.known.add(name)
         if name in self.values and self.values[name] not in allowed:
-            raise self.refuse(name, f"is not supported; only {' or '.join(map(repr, allowed))} is")
+            raise self.refuse(name, f"is not supported; only {' or '.join(map(brief, allowed))} is")
 
     def done(self) -> None:
-        """Raise CheckpointError naming every attribute that nobody has read."""
+        """Raise CheckpointError naming every attribute that nobody has read and that may mean something.
+
+        The others are ignored, with one warning that names them.
+        """
         for name, allowed in NEUTRAL.items():
             if name not in self.known:  # else the family has read it: to some, it means something
                 self.expect(name, *allowed)
-        unknown = sorted(self.values.keys() - self.known - IGNORED)
-        if unknown:
-            listed = ", ".join(f"{name} = {brief(self.values[name])}" for name in unknown[:SHOWN])
-            listed += f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-            raise CheckpointError(
-                f"{self.where}: not understood: {listed}",
-                "it may change what the model computes; take it out of the config where the code that it was published"
-                " with reads it nowhere",
+        unknown = self.values.keys() - self.known - IGNORED
+        if not unknown:
+            return
+        release, names = _published()
+        newer = _numbers(self.values.get("transformers_version")) > _numbers(release)
+        if refused := unknown if self.strict or newer else unknown & names:
+            raise self._not_understood(sorted(refused), release if newer else None)
+        warnings.warn(
+            f"{self.where}: ignored {self._listed(sorted(unknown))}: no published architecture reads it", stacklevel=2
+        )
+
+    def _listed(self, names: list[str]) -> str:
+        """Attributes with their values, as far as a message holds them."""
+        listed = ", ".join(f"{name} = {brief(self.values[name])}" for name in names[:SHOWN])
+        return listed + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+    def _not_understood(self, names: list[str], release: str | None) -> CheckpointError:
+        """The error for attributes that may mean something. release: where the config is of a later one than this."""
+        version = self.values.get("transformers_version")
+        why = "" if release is None else f" (written by transformers {version}; known are the names up to {release})"
+        remedy = "it may change what the model computes"
+        if not self.strict:
+            shown = names[:SHOWN]
+            remedy += (
+                f"; where the code that it was published with does not read it, add --ignore-key {' '.join(shown)}"
+                f" to the command, or ignore={json.dumps(shown)} to pellucid.load"
             )
+        return CheckpointError(f"{self.where}: not understood: {self._listed(names)}{why}", remedy)
 
 
 def named_class(read: Config, architecture: str | None, known: Iterable[str]) -> str:

@@ -85,9 +85,11 @@ def decoder(
     embed: EmbedSpec = PLAIN,
     soft_cap: float | None = None,
 ) -> DecoderSpec:
-    """The whole model, once its layers are read. tied: where the config does not say.
+    """The whole model, once its layers are read.
 
-    Raises CheckpointError for a head that does not predict tokens, and naming every attribute that nobody has read.
+    tied: whether the head uses the table of tokens where the config does not say. soft_cap: of the logits.
+
+    Raises CheckpointError for a head that does not predict tokens, and as ``Config.done`` does.
     """
     named = read.take("architectures", list, [])
     name = str(architecture or (named[0] if named else "Model"))
@@ -121,7 +123,7 @@ def layer_types(read: Config, counted: list[str], size: int | None) -> list[str]
     return types
 
 
-# --- to a config: as far as the family goes; what it cannot express shows when the config is read again --------------
+# --- to a config: as near as the family comes; what it cannot express is found when it is read back ------------------
 
 
 def attentions(spec: ModelSpec) -> list[AttentionSpec]:
@@ -144,9 +146,9 @@ def windows(spec: ModelSpec) -> tuple[list[str], int | None]:
 def attributes(
     spec: ModelSpec, model_type: str, architecture: str, turns: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What all these families say of a model alike. Who saves a tokenizer too fills in the ids of its tokens.
+    """What all these families say of a model alike. The ids of special tokens are left to whoever saves a tokenizer.
 
-    turns: the attributes of its rotary positions, where they are not those of all layers alike.
+    turns: the attributes of the rotary positions, where layers turn differently (default: those of the first layer).
     """
     mixer, model = attentions(spec)[0], need(spec, DecoderSpec, "the model")
     block = model.stack.blocks[0]

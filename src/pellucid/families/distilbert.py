@@ -22,9 +22,9 @@ from pellucid.spec import (
     TaggerHeadSpec,
 )
 
-# the last: how old files say that all are tied
+# tie_weights_ is how old files say that the head is tied
 IGNORED = "dropout attention_dropout qa_dropout seq_classif_dropout tie_weights_"
-NORM = LayerNormSpec(1e-12)  # nothing sets it
+NORM = LayerNormSpec(1e-12)  # no attribute sets its eps
 FIRST = PoolerHeadSpec(activation="relu")
 SIZES = {  # BERT's names -> DistilBERT's
     "hidden_size": "dim",
@@ -52,6 +52,7 @@ MASKED_LM = (
     *projection("vocab_transform", "head.dense"),
     *projection("vocab_layer_norm", "head.norm"),
     Row("vocab_projector.bias", "head.bias"),
+    Row("vocab_projector.weight", "head.weight"),
 )
 COPY = ("vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight")
 OUT = projection("classifier", "head.out")
@@ -82,7 +83,7 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Encod
     read = Config(config, "distilbert config", IGNORED)
     read.expect("model_type", "distilbert")
     read.expect("tie_word_embeddings", True)
-    read.take("sinusoidal_pos_embds", bool, False)  # how a table began that is in the file
+    read.take("sinusoidal_pos_embds", bool, False)  # how the table of positions was drawn; the file holds it
     block = encoders.block(read, NORM, called=SIZES)
     heads: encoders.Heads = {
         **encoders.text_heads(MaskedLMHeadSpec(read.activation("activation", "gelu"), NORM)),

@@ -44,7 +44,11 @@ def block(
     activation: str = "gelu",
     called: Mapping[str, str] | None = None,
 ) -> BlockSpec:
-    """What every layer is. bias: on q, k, v. activation: where the config names none. called: other names of sizes."""
+    """The block of every layer.
+
+    bias: whether q, k and v have one. activation: what it is where the config names none. called: how this family calls
+    BERT's attributes.
+    """
     names = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act")
     width, heads, inner, act = ((called or {}).get(name, name) for name in names)
     d_model, n_heads = read.count(width), read.count(heads)
@@ -117,7 +121,7 @@ def head(read: Config, architecture: str | None, prefixes: tuple[str, ...], head
     return heads[kind](read)
 
 
-# --- to a config: as far as the family goes; what it cannot express shows when the config is read again --------------
+# --- to a config: as near as the family comes; what it cannot express is found when it is read back ------------------
 
 SUFFIXES: dict[type[EncoderHeadSpec | None], str] = {
     type(None): "Model",
@@ -149,7 +153,7 @@ def attributes(spec: ModelSpec, model_type: str, architecture: str) -> dict[str,
 
 
 def text_attributes(spec: ModelSpec, model_type: str, prefix: str) -> dict[str, Any]:
-    """The same, and what models of texts say besides. Who saves a tokenizer too fills in the ids of its tokens."""
+    """The same, and what models of texts say besides; ids of special tokens are left to whoever saves a tokenizer."""
     model = need(spec, EncoderSpec, "the model")
     return {
         **attributes(spec, model_type, prefix + SUFFIXES[type(model.head)]),

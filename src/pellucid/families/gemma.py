@@ -38,8 +38,8 @@ SILENT: dict[str, dict[str, Any]] = {
     "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096},
 }
 PATTERN = {"gemma2": 2, "gemma3_text": 6}  # in files that name no layer types, every n-th layer attends globally: n
-BASES = {LOCAL: 10_000.0, GLOBAL: 1_000_000.0}  # of Gemma 3's two rotations
-CONTEXT = {"gemma3_text": 131_072}  # of the others: 8192
+BASES = {LOCAL: 10_000.0, GLOBAL: 1_000_000.0}  # the default bases of Gemma 3's two rotations
+CONTEXT = {"gemma3_text": 131_072}  # the default; that of the others is 8192
 
 FIRST = Table(  # Gemma 1 has no norms after its branches
     rows=(*decoders.ENDS, *decoders.NORMS, *decoders.ATTENTION, *decoders.GATED),
@@ -82,7 +82,7 @@ def _rotaries(read: Config, context: int, two_bases: bool) -> dict[str, RotarySp
         return dict.fromkeys((LOCAL, GLOBAL), rotary(read, context))
     if (nested := read.nested("rope_parameters")).keys() & BASES.keys():
         read.expect("rope_scaling", None)
-        each = Config(nested, f"{read.where}, rope_parameters")
+        each = Config(nested, f"{read.where}, rope_parameters", strict=True)
         found = {
             kind: rotary(Config({"rope_parameters": each.nested(kind)}, f"{each.where}, {kind}"), context, base)
             for kind, base in BASES.items()

@@ -42,7 +42,7 @@ TABLE = replace(
 
 
 def table(spec: DecoderSpec) -> Table:
-    """One for all; the weights that see images are ignored by name."""
+    """All have one table; it ignores the weights that read images by name."""
     return TABLE
 
 
@@ -53,7 +53,10 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Decod
     """
     read = Config(config, "gemma3 config", IGNORED)
     read.expect("model_type", "gemma3")
-    text = {**SILENT, "tie_word_embeddings": read.take("tie_word_embeddings", bool, True), **read.nested("text_config")}
+    outer = {"tie_word_embeddings": read.take("tie_word_embeddings", bool, True)}
+    if "transformers_version" in config:  # it is said once, and decides how unknown names are read
+        outer["transformers_version"] = config["transformers_version"]
+    text = {**SILENT, **outer, **read.nested("text_config")}
     read.done()
     return gemma.to_spec(text)
 

@@ -24,7 +24,7 @@ from pellucid.spec import (
 IGNORED = """predict_special_tokens attn_pdrop embd_pdrop resid_pdrop reorder_and_upcast_attn
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout"""
 
-TABLE = Table(  # their matrices are (in, out), so transposed; q, k and v are one
+TABLE = Table(  # its matrices are stored as (in, out), so they are transposed; q, k and v are one tensor
     rows=(
         Row("transformer.wte.weight", "embed.tokens.weight"),
         Row("transformer.wpe.weight", "embed.positions.weight"),
@@ -59,7 +59,7 @@ TABLE = Table(  # their matrices are (in, out), so transposed; q, k and v are on
 
 
 def table(spec: DecoderSpec) -> Table:
-    """One for all."""
+    """All models of this family have one table."""
     return TABLE
 
 
@@ -90,7 +90,7 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Decod
 
 
 def _scales(first: float | None, head_dim: int, n_layers: int) -> list[float | None]:
-    """Of scores, where each layer divides by its number."""
+    """The scale of scores in each layer, where each layer divides by its number, counted from 1."""
     usual = head_dim**-0.5 if first is None else first
     return [first, *(usual / (i + 1) for i in range(1, n_layers))]
 

@@ -22,7 +22,7 @@ TABLE = Table(
 
 
 def table(spec: DecoderSpec) -> Table:
-    """One for all."""
+    """All models of this family have one table."""
     return TABLE
 
 

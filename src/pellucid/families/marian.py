@@ -11,6 +11,7 @@ from typing import Any
 from pellucid.families.bart import (
     BIAS,
     COPIES,
+    HEAD,
     IGNORED,
     SHARED,
     SIDES,
@@ -32,13 +33,15 @@ from pellucid.spec import (
     SinusoidalSpec,
 )
 
-SINES = tuple(f"model.{side}.embed_positions.weight" for side in SIDES)  # follow from the config; old files carry them
-ONE = Table((SHARED, *layer_rows(), BIAS), SINES, COPIES, "model.")
+# they follow from the config, and old files carry them
+SINES = tuple(f"model.{side}.embed_positions.weight" for side in SIDES)
+ONE = Table((SHARED, *layer_rows(), BIAS, HEAD), SINES, COPIES, "model.")
 TWO = Table(
     rows=(
         *(Row(f"model.{side}.embed_tokens.weight", f"{side}.embed.tokens.weight") for side in SIDES),
         *layer_rows(),
         BIAS,
+        HEAD,
     ),
     ignored=SINES,
     copies=(("lm_head.weight", "model.decoder.embed_tokens.weight"),),
@@ -56,7 +59,7 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Encod
 
     Raises CheckpointError naming an attribute that is missing, unknown, or asks for what this family does not have.
     """
-    read = Config(config, "marian config", f"{IGNORED} extra_pos_embeddings")  # theirs has no extra ones
+    read = Config(config, "marian config", f"{IGNORED} extra_pos_embeddings")  # Marian's positions have no extra rows
     read.expect("model_type", "marian")
     read.expect("tie_word_embeddings", True)
     read.expect("normalize_embedding", False)

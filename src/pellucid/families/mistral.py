@@ -20,7 +20,7 @@ SILENT = {
 
 
 def table(spec: DecoderSpec) -> Table:
-    """Llama's."""
+    """Llama's table: the names are the same."""
     return TABLE
 
 

@@ -15,11 +15,12 @@ from pellucid.families.table import Row, Table, Transform
 from pellucid.spec import BlockSpec, DecoderSpec, GatedFFNSpec, ModelSpec, MoESpec, RMSNormSpec, StackSpec
 
 IGNORED = (
-    "attention_dropout output_router_logits router_aux_loss_coef router_jitter_noise"  # the last: in training only
+    # router_jitter_noise acts in training only
+    "attention_dropout output_router_logits router_aux_loss_coef router_jitter_noise"
 )
 SILENT = {"num_key_value_heads": 8}  # default of an absent key; an explicit null means something else
 
-SIDE_BY_SIDE = Transform(  # of each expert, the rows of gate and then those of up
+SIDE_BY_SIDE = Transform(  # each expert has the rows of gate, and then those of up
     lambda theirs, shapes: torch.split(theirs, [shape[1] for shape in shapes], 1),
     lambda ours: torch.cat(list(ours), 1),
     by_rows=True,
@@ -59,7 +60,7 @@ TABLE = replace(  # as files have it: a tensor for each matrix of each expert
 
 
 def table(spec: DecoderSpec) -> Table:
-    """One for all."""
+    """All models of this family have one table."""
     return TABLE
 
 

@@ -42,7 +42,7 @@ def by_head(n_heads: int) -> Transform:
 
 
 def table(spec: DecoderSpec) -> Table:
-    """The names; how q, k and v are one depends on the number of heads."""
+    """The table for a model of this spec: how q, k and v lie in one tensor depends on the number of heads."""
     layer, block = "gpt_neox.layers.#", "blocks.#"
     fused = by_head(attentions(spec)[0].n_heads)
     new = Table(

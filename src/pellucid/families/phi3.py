@@ -11,7 +11,8 @@ from pellucid.families.rotary import rotary
 from pellucid.families.table import STACKED, Row, Table
 from pellucid.spec import BlockSpec, DecoderSpec, ModelSpec, RMSNormSpec, RotarySpec, StackSpec
 
-IGNORED = "attention_dropout resid_pdrop embd_pdrop original_max_position_embeddings"  # the last: of long contexts
+# original_max_position_embeddings matters only to the scaling of long contexts, which is refused
+IGNORED = "attention_dropout resid_pdrop embd_pdrop original_max_position_embeddings"
 
 TABLE = Table(
     rows=(
@@ -33,7 +34,7 @@ TABLE = Table(
 
 
 def table(spec: DecoderSpec) -> Table:
-    """One for all."""
+    """All models of this family have one table."""
     return TABLE
 
 

@@ -27,7 +27,7 @@ SILENT: dict[str, dict[str, Any]] = {
 
 
 def table(spec: DecoderSpec) -> Table:
-    """Llama's, which has names for the norms of q and k too."""
+    """Llama's table, which names the norms of q and k too."""
     return TABLE
 
 

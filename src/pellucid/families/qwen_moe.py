@@ -13,8 +13,8 @@ from pellucid.families.rotary import rotary
 from pellucid.families.table import Row, Table
 from pellucid.spec import BlockSpec, DecoderSpec, GatedFFNSpec, ModelSpec, MoESpec, RMSNormSpec, StackSpec
 
-IGNORED = """attention_dropout output_router_logits router_aux_loss_coef intermediate_size
-    max_window_layers"""  # the last two: of layers without experts, and of nothing
+# intermediate_size is that of layers without experts, which are refused; max_window_layers is read by nothing
+IGNORED = "attention_dropout output_router_logits router_aux_loss_coef intermediate_size max_window_layers"
 SILENT = {
     "num_key_value_heads": 4,
     "sliding_window": 4096,
@@ -37,7 +37,7 @@ TABLE = replace(  # as files have it: a tensor for each matrix of each expert
 
 
 def table(spec: DecoderSpec) -> Table:
-    """One for all."""
+    """All models of this family have one table."""
     return TABLE
 
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from pellucid.errors import CheckpointError, SpecError, suggest
 from pellucid.families.config import brief
-from pellucid.families.source import Source
 from pellucid.families.table import Table
 from pellucid.spec import AttentionSpec, ModelSpec
 from pellucid.values import Value
@@ -30,15 +29,6 @@ class Family(Protocol):
 
     def table(self, spec: Any) -> Table:
         """The names of the weights of a model with this spec."""
-        ...
-
-
-@runtime_checkable
-class ReadsStored(Protocol):
-    """What a family offers whose published configs are known to contradict the tensors beside them."""
-
-    def as_stored(self, config: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
-        """The config, corrected where the tensors know better."""
         ...
 
 
@@ -89,13 +79,6 @@ def _load(module: str) -> Family:
     return cast(Family, importlib.import_module(f"pellucid.families.{module}"))
 
 
-def as_stored(config: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
-    """The config, corrected by its family where the tensors are known to know better."""
-    module = FAMILIES.get(str(config.get("model_type")))
-    reads = None if module is None else importlib.import_module(f"pellucid.families.{module}")
-    return reads.as_stored(config, source) if isinstance(reads, ReadsStored) else config
-
-
 def spec_of(config: Mapping[str, Any], architecture: str | None = None) -> tuple[ModelSpec, Table]:
     """The spec of a parsed ``config.json``, and the names that its weights have.
 
@@ -112,7 +95,7 @@ def spec_of(config: Mapping[str, Any], architecture: str | None = None) -> tuple
     module = _load(FAMILIES[model_type])
     try:
         spec = module.to_spec(config, architecture)
-    except SpecError as error:  # every attribute is well, and yet they make no model
+    except SpecError as error:  # each attribute is legal, but together they make no model
         raise CheckpointError(f"{model_type} config: {error.problem}", error.remedy) from error
     return spec, module.table(spec)
 

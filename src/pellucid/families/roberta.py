@@ -32,6 +32,7 @@ MASKED_LM = (
     *projection("lm_head.dense", "head.dense"),
     *projection("lm_head.layer_norm", "head.norm"),
     Row("lm_head.bias", "head.bias"),
+    Row("lm_head.decoder.weight", "head.weight"),
 )
 MASKED_LM_COPIES = (
     ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),

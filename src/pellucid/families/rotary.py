@@ -8,34 +8,50 @@ from typing import Any
 from pellucid.families.config import Config, brief
 from pellucid.spec import ByPartsScaling, LinearScaling, RotaryScaling, RotarySpec, YaRNScaling
 
+# how the weights came about; a name that stands in published files and that transformers reads nowhere
+IGNORED = {"finetuned", "attn_factor"}
+
 
 def _scaling(read: Config, context: int) -> RotaryScaling | None:
-    """The rule that ``rope_type`` names, with its numbers. Raises CheckpointError for a rule that no spec expresses."""
+    """The rule that ``rope_type`` names, with its numbers. Raises CheckpointError for a rule that no spec expresses.
+
+    context: of the model, where the config gives no original one.
+    """
     kind = read.take("rope_type", str, read.take("type", str, "default"))
     read.expect("type", None, kind)
-    read.take("finetuned", bool, False)  # how the weights came about
+    read.known |= IGNORED
     if kind == "default":
         return None
     if kind not in ("linear", "llama3", "yarn"):
         said = "rope_type" if "rope_type" in read.values else "type"  # as older files have it
         raise read.refuse(said, "is not supported", "known: default, linear, llama3, yarn")
-    factor = read.take("factor", float)
+    original = context if kind == "linear" else read.count("original_max_position_embeddings", context)
+    factor = read.take("factor", float, context / original if kind == "yarn" else None)
     if factor < 1:
-        raise read.refuse("factor", "is below 1")
+        raise read.refuse("factor", "is below 1", "the config is damaged")
     if kind == "linear":
         return LinearScaling(factor)
-    original = read.count("original_max_position_embeddings", context)
     if kind == "llama3":
         return ByPartsScaling(
             factor, original, read.take("low_freq_factor", float), read.take("high_freq_factor", float)
         )
-    for name in ("mscale", "mscale_all_dim"):
-        read.expect(name, None)
-    read.expect("truncate", None, True)
     usual = 0.1 * math.log(factor) + 1.0
-    if not math.isclose(read.take("attention_factor", float, usual), usual, rel_tol=1e-6):
-        raise read.refuse("attention_factor", f"is not the paper's {usual:.6f}")
-    return YaRNScaling(factor, original, read.take("beta_fast", float, 32.0), read.take("beta_slow", float, 1.0))
+    sharpened = read.take("attention_factor", float, _sharpening(read, factor))
+    return YaRNScaling(
+        factor,
+        original,
+        read.take("beta_fast", float, 32.0) or 32.0,  # to transformers 0 is as good as nothing, of all four
+        read.take("beta_slow", float, 1.0) or 1.0,
+        None if math.isclose(sharpened, usual, rel_tol=1e-6) else sharpened,
+        read.take("truncate", bool, True),
+    )
+
+
+def _sharpening(read: Config, factor: float) -> float:
+    """YaRN's factor on q and k where no attribute gives it: the paper's, or a quotient as in DeepSeek-V2's code."""
+    above, below = read.take("mscale", float, 0.0), read.take("mscale_all_dim", float, 0.0)
+    turned = 0.1 * math.log(factor)
+    return (above * turned + 1.0) / (below * turned + 1.0) if above and below else turned + 1.0
 
 
 def rotary(read: Config, context: int, base: float = 10_000.0, fraction: float | None = None) -> RotarySpec:
@@ -46,7 +62,7 @@ def rotary(read: Config, context: int, base: float = 10_000.0, fraction: float |
     new, old = read.nested("rope_parameters"), read.nested("rope_scaling")
     if new and old and new != old:
         raise read.refuse("rope_scaling", f"contradicts rope_parameters = {brief(new)}", "keep one of them")
-    inner = Config(new or old, f"{read.where}, {'rope_parameters' if new else 'rope_scaling'}")
+    inner = Config(new or old, f"{read.where}, {'rope_parameters' if new else 'rope_scaling'}", strict=True)
     if fraction is None:
         for each in (read, inner):
             each.expect("partial_rotary_factor", None, 1.0)
@@ -105,5 +121,7 @@ def _rule(scaling: RotaryScaling | None) -> dict[str, Any] | None:
             "original_max_position_embeddings": scaling.original_context,
             "beta_fast": scaling.beta_fast,
             "beta_slow": scaling.beta_slow,
+            **({} if scaling.attention_factor is None else {"attention_factor": scaling.attention_factor}),
+            **({} if scaling.truncate else {"truncate": False}),
         }
     return None

@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from pellucid.errors import suggest
 from pellucid.families.config import ACTIVATION_NAMES, ACTIVATIONS, DEEPEST, Config, named_class, need
-from pellucid.families.source import Source
 from pellucid.families.table import Row, Table
 from pellucid.spec import (
     AttentionSpec,
@@ -59,7 +56,7 @@ def _table(gated: bool) -> Table:
             *(Row(f"{theirs}.EncDecAttention.{x}.weight", f"{ours}.cross.{x}.weight") for x in "qkvo"),
             Row("lm_head.weight", "decoder.head.weight"),
         ),
-        # in old files, and never read by anyone
+        # old files carry it, and nothing reads it
         ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
         copies=tuple(
             (copy, "shared.weight")
@@ -74,22 +71,6 @@ PLAIN, GATED = _table(gated=False), _table(gated=True)
 def table(spec: EncoderDecoderSpec) -> Table:
     """The table for a model of this spec: what enters its feed-forward layers has other names with a gate."""
     return GATED if isinstance(spec.encoder.stack.blocks[0].ffn, GatedFFNSpec) else PLAIN
-
-
-def as_stored(config: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
-    """The config, with tie_word_embeddings corrected: transformers 5 writes true for every T5, even for untied ones.
-
-    A truly tied T5 v1.0 always scales its logits, and a tied file has one table. So a config that is tied and unscaled,
-    beside two different tables in the file, means an untied model.
-    """
-    head, shared = "lm_head.weight", "shared.weight"
-    never_scaled = config.get("model_type") == "mt5" or config.get("scale_decoder_outputs") is False
-    if config.get("tie_word_embeddings", True) is not True or not never_scaled:
-        return config
-    if head not in source.shapes or source.shapes[head] != source.shapes.get(shared):
-        return config
-    same = torch.equal(*(source.read(name, torch.float32).opened(torch.float32) for name in (head, shared)))
-    return config if same else {**config, "tie_word_embeddings": False}
 
 
 def _feed_forward(read: Config) -> FeedForwardSpec:
@@ -148,7 +129,7 @@ def to_spec(config: Mapping[str, Any], architecture: str | None = None) -> Encod
 def to_config(spec: ModelSpec) -> dict[str, Any]:
     """The config of a T5, as near to the spec as the family comes. Raises CheckpointError for other parts.
 
-    Who saves a tokenizer too fills in the ids of its tokens.
+    The ids of special tokens are left to whoever saves a tokenizer with the model.
     """
     model = need(spec, EncoderDecoderSpec, "the model")
     stack, head = model.encoder.stack, model.decoder.head

@@ -14,15 +14,16 @@ from torch import Size, Tensor
 
 from pellucid.errors import CheckpointError, suggest
 
-MOST_PARTS = 4096  # experts; each has a name, and a damaged config must not ask for billions of them
+MOST_PARTS = 4096  # experts: each gets a name, so a damaged config must not ask for billions of them
 
 
 @dataclass(frozen=True)
 class Transform:
-    """take: one tensor of theirs, and the shapes of ours, to the tensors of ours. give: the way back, exactly.
+    """How one published tensor becomes one or several of ours, and back.
 
-    by_rows: whether both only rename, cut, join or move whole rows. A row of quantised blocks goes through such a
-    transform as it is; for any other, the tensor must be opened.
+    take: turns their tensor into ours, given the shapes of ours. give: the exact inverse. by_rows: whether both only
+    rename, cut, join or move whole rows. A row of quantised blocks goes through such a transform as it is; for any
+    other, the tensor must be opened.
     """
 
     take: Callable[[Tensor, Sequence[Size]], Sequence[Tensor]]
@@ -40,8 +41,8 @@ class Transform:
 
 SAME = Transform(lambda theirs, _: [theirs], lambda ours: ours[0], by_rows=True)
 TRANSPOSED = Transform(lambda theirs, _: [theirs.mT], lambda ours: ours[0].mT)
-ROW = Transform(lambda theirs, _: [theirs[0]], lambda ours: ours[0][None])  # of a matrix with one row
-STACKED = Transform(  # several of ours are the rows of one of theirs, as in a fused q, k, v
+ROW = Transform(lambda theirs, _: [theirs[0]], lambda ours: ours[0][None])  # a matrix with one row becomes a vector
+STACKED = Transform(  # a fused tensor, such as q, k and v in one: its rows are cut into several of ours
     lambda theirs, shapes: torch.split(theirs, [shape[0] for shape in shapes]),
     lambda ours: torch.cat(list(ours)),
     by_rows=True,
@@ -76,9 +77,9 @@ class Table:
     """A family's weights.
 
     rows: all that a model can have. ignored: names that may occur and that it has no use for; ``**`` stands for any
-    rest. copies: (name, original), what a tied checkpoint may repeat, and must then equal bit for bit. base: a prefix
-    that bare models leave out. versions: the same weights as other releases of their library name them; read where they
-    fit better, never written.
+    rest. copies: (name, original), other names of one tensor: a file may have it under one of them only, or repeat it,
+    and then all must be equal bit for bit. base: a prefix that bare models leave out. versions: the same weights as
+    other releases of their library name them; read where they fit better, never written.
     """
 
     rows: tuple[Row, ...]
@@ -90,12 +91,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Link:
-    """A row for one layer, or one expert of a layer: a tensor of theirs, and the weights of ours that it becomes."""
+    """A row for one layer, or for one expert of it: a published tensor, and the weights of ours that it becomes."""
 
     theirs: str
     ours: tuple[str, ...]
     transform: Transform
-    part: int | None = None  # which slice of ours, where they have one tensor a slice
+    part: int | None = None  # which slice of our weight this is, where each slice is a published tensor of its own
 
     def wanted(self, shapes: Mapping[str, Size]) -> list[Size]:
         """The shapes of what the transform takes and gives, of our weights' shapes."""
@@ -128,12 +129,12 @@ def links_of(table: Table, ours: Mapping[str, Size]) -> list[Link]:
 
 
 def _bare(theirs: Iterable[str], table: Table) -> str:
-    """The prefix that this checkpoint leaves out."""
+    """The prefix that this checkpoint leaves out of every name; "" where it has it."""
     return "" if any(name.startswith(table.base) for name in theirs) else table.base
 
 
 def _version(theirs: Collection[str], ours: Mapping[str, Size], table: Table) -> Table:
-    """Of the table and its other versions the one that knows most of these names; the table where none knows more."""
+    """The version of the table that knows most of these names; the table itself where none knows more."""
 
     def known(version: Table) -> int:
         bare = _bare(theirs, version)
@@ -148,13 +149,49 @@ def few(names: Iterable[str]) -> str:
     return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
 
 
-def _doubles(theirs: Collection[str], links: Sequence[Link], table: Table, bare: str) -> list[tuple[str, str]]:
-    """The tied (copy, original) that are both there. Raises for any weight missing, or with no place in the model."""
+@dataclass(frozen=True)
+class Double:
+    """Two tensors of a checkpoint that must be equal, since the model has one for both.
+
+    own: whether the model would have a weight of its own for the first if it were not tied.
+    """
+
+    copy: str
+    original: str
+    own: bool
+
+
+def _named(links: Sequence[Link], copies: Sequence[tuple[str, str]], theirs: Collection[str]) -> list[Link]:
+    """The links, each with the name of its tensor in this checkpoint: the usual one, or else one of its copies."""
     known = {link.theirs for link in links}
-    missing, unmapped = known - set(theirs), set(theirs) - known
-    pairs = ((copy.removeprefix(bare), original.removeprefix(bare)) for copy, original in table.copies)
-    doubles = [(copy, original) for copy, original in pairs if copy in unmapped and original in known - missing]
-    unmapped -= {copy for copy, _ in doubles}
+    others = {
+        original: copy
+        for copy, original in reversed(copies)
+        if original not in theirs and copy in theirs and copy not in known
+    }
+    return [replace(link, theirs=others.get(link.theirs, link.theirs)) for link in links]
+
+
+def _doubles(
+    theirs: Collection[str], links: Sequence[Link], copies: Sequence[tuple[str, str]], heads: Collection[str]
+) -> list[Double]:
+    """The tensors that this checkpoint holds twice. heads: their names for what an untied model has besides."""
+    at = {link.theirs for link in links}
+    doubles: list[Double] = []
+    for copy, original in copies:
+        group = [original, *(name for name, first in copies if first == original)]
+        kept = next((name for name in group if name in at), None)
+        if copy in theirs and copy not in at and kept is not None and kept in theirs:
+            doubles.append(Double(copy, kept, copy in heads))
+    return doubles
+
+
+def _refuse_others(
+    theirs: Collection[str], links: Sequence[Link], doubles: Collection[str], table: Table, bare: str
+) -> None:
+    """Raise CheckpointError for any weight missing, or with no place in the model."""
+    known = {link.theirs for link in links}
+    missing, unmapped = known - set(theirs), set(theirs) - known - set(doubles)
     forgiven = [
         re.escape(name.removeprefix(bare)).replace(r"\#", r"\d+").replace(r"\*\*", ".+") for name in table.ignored
     ]
@@ -165,23 +202,25 @@ def _doubles(theirs: Collection[str], links: Sequence[Link], table: Table, bare:
             f"was one renamed? For {min(missing)}: {suggest(min(missing), unmapped)}",
         )
     if missing:
+        tied = missing <= {copy.removeprefix(bare) for copy, _ in table.copies}
         raise CheckpointError(
             f"the checkpoint lacks {few(missing)}",
-            "it is incomplete, was saved without that part, or its config is of another model",
+            "it was saved without that part, or else it is tied: then set tie_word_embeddings to true in config.json"
+            if tied
+            else "it is incomplete, was saved without that part, or its config is of another model",
         )
     if unmapped:
         raise CheckpointError(
             f"this model has no place for {few(unmapped)}", "the config describes another model than the weights do"
         )
-    return doubles
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be read, in which order, and which repeated weights must equal which; nothing has been read yet."""
+    """What is to be read, in which order, and which repeated tensors must be equal; nothing has been read yet."""
 
     links: tuple[Link, ...]
-    doubles: tuple[tuple[str, str], ...]
+    doubles: tuple[Double, ...]
 
     def stays(self, kinds: Mapping[str, str], able: set[str]) -> dict[str, str]:
         """The weights that can stay quantised, each with its format. kinds: the formats of their tensors, by their
@@ -202,10 +241,14 @@ def plan(theirs: Mapping[str, Size], ours: Mapping[str, Size], table: Table) -> 
 
     Raises CheckpointError naming each weight that is unmapped, missing, or of another shape.
     """
+    rows = {row.theirs for version in (table, *table.versions) for row in version.rows}
     table = _version(theirs, ours, table)
     bare = _bare(theirs, table)
-    links = [replace(link, theirs=link.theirs.removeprefix(bare)) for link in links_of(table, ours)]
-    doubles = _doubles(theirs, links, table, bare)
+    usual = [replace(link, theirs=link.theirs.removeprefix(bare)) for link in links_of(table, ours)]
+    copies = [(copy.removeprefix(bare), original.removeprefix(bare)) for copy, original in table.copies]
+    links = _named(usual, copies, theirs)
+    doubles = _doubles(theirs, links, copies, {name.removeprefix(bare) for name in rows})
+    _refuse_others(theirs, links, {double.copy for double in doubles}, table, bare)
     for link in links:
         shape = link.transform.give([torch.empty(size, device="meta") for size in link.wanted(ours)]).shape
         if theirs[link.theirs] != shape:

@@ -25,7 +25,7 @@ from pellucid.spec import (
     StackSpec,
 )
 
-IGNORED = f"{encoders.IGNORED} encoder_stride"  # of a head that paints
+IGNORED = f"{encoders.IGNORED} encoder_stride"  # encoder_stride belongs to a head that reconstructs images
 FIRST = PoolerHeadSpec("first", dense=False)
 HEADS: encoders.Heads = {
     "Model": encoders.pooled,
@@ -48,7 +48,7 @@ def _kernel(spec: PatchSpec) -> Transform:
     return Transform(lambda theirs, _: [theirs.flatten(1)], give)
 
 
-# of each layer, as files name it and as the library since 2026 names it in memory -> ours
+# a part of each layer as files name it -> as the library names it in memory since 2026, and as we do
 LAYERS = {
     "layernorm_before": ("layernorm_before", "attn_norms.pre"),
     "attention.attention.query": ("attention.q_proj", "attn.q"),

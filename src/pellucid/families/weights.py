@@ -9,7 +9,7 @@ from torch import Size, Tensor, nn
 
 from pellucid.errors import CheckpointError
 from pellucid.families.source import Source
-from pellucid.families.table import Plan, Table, links_of, plan
+from pellucid.families.table import Double, Plan, Table, links_of, plan
 from pellucid.nn.init import build_undrawn
 from pellucid.nn.quantised import stored_of
 from pellucid.nn.stored import Plain, Quantised, Stored
@@ -31,7 +31,7 @@ def shapes_of(spec: ModelSpec) -> dict[str, Size]:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors themselves: of a quantised weight, its blocks."""
+    """The tensors that hold all that a model stores, by name; for a quantised weight, its blocks."""
     return {
         name: stored.tensor if isinstance(stored, Plain) else stored.blocks for name, stored in stored_of(model).items()
     }
@@ -46,8 +46,8 @@ def to_ours(theirs: Mapping[str, Tensor], shapes: Mapping[str, Size], table: Tab
     Raises CheckpointError naming each weight that is unmapped, missing, of another shape, or not of floating point.
     """
     found = plan({name: tensor.shape for name, tensor in theirs.items()}, shapes, table)
-    for copy, original in found.doubles:
-        _refuse_untied(theirs[copy], theirs[original], (copy, original))
+    for double in found.doubles:
+        _refuse_different(theirs[double.copy], theirs[double.original], double)
     taken: dict[str, list[Tensor]] = {}
     for link in found.links:
         tensor = theirs[link.theirs]
@@ -98,14 +98,14 @@ def stream_weights(model: nn.Module, source: Source, found: Plan, dtype: torch.d
     types = {name: dtype if isinstance(each, Plain) else torch.uint8 for name, each in stored.items()}
     for name, tensor in ours.items():
         tensor.data = torch.empty(0, dtype=types[name])
-    doubles: dict[str, list[str]] = {}
-    for copy, original in found.doubles:
-        doubles.setdefault(original, []).append(copy)
+    doubles: dict[str, list[Double]] = {}
+    for double in found.doubles:
+        doubles.setdefault(double.original, []).append(double)
     order = {name: place for place, name in enumerate(ours)}  # weights lie in memory as they are used: that is faster
     for link in sorted(found.links, key=lambda link: order[link.ours[0]]):
         read = refuse_nonfinite(source.read(link.theirs, dtype), f"{source.where}: {link.theirs}", dtype)
-        for copy in doubles.get(link.theirs, []):
-            _refuse_untied(source.read(copy, dtype).opened(dtype), read.opened(dtype), (copy, link.theirs))
+        for double in doubles.get(link.theirs, []):
+            _refuse_different(source.read(double.copy, dtype).opened(dtype), read.opened(dtype), double)
         stays = all(isinstance(stored[name], Quantised) for name in link.ours)
         tensor = read.blocks if stays and isinstance(read, Quantised) else read.opened(dtype)
         for name, taken in zip(link.ours, link.transform.take(tensor, link.wanted(shapes)), strict=True):
@@ -131,6 +131,16 @@ def export_weights(model: nn.Module, table: Table) -> dict[str, Tensor]:
     return to_theirs(opened, table)
 
 
+def equal(source: Source, a: str, b: str) -> bool:
+    """Whether two tensors of a checkpoint are one, as far as their numbers tell."""
+    if source.shapes[a] != source.shapes[b]:
+        return False
+    stored = (source.read(a), source.read(b))
+    first, second = (each.tensor if isinstance(each, Plain) else each.opened(torch.float32) for each in stored)
+    kind = torch.promote_types(first.dtype, second.dtype)
+    return torch.equal(first.to(kind), second.to(kind))
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -151,11 +161,13 @@ def refuse_quantised(stored: Mapping[str, Stored], why: str) -> None:
             raise CheckpointError(f"{name} is quantised ({each.kind}): {why}", "load the model without quantised=True")
 
 
-def _refuse_untied(copy: Tensor, original: Tensor, names: tuple[str, str]) -> None:
+def _refuse_different(copy: Tensor, original: Tensor, double: Double) -> None:
     if not torch.equal(copy, original):
         raise CheckpointError(
-            f"{names[0]} differs from {names[1]}, but the config says that they are tied",
-            "set tie_word_embeddings to false in the config if the checkpoint really has both",
+            f"{double.copy} differs from {double.original}, but a model of this config has one tensor for both",
+            "set tie_word_embeddings to false in config.json if the checkpoint really has both"
+            if double.own
+            else "restore the file; with architecture= and its bare class, an encoder opens without the head",
         )
 
 

@@ -35,7 +35,8 @@ class Model(Tapped):
     """What every model can do, whatever it is for. ``tokenizer`` is set by whoever loads both together.
 
     generation: what a published folder says of how its model writes; class_names: what it calls the classes that its
-    head tells apart, () where nobody named them. Both are kept for those who open the model elsewhere.
+    head tells apart, () where nobody named them; sentences: how it reads a text that is to become a vector
+    (``checkpoints.sentence.reading``). All are kept for those who open the model elsewhere.
     """
 
     spec: Any  # a ModelSpec; each kind of model says which
@@ -46,6 +47,7 @@ class Model(Tapped):
         self.tokenizer: Any = None
         self.generation: Mapping[str, Any] = {}
         self.class_names: tuple[str, ...] = ()
+        self.sentences: Mapping[str, Any] = {}
 
     def predictions(self, batch: Batch) -> Predictions:
         """The distribution of each label of a batch, its logits not yet made.

@@ -36,11 +36,13 @@ def frequencies(spec: RotarySpec, head_dim: int, device: torch.device | None = N
         def pair_with(turns: float) -> float:  # within the original context; the ramp is that of the authors' code
             return dims * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-        low = max(math.floor(pair_with(scaling.beta_fast)), 0)
-        high = min(math.ceil(pair_with(scaling.beta_slow)), dims - 1)
+        low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+        if scaling.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dims - 1)
         ramp = (torch.arange(dims // 2, device=device).float() - low) / max(high - low, 1e-3)
         keep = 1 - ramp.clamp(0, 1)
-        return keep * rate + (1 - keep) * rate / scaling.factor, 0.1 * math.log(scaling.factor) + 1.0
+        return keep * rate + (1 - keep) * rate / scaling.factor, scaling.sharpening
     return rate, 1.0
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 from pellucid.errors import SpecError
-from pellucid.values import Value
+from pellucid.values import Value, later
 
 
 def require(ok: bool, spec: Value, problem: str, remedy: str = "") -> None:
@@ -113,10 +114,12 @@ class NTKScaling(Value):
 
 @dataclass(frozen=True)
 class YaRNScaling(Value):
-    """Peng et al. 2023: interpolate frequency by frequency, and sharpen attention by ``0.1 ln(factor) + 1``.
+    """Peng et al. 2023: interpolate frequency by frequency, and sharpen attention by ``attention_factor``.
 
     Pairs that turn more than ``beta_fast`` times within the original context are kept, those that turn less than
     ``beta_slow`` times divided by ``factor``. Both q and k get the sharpening, so scores get its square.
+    attention_factor: None for the paper's 0.1 ln(factor) + 1. truncate: whether both limits are rounded to whole pairs,
+    as in the authors' code.
     """
 
     name: ClassVar[str] = "YaRN"
@@ -124,9 +127,18 @@ class YaRNScaling(Value):
     original_context: int
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    attention_factor: float | None = later(None)
+    truncate: bool = later(True)
+
+    @property
+    def sharpening(self) -> float:
+        """The factor on q and on k."""
+        return 0.1 * math.log(self.factor) + 1.0 if self.attention_factor is None else self.attention_factor
 
     def __post_init__(self) -> None:
         require(self.original_context >= 1, self, f"original_context = {self.original_context} must be >= 1")
+        said = self.attention_factor
+        require(said is None or said > 0, self, f"attention_factor = {said} must be above 0")
         fast, slow = self.beta_fast, self.beta_slow
         require(0 < slow < fast, self, f"beta_slow = {slow}, beta_fast = {fast}", "0 < beta_slow < beta_fast")
 

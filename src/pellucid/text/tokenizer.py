@@ -65,6 +65,7 @@ class Tokenizer:
         self.normal, self._encoder = normal, Encoder(inner, self.unk_id, normal)
         self._bytes = self._table()
         self._before, self._after = self._around()
+        self.read_as()
 
     def _table(self) -> list[bytes]:
         decoder = decoder_of(self.inner)
@@ -143,9 +144,28 @@ class Tokenizer:
         ids = self.encode_batch([text])[0]
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a text as the model expects one: behind its begin-of-text token, or in ``[CLS]`` … ``[SEP]``."""
-        return [*self._before, *self.encode(text), *self._after]
+    def read_as(self, *, longest: int | None = None, prompt: str = "", lower: bool = False) -> None:
+        """How ``encode_prompt`` reads a text from now on, where the model's publisher says more than the vocabulary.
+
+        longest: tokens in all, to which a text is cut at its end. prompt: what is put before a text, unless the caller
+        gives another. lower: whether letters become small ones first.
+        """
+        self.longest, self.prompt, self.lower = longest, prompt, lower
+
+    def encode_prompt(self, text: str, prompt: str | None = None) -> list[int]:
+        """Token ids of a text as the model expects one: behind its begin-of-text token, or in ``[CLS]`` … ``[SEP]``.
+
+        prompt: a text to put before it, in place of the one that the model has.
+        """
+        whole = (self.prompt if prompt is None else prompt) + text
+        if self.lower:
+            from tokenizers.normalizers import Lowercase
+
+            whole = Lowercase().normalize_str(whole)
+        ids = self.encode(whole)
+        if self.longest is not None:
+            ids = ids[: max(0, self.longest - len(self._before) - len(self._after))]
+        return [*self._before, *ids, *self._after]
 
     def encode_pair(self, text: str, pair: str) -> tuple[list[int], list[int]]:
         """Ids of two texts as the model expects a pair of them, and for each id which of the two it belongs to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +13,19 @@ from pellucid.verify.subject import Subject
 Through = Literal["auto", "pellucid", "transformers"]
 
 
-def open_subject(what: Any, *, through: Through = "auto", quantised: bool = False, **how: Any) -> Subject:
+def open_subject(
+    what: Any, *, through: Through = "auto", quantised: bool = False, ignore: Collection[str] = (), **how: Any
+) -> Subject:
     """A model of ours, a transformers model, a callable; or a folder, name, GGUF file or ``file.py:function``.
 
-    through: what opens a folder or name: "pellucid", "transformers", or whichever made it. quantised: as in
+    through: what opens a folder or name: "pellucid", "transformers", or whichever made it. quantised, ignore: as in
     ``pellucid.load``. how: for a callable, see ``function.Function``. Raises UsageError for anything else, and where
-    through or quantised does not fit.
+    through, quantised or ignore does not fit.
     """
     if isinstance(what, Subject):
         return what
     if isinstance(what, str | Path):
-        return _named(str(what), through, quantised, how)
+        return _named(str(what), through, quantised, ignore, how)
     if quantised:
         raise UsageError("quantised = True is for the name of a GGUF file", "leave it out")
     from torch import nn
@@ -48,7 +51,7 @@ def open_subject(what: Any, *, through: Through = "auto", quantised: bool = Fals
     )
 
 
-def _named(name: str, through: Through, quantised: bool, how: dict[str, Any]) -> Subject:
+def _named(name: str, through: Through, quantised: bool, ignore: Collection[str], how: dict[str, Any]) -> Subject:
     if quantised and not name.lower().endswith(".gguf"):
         raise UsageError(f"quantised = True, but {name} is no GGUF file", "leave quantised out: nothing in it is")
     if ".py:" in name:
@@ -67,8 +70,10 @@ def _named(name: str, through: Through, quantised: bool, how: dict[str, Any]) ->
         _nothing_more(how)
         from pellucid.verify.ours import Ours
 
-        opened = load(path, quantised=quantised)
+        opened = load(path, quantised=quantised, ignore=ignore)
         return Ours(opened, Path(name).stem if path.suffix == ".gguf" else Path(os.path.abspath(name)).name)
+    if ignore:
+        raise UsageError(f"ignore = {list(ignore)}, but transformers opens {name}", "add --through pellucid")
     from pellucid.verify.hugging_face import load_hugging_face
 
     return load_hugging_face(path, Path(os.path.abspath(name)).name, **how)

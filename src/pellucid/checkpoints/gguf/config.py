@@ -260,7 +260,7 @@ def config_of_contents(file: Contents) -> dict[str, Any]:
     """The config.json that the model would have. Raises CheckpointError for a key that is missing, unknown, refused."""
     name = architecture_of(file)
     own = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
-    read = Config(own, f"{file.where}, {name}", IGNORED)
+    read = Config(own, f"{file.where}, {name}", IGNORED, strict=True)
     config = ARCHITECTURES[name](read, file)
     read.done()
     return config
