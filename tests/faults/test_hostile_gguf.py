@@ -126,7 +126,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     ),
     "an architecture of a megabyte": (
         file([pair("general.architecture", STRING, text("ab" * (1 << 19)))]),
-        "general.architecture = 'abab",
+        'general.architecture = "abab',
     ),
     "a kind of a megabyte": (file([pair("general.type", STRING, text("\x1b[2J" * (1 << 18)))]), "general.type"),
     "parts that are a list": (

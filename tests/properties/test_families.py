@@ -270,7 +270,7 @@ def test_a_model_type_that_nobody_knows_is_refused_with_those_we_know() -> None:
         assert "gpt_neox" in str(refused.value)
     with pytest.raises(CheckpointError, match=r'no family of ours has model_type = "llama4"'):
         spec_of({"model_type": "llama4"})
-    with pytest.raises(CheckpointError, match="'falcon'"):
+    with pytest.raises(CheckpointError, match='"falcon"'):
         config_of(designs.modern(40, 32, 2, 64, 16), "falcon")
 
 
