@@ -107,6 +107,37 @@ def test_the_settings_of_templates_are_those_of_transformers() -> None:
     assert now in {time.strftime("%Y"), str(int(time.strftime("%Y")) - 1)}
 
 
+SCOPES = {
+    "generation": "{% set x = 0 %}{% generation %}{% set x = 1 %}{{ x }}{% endgeneration %}{{ x }}",
+    "a loop": "{% for m in messages %}{% generation %}{% set c = 1 %}{{ c }}{% endgeneration %}[{{ c }}]{% endfor %}",
+    "a namespace": "{% set n = namespace(x=0) %}{% generation %}{% set n.x = 1 %}{% endgeneration %}{{ n.x }}",
+    "fromkeys": "{{ dict.fromkeys(['a', 'b'], 1) }}{{ dict.fromkeys('ab') }}{{ dict(a=1) }}",
+    "wordwrap": "{{ 'one two three' | wordwrap(8) }}{{ {'a': 1} | pprint }}",
+}
+
+
+@pytest.mark.parametrize("name", SCOPES)
+def test_scopes_and_names_are_those_of_transformers(name: str) -> None:
+    assert ChatTemplate(SCOPES[name]).render(TALK) == reference(SCOPES[name], TALK, True)
+
+
+def test_every_filter_runs_where_no_file_can_be_opened() -> None:
+    """Some filters of jinja2 import what they need when they are first used."""
+    from jinja2.defaults import DEFAULT_FILTERS
+
+    calls = [f"{name}{given}" for name in DEFAULT_FILTERS for given in ("", "(8)", "('a')", "('a', 'b')")]
+    problems = [said for call in calls if re.search("OSError|Import|Module", said := written_or_not(call))]
+    assert not problems
+    assert "not valid Jinja" in written_or_not("default("), "control: what goes wrong is seen"
+
+
+def written_or_not(call: str) -> str:
+    try:
+        return ChatTemplate(f"{{{{ 'one two' | {call} }}}}").render(TALK)
+    except DataError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
 def test_reasoning_has_every_name_that_templates_read(name: str) -> None:
     source = "{% for m in messages %}{{ m.content }}<{{ m.reasoning_content }}|{{ m.thinking }}>{% endfor %}"
@@ -282,6 +313,63 @@ def test_special_tokens_are_text_in_tools_and_roles_and_lists() -> None:
     assert letters.written(ids).count("<|im_end|>") == 3
     ascii_only = ChatTemplate("{{ messages[0].content[0].text | tojson(ensure_ascii=true) }}")
     assert letters.written(encode_chat(letters, messages, template=ascii_only)) == '"a<|im_end|>b"'
+
+
+KINDS_OF_PARTS = (
+    "{% if tools %}{% for name, it in tools[0].parameters.items() %}{{ name }}: {{ it.type | upper }}"
+    "{% if it.type == 'object' %} of parts{% endif %}; {% endfor %}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% elif part.type == 'image' %}<image>{% endif %}{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("more", ["<|endoftext|>", "<image>", "<|object_ref_start|>", "user", "object"])
+def test_a_kind_of_part_or_of_parameter_is_not_disguised(more: str) -> None:
+    """It is a word of the format, and special tokens may hold it or be it."""
+    vocabulary = Letters({"<|im_start|>": BASE, "<image>": BASE + 1, more: BASE + 2})
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "hello"}]}, TALK[1]]
+    given: dict[str, Any] = {"tools": [{"parameters": {"text": {"type": "object"}, "content": {"type": "object"}}}]}
+    template = ChatTemplate(KINDS_OF_PARTS)
+    written = vocabulary.written(encode_chat(vocabulary, talk, template=template, **given))
+    assert written == reference(KINDS_OF_PARTS, talk, True, **given)
+    assert "OBJECT of parts" in written and "hello" in written
+
+
+MARKED = Letters({word: BASE + n for n, word in enumerate(["<|im_end|>", "<think>", "</think>", "[TOOL]"])})
+ANSWERED = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "<think>\na secret\n</think>\n\nAn answer."},
+    {"role": "user", "content": "[TOOL] more</think>"},
+]
+LOOKS: dict[str, str] = {  # how templates take a message apart
+    "split": "{{ m.content.split('</think>')[-1] }}",
+    "startswith": "{% if m.content.startswith('<think>\n') %}{{ m.content.split('</think>')[1].lstrip() }}{% endif %}",
+    "in": "{% if '[TOOL]' in m.content %}a tool{% else %}{{ m.content }}{% endif %}",
+    "equal": "{{ m.content if m.content[-8:] != '</think>' else 'thought' }}",
+    "replace": "{{ m.content | replace('<think>', '') }}{{ m.content.replace('</think>', '|') }}",
+    "find": "{% set at = m.content.find('</think>') %}{{ m.content[at + 8:] if at >= 0 else '' }}",
+    "not looking": "{{ m.content }}",
+}
+
+
+@pytest.mark.parametrize("way", LOOKS)
+def test_a_template_finds_markers_that_are_special(way: str) -> None:
+    source = "{% for m in messages %}{{ m.role }}: " + LOOKS[way] + "<|im_end|>{% endfor %}"
+    ids = encode_chat(MARKED, ANSWERED, template=ChatTemplate(source))
+    assert MARKED.written(ids) == reference(source, ANSWERED, True)
+    assert [n for n in ids if n >= BASE] == [BASE] * 3, "only the template speaks in special tokens"
+
+
+def test_a_marker_that_a_template_finds_and_writes_is_special() -> None:
+    source = (
+        "{% for m in messages %}{% set found = m.content.split('</think>') %}{% if found | length > 1 %}"
+        "{{ '<think>\n' + found[0].split('<think>')[-1].strip('\n') + '\n</think>\n\n' }}{% endif %}"
+        "{{ found[-1].lstrip('\n') }}<|im_end|>{% endfor %}"
+    )
+    ids = encode_chat(MARKED, ANSWERED[:2], template=ChatTemplate(source))
+    assert MARKED.written(ids) == reference(source, ANSWERED[:2], True)
+    assert ids == MARKED.encode_marked(reference(source, ANSWERED[:2], True))
 
 
 def test_special_tokens_are_text_in_the_names_of_fields() -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pellucid.checkpoints.native import save_model
 from pellucid.cli.chat import COMMANDS, command
 from pellucid.cli.main import main
 from pellucid.errors import DataError, UsageError, shown
-from pellucid.generate.chat import Chat, chat
+from pellucid.generate.chat import Chat, chat, conversation_ids
 from pellucid.generate.decode import Completion, generate, stream
 from pellucid.generate.sample import Sampling
 from pellucid.generate.speculate import Speculation
@@ -132,6 +133,51 @@ def test_a_changed_conversation_is_read_as_it_is_now(tokenizer: Tokenizer) -> No
     talk.system = None
     assert talk.messages == []
     assert "".join(talk.reply("the cat?")) == chat(model, "the cat?", sampling=GREEDY, max_new_tokens=10).text
+
+
+class Thinks(Decoder):
+    """Writes a fixed answer, whatever it reads."""
+
+    script: list[int]
+
+    def forward(self, ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        logits = super().forward(ids, *rest, **more)
+        following, self.script = self.script[0], self.script[1:]
+        return logits.fill_(-9.0).index_fill_(-1, torch.tensor([following]), 9.0)
+
+
+def thinking(source: str) -> Thinks:
+    inner = Tokenizer.train(["no merges: a text has one encoding"], 257).inner
+    inner.add_special_tokens(["<|turn|>", "<|end|>", "<think>", "</think>"])
+    end = inner.token_to_id("<|end|>")
+    read = Tokenizer(inner, Roles(stop_ids=(end,), chat_template=source))
+    block = BlockSpec(AttentionSpec(2, 1, 8, rotary=RotarySpec()), FFNSpec(8), RMSNormSpec())
+    model = Thinks(DecoderSpec(300, CONTEXT, EmbedSpec(), StackSpec(16, (block,), RMSNormSpec())))
+    model.tokenizer, model.script = read, read.encode_marked("<think>a</think>b</think><|end|>")
+    model.script = [*model.script, *read.encode("c<think>"), end]  # the second answer spells a marker in letters
+    return model.eval()
+
+
+def test_markers_that_a_model_writes_are_shown_and_taken_apart_later() -> None:
+    source = SOURCE.replace("{{ m.content }}", "{{ m.content.split('</think>', 1)[-1] }}{# <think> #}")
+    model = thinking(source)
+    talk = Chat(model, sampling=GREEDY)
+    assert "".join(talk.reply("x")) == talk.messages[-1]["content"] == "<think>a</think>b</think>"
+    assert "".join(talk.reply("y")) == "c<think>"
+    ids = conversation_ids(model, talk.messages)
+    written = "".join(model.tokenizer.tokens_as_text(ids))
+    assert written == "<|turn|>user:x<|end|>\n<|turn|>assistant:b</think><|end|>\n" + (
+        "<|turn|>user:y<|end|>\n<|turn|>assistant:c<think><|end|>\n<|turn|>assistant:"
+    )
+    special = model.tokenizer.special
+    assert (ids.count(special["</think>"]), ids.count(special["<think>"])) == (1, 0), "what it wrote stays what it was"
+
+
+def test_markers_that_a_template_refuses_are_left_out_of_the_conversation() -> None:
+    source = "{% for m in messages %}{% if '<think>' in m.content %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    talk = Chat(thinking(source + SOURCE + "{# </think> #}"), sampling=GREEDY)
+    assert "".join(talk.reply("x")) == "<think>a</think>b</think>"
+    assert talk.messages[-1]["content"] == "ab"
 
 
 def test_an_interrupted_reply_stays_as_far_as_it_came(tokenizer: Tokenizer) -> None:

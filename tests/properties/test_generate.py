@@ -60,6 +60,9 @@ class Pieces:
     stop_ids = (0,)
     never_ids: tuple[int, ...] = ()
 
+    def __init__(self, special: dict[str, int] | None = None):
+        self.special = special or {"<end>": 0}
+
     def encode_prompt(self, text: str) -> list[int]:
         return self.encode(text, bos=True)
 
@@ -282,6 +285,17 @@ def test_stop_strings_are_cut_inside_tokens_and_across_characters() -> None:
         assert "".join(stream(model, [0], max_new_tokens=5, sampling=GREEDY, stop=stop)) == text
     (row,) = generate(model, [[0]], max_new_tokens=2, sampling=GREEDY)
     assert row.text == "ab\ufffd"  # the length ran out inside a character
+
+
+def test_a_stop_string_may_be_a_special_token_or_hold_one() -> None:
+    """It is shown as nothing, and ends the text all the same."""
+    model = scripted([b"ab", b"e", b"\xc3", b"\xa9", b"cde", b"ab"])
+    model.tokenizer = Pieces({"<answer>": PIECES.index(b"e")})
+    model.tokenizer.bytes_of = lambda token: b"" if PIECES[token] == b"e" else PIECES[token]  # type: ignore[method-assign]
+    for stop, text in {"<answer>": "ab", "b<answer>é": "a", "é<answer>": "abécdeab", "bé": "a"}.items():
+        (row,) = generate(model, [[0]], max_new_tokens=6, sampling=GREEDY, stop=stop)
+        pieces = "".join(stream(model, [0], max_new_tokens=6, sampling=GREEDY, stop=stop))
+        assert (row.text, row.finish_reason, pieces) == (text, "length" if text == "abécdeab" else "stop", text)
 
 
 def test_the_context_is_used_to_its_last_position_and_no_further() -> None:

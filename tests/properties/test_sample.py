@@ -96,6 +96,15 @@ def test_top_p_of_a_large_vocabulary(scale: float, large: bool) -> None:
         assert float(mass[sorted(left - {least})].sum()) < 0.9 + 1e-5
 
 
+@pytest.mark.parametrize(("vocab", "scale"), [(300, 3.0), (32_000, 4.0), (151_936, 4.0)])
+def test_top_p_near_one_keeps_what_a_wide_sum_keeps(vocab: int, scale: float) -> None:
+    """The tail that is cut is a millionth of the mass: a narrow sum that begins with the greatest is off by more."""
+    logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0)) * scale
+    mass = torch.sort(logits.double().softmax(-1), descending=True).values.cumsum(-1)
+    for p in (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.9999999):
+        assert int(top_p(logits, p).isfinite().sum()) == int((mass < p).sum()) + 1, p
+
+
 def test_top_p_on_exact_halves() -> None:
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     sizes = {0.5: 1, 0.51: 2, 0.75: 2, 0.76: 3, 0.875: 3, 0.9: 4, 1.0: 4}

@@ -72,6 +72,28 @@ def test_text_is_shown_as_soon_as_it_is_certain(tokens: list[bytes], stops: list
         assert (shown, decoder.stopped is not None) == certain(read, stops)
 
 
+@many
+@given(
+    st.lists(st.sampled_from([b"a", b"ab", b"<", b"<e>", "<e>", "<ee>", "é".encode()]), max_size=12),
+    st.lists(st.sampled_from(["<e>", "<ee>", "a<e>b", "<e><e>", "<e>a", "ab", "é<e>", "<"]), max_size=3),
+)
+def test_a_stop_string_that_holds_special_tokens_is_found(tokens: list[bytes | str], stops: list[str]) -> None:
+    """The reference looks at whole texts: as it is shown, and with the special tokens (of type str) written out."""
+    special = ["<e>", "<ee>"]
+    decoder, text = StopDecoder(stops, special), ""
+    for token in tokens:
+        text += decoder.feed(token) if isinstance(token, bytes) else decoder.feed_special(token)
+    text += decoder.finish()
+    parts = [(token.decode(), 1) if isinstance(token, bytes) else (token, 0) for token in tokens]
+    whole, shown = "".join(part for part, _ in parts), "".join(part for part, is_shown in parts if is_shown)
+    marks = [is_shown for part, is_shown in parts for _ in part]
+    seeing = [stop for stop in stops if any(word in stop for word in special)]
+    places = [sum(marks[: whole.find(stop)]) for stop in seeing if stop in whole]
+    places += [shown.find(stop) for stop in stops if stop not in seeing and stop in shown]
+    assert text == shown[: min(places, default=None)]
+    assert (decoder.stopped is None) == (not places)
+
+
 def test_nothing_is_emitted_after_the_stop() -> None:
     decoder = StopDecoder(["END"])
     assert [decoder.feed(b) for b in (b"one E", b"N", b"D two", b" three")] == ["one ", "", "", ""]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from pellucid.engine.session import Session
-from pellucid.errors import UsageError
+from pellucid.errors import DataError, UsageError
 from pellucid.generate.decode import Completion, generate, stream
 from pellucid.generate.policy import Policy
 from pellucid.generate.sample import Sampling
 from pellucid.nn.models import Decoder, EncoderDecoder, Model
 from pellucid.spec import EncoderDecoderSpec
-from pellucid.text.chat import ChatTemplate, Message, encode_chat
+from pellucid.text.chat import ChatTemplate, Message, encode_chat, template_of
+from pellucid.text.disguise import Spoken
 
 MAX_NEW_TOKENS = 1024
 
@@ -35,8 +36,18 @@ def chat(
         print(pellucid.chat(model, "What is the capital of France?"))
     """
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    ids = conversation_ids(model, given, template)
-    return generate(model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, policy=policy, seed=seed)[0]
+    ids, show = conversation_ids(model, given, template), markers(model, template)
+    return generate(
+        model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, policy=policy, seed=seed, show=show
+    )[0]  # fmt: skip
+
+
+def markers(model: Model, template: ChatTemplate | None = None) -> frozenset[str]:
+    """Special tokens that belong into what is shown of an answer: those that the template names, to take earlier
+    answers apart (``</think>``), but for the ends of a turn."""
+    source = template_of(model.tokenizer).source if template is None else template.source
+    ends = model.tokenizer.stop_ids
+    return frozenset(word for word, n in model.tokenizer.special.items() if n not in ends and word in source)
 
 
 def conversation_ids(model: Model, messages: Sequence[Message], template: ChatTemplate | None = None) -> list[int]:
@@ -80,6 +91,7 @@ class Chat:
         self.system = system
         self._session: Session | None = None
         conversation_ids(model, [*self.messages, {"role": "user", "content": "Hello"}], template)
+        self._markers = markers(model, template)
 
     @property
     def system(self) -> str | None:
@@ -113,7 +125,7 @@ class Chat:
         ids = conversation_ids(self.model, asked, self.template)
         steps = stream(
             self.model, ids, max_new_tokens=self.max_new_tokens, sampling=self.sampling, policy=self.policy,
-            seed=self.seed, session=self._session_for(len(ids)),
+            seed=self.seed, show=self._markers, session=self._session_for(len(ids)),
         )  # fmt: skip
         written = ""
         try:
@@ -123,9 +135,24 @@ class Chat:
                 yield piece
         except StopIteration as end:
             completion: Completion = end.value
+            written = self._spoken(completion.ids, written, asked)
             return completion
         finally:
             self.messages = [*asked, {"role": "assistant", "content": written}]
+
+    def _spoken(self, ids: Sequence[int], written: str, asked: Sequence[Message]) -> str:
+        """The answer as the template is to read it later: with its markers, where it does not refuse them."""
+        tokenizer = self.model.tokenizer
+        own = {number: word.encode() for word, number in tokenizer.special.items() if word in self._markers}
+        if own.keys().isdisjoint(ids):
+            return written
+        said = Spoken.of((own.get(n) or tokenizer.bytes_of(n), n in own) for n in ids)
+        template = template_of(tokenizer) if self.template is None else self.template
+        try:
+            template.render([*asked, {"role": "assistant", "content": said}])
+        except DataError:
+            return b"".join(tokenizer.bytes_of(n) for n in ids).decode("utf-8", "replace")
+        return said
 
     def _session_for(self, n_read: int) -> Session:
         """The session of earlier replies, where it has room for another one behind ``n_read`` tokens; or a new one."""

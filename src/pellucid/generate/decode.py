@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -75,6 +75,7 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     ignore_eos: bool = False,
+    show: Collection[str] = (),
 ) -> list[Completion]:
     """Continue each prompt: a text (encoded behind the begin-of-text token) or token ids; of one or of unequal lengths.
 
@@ -84,6 +85,8 @@ def generate(
     products): a row's random numbers depend on the seed, its prompt, and how many equal prompts stand before it.
     sampling: how each token is drawn (default: ``Sampling()``).
     policy: another way to write, in place of ``sampling``: ``Beams``, ``Speculation``, or one of your own.
+    show: special tokens that the text shows, as they are written; the others are left out of it.
+    stop: texts that end a completion; special tokens written out in them count, though they are not shown.
     n: completions of each prompt, which follow each other in the list: samples, or the best texts of a search.
     ignore_eos: go on past the end-of-text token.
 
@@ -96,7 +99,7 @@ def generate(
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     policy = _policy(sampling, policy)
-    lines = _lines(model, prompts, policy, n, max_new_tokens, stop, seed, ignore_eos)
+    lines = _lines(model, prompts, policy, n, max_new_tokens, stop, seed, ignore_eos, show)
     ended: list[Line] = []
     if lines:
         session = _session_for(model, lines, policy)
@@ -117,6 +120,7 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     ignore_eos: bool = False,
+    show: Collection[str] = (),
     session: Session | None = None,
 ) -> Generator[str, None, Completion]:
     """``generate`` for one prompt, yielding its text in pieces as it becomes certain.
@@ -135,7 +139,7 @@ def stream(
         raise UsageError(
             f"{type(policy).__name__} knows the text only when it is complete", "use generate, or leave policy out"
         )
-    lines = _lines(model, [prompt], policy, 1, max_new_tokens, stop, seed, ignore_eos)
+    lines = _lines(model, [prompt], policy, 1, max_new_tokens, stop, seed, ignore_eos, show)
     if model.tokenizer is None:
         raise UsageError("stream shows text, but the model has no tokenizer", "use generate, and read .ids")
     return _pieces(prompt, _steps(model, lines, policy, 1, session or _session_for(model, lines, policy)))
@@ -204,6 +208,7 @@ def _lines(
     stop: str | Sequence[str],
     seed: int,
     ignore_eos: bool,
+    show: Collection[str],
 ) -> list[Line]:
     """The lines to begin with, ``policy.starts(n)`` for each prompt."""
     for name, value in (("max_new_tokens", max_new_tokens), ("n", n)):
@@ -218,6 +223,7 @@ def _lines(
             f"stop is {stops!r}, but the model has no tokenizer to turn its tokens into text",
             "load the model from a folder that holds one, or leave stop out",
         )
+    bytes_of, special = _spelling(tokenizer, stops, show)
     lines: list[Line] = []
     copies: Counter[tuple[int, ...]] = Counter()
     for i, prompt in enumerate(prompts):
@@ -237,12 +243,26 @@ def _lines(
                     full="length" if max_new_tokens <= left else "context",
                     generator=generator_for(seed, key, copies[key]),
                     stop_ids=() if tokenizer is None or ignore_eos else tokenizer.stop_ids,
-                    bytes_of=None if tokenizer is None else tokenizer.bytes_of,
-                    decoder=StopDecoder(stops),
+                    bytes_of=bytes_of,
+                    decoder=StopDecoder(stops, special.values()),
+                    special=special,
                 )
             )
             copies[key] += 1
     return lines
+
+
+def _spelling(
+    tokenizer: Any, stops: Sequence[str], show: Collection[str]
+) -> tuple[Callable[[int], bytes] | None, dict[int, str]]:
+    """The bytes that each token shows; and the special tokens that show none, where a stop string may hold them."""
+    if tokenizer is None:
+        return None, {}
+    if not stops and not show:
+        return tokenizer.bytes_of, {}
+    shown = {n: written.encode() for written, n in tokenizer.special.items() if written in show}
+    hidden = {n: written for written, n in tokenizer.special.items() if written not in show}
+    return lambda n: shown[n] if n in shown else tokenizer.bytes_of(n), hidden
 
 
 def _prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:

@@ -9,7 +9,7 @@ several guessed tokens at once. Between two steps, all of a line but its newest 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -48,7 +48,8 @@ class Line:
     request: the place of its prompt among the caller's. place: its own among the texts of that prompt.
     source: what an encoder reads; without one the prompt itself. prompt_ids: what the writing side reads before its
     first token. room: how many tokens may be written before the text ends for the reason ``full``. stop_ids: the tokens
-    that end a text. score: set by a policy that ranks its lines.
+    that end a text. special: how special tokens, which are not shown, are written. score: set by a policy that ranks
+    its lines.
     """
 
     request: int
@@ -61,6 +62,7 @@ class Line:
     stop_ids: tuple[int, ...]
     bytes_of: Callable[[int], bytes] | None
     decoder: StopDecoder
+    special: Mapping[int, str] = field(default_factory=dict[int, str])
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -94,7 +96,10 @@ class Line:
             )
         self.ids.append(token)
         self.logprobs.append(logprob)
-        text = self.decoder.feed(self.bytes_of(token)) if self.bytes_of else ""
+        if token in self.special:
+            text = self.decoder.feed_special(self.special[token])
+        else:
+            text = self.decoder.feed(self.bytes_of(token)) if self.bytes_of else ""
         if self.decoder.stopped is None:
             if token in self.stop_ids:
                 self.reason = "eos"

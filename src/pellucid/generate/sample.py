@@ -95,13 +95,16 @@ def top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batc
     _check("top_p", p)
     if p == 1:
         return logits
-    total, vocab = logits.logsumexp(-1, keepdim=True), logits.shape[-1]
+    # In float32 a sum of many small terms on a great one is off by more than the tail that p near 1 cuts.
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64  # which that device does not have
+    best, vocab = logits.amax(-1, keepdim=True), logits.shape[-1]
+    enough = p * (logits - best).exp().sum(-1, keepdim=True, dtype=wide)
     for size in (min(_FIRST_LOOK, vocab), vocab):
         ordered = logits.topk(size).values  # descending
-        mass = (ordered - total).exp().cumsum(-1)  # of the n likeliest
-        if bool((mass[:, -1] >= p).all()):
+        mass = (ordered - best).exp().cumsum(-1, dtype=wide)  # of the n likeliest
+        if bool((mass[:, -1:] >= enough).all()):
             break
-    count = ((mass < p).sum(-1, keepdim=True) + 1).clamp(max=size)  # rounding may leave the whole mass below p
+    count = ((mass < enough).sum(-1, keepdim=True) + 1).clamp(max=size)  # rounding may leave the whole mass below it
     return _keep_best(logits, ordered.gather(-1, count - 1), count)
 
 

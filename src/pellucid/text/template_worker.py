@@ -5,18 +5,21 @@ process bounds what the sandbox does not: no file can be opened or grow, no proc
 whoever started it kills it at a deadline. So a way out of the sandbox, or a loop, or ``"a" * 10 ** 10``, leads nowhere.
 
 Its argument is how many bytes of memory it may have. Frames on both pipes: four bytes of length, then that much JSON.
-Request: {template, variables, most}. Answer: {text}, or {kind, message, line}; before the first request
-{limits: [...]}, those that this system has.
+Request: {template, variables, most, sought}; what ``sought`` does is said at ``seek``. Answer: {text}, or {kind,
+message, line}; before the first request {limits: [...]}, those that this system has.
 """
 
 from __future__ import annotations
 
+import html  # noqa: F401  # pyright: ignore[reportUnusedImport] - filters import it, and two below, when first used
 import json
+import pprint  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import signal
 import struct
 import sys
+import textwrap  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, BinaryIO
 
@@ -25,10 +28,15 @@ import jinja2.ext
 from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MESSAGE = 400  # characters of a template's own words that are passed on
+SEEKING = frozenset(  # methods of texts, and a filter, whose first argument is looked for
+    "split rsplit partition rpartition startswith endswith removeprefix removesuffix".split()
+    + "find rfind index rindex count replace".split()
+)
 
 
 class Refusal(TemplateError):
@@ -40,13 +48,21 @@ class TooLong(Exception):
 
 
 class Generation(jinja2.ext.Extension):
-    """``{% generation %}…{% endgeneration %}`` marks what the model wrote, for training; here, its content."""
+    """``{% generation %}…{% endgeneration %}`` marks what the model wrote, for training; here, its content.
+
+    What is set inside stays inside, as ``transformers`` has it.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - as Extension declares it
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("content"), [], [], body).set_lineno(line)
+
+    @staticmethod
+    def content(caller: Macro) -> str:
+        return caller()
 
 
 class PublicNamespace(Namespace):
@@ -88,9 +104,43 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """The class itself would be a way to others."""
-    return dict(*args, **kwargs)
+class Dict:
+    """``dict(…)`` and ``dict.fromkeys(…)``; the class itself would be a way to others."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
+
+
+def _names(call: nodes.Call | nodes.Filter) -> str | None:
+    """What a filter or a method is called."""
+    if isinstance(call, nodes.Filter):
+        return call.name
+    return call.node.attr if isinstance(call.node, nodes.Getattr) else None
+
+
+def seek(tree: nodes.Template, sought: Mapping[str, str]) -> nodes.Template:
+    """Change the words that the template looks for in texts, and not those that it writes.
+
+    ``content.split("</think>")``, ``"[TOOL]" in content`` and ``content | replace("<a>", "")`` look for a word;
+    ``"<think>" + content`` and text outside of braces write it.
+    """
+    places: list[nodes.Expr | nodes.Operand] = []
+    for found in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
+        if isinstance(found, nodes.Compare):
+            places += [found.expr, *found.ops]
+        elif isinstance(found, nodes.Test):
+            places += found.args
+        elif _names(found) in SEEKING:
+            places += found.args[:1]
+    constants = [node for place in places for node in (place, *place.find_all(nodes.Const))]
+    for node in {id(node): node for node in constants}.values():
+        if isinstance(node, nodes.Const) and isinstance(node.value, str):
+            for word, other in sought.items():
+                node.value = node.value.replace(word, other)
+    return tree
 
 
 def environment() -> Environment:
@@ -99,7 +149,7 @@ def environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     made.filters["tojson"] = _to_json
-    own = {"raise_exception": _refuse, "strftime_now": _now, "namespace": PublicNamespace, "dict": _dict}
+    own = {"raise_exception": _refuse, "strftime_now": _now, "namespace": PublicNamespace, "dict": Dict()}
     names: dict[str, Any] = made.globals  # pyright: ignore[reportAssignmentType] - declared as what jinja2 puts there
     names.update(own)
     del names["lipsum"]  # random text of any length
@@ -144,10 +194,11 @@ def _render(template: Template, variables: dict[str, Any], most: int) -> str:
     return "".join(parts)
 
 
-def answer(request: dict[str, Any], compiled: Callable[[str], Template]) -> dict[str, Any]:
+def answer(request: dict[str, Any], compiled: Callable[[str, Mapping[str, str]], Template]) -> dict[str, Any]:
     """The text, or what went wrong and where. Whatever a template can raise is an answer."""
     try:
-        return {"text": _render(compiled(request["template"]), request["variables"], request["most"])}
+        template = compiled(request["template"], request["sought"])
+        return {"text": _render(template, request["variables"], request["most"])}
     except TooLong:
         return {"kind": "long", "message": "", "line": None}
     except MemoryError:
@@ -176,17 +227,18 @@ def main() -> None:
     """Answer requests from standard input, a line of JSON each, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is meant for the program that shows the chat
     made = environment()
-    last: tuple[str, Template] | None = None
+    last: tuple[str, Mapping[str, str], Template] | None = None
 
-    def compiled(source: str) -> Template:
+    def compiled(source: str, sought: Mapping[str, str]) -> Template:
         nonlocal last
-        if last is None or last[0] != source:
+        if last is None or last[:2] != (source, sought):
             last = None
-            last = source, made.from_string(source)
-        return last[1]
+            tree = seek(made.parse(source), sought) if sought else source
+            last = source, sought, made.from_string(tree)
+        return last[2]
 
     for source in ("{{ strftime_now('%d') }}", "{{ raise_exception('') }}", "{% if %}"):  # load all that comes late
-        answer({"template": source, "variables": {}, "most": 9}, compiled)
+        answer({"template": source, "variables": {}, "most": 9, "sought": {}}, compiled)
     time.localtime()
     pipe = sys.stdout.buffer
     write_frame(pipe, {"limits": confine(int(sys.argv[1]))})

@@ -18,7 +18,7 @@ from pellucid.text.encoder import Encoder
 from pellucid.text.sentence_normal import SYMBOLS, Normal, opened, with_steps
 from pellucid.text.token_bytes import is_byte_level, reader_of, strange_letter
 from pellucid.text.tokenizer_json import around, decoder_of, explained
-from pellucid.text.tokenizer_roles import NAMES, NEVER, STOPS, Roles, roles_of
+from pellucid.text.tokenizer_roles import EXTRA, NAMES, NEVER, STOPS, Roles, roles_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -58,8 +58,9 @@ class Tokenizer:
             roles = Roles(bos_id=end, eos_id=end, stop_ids=(end,), mask_id=masks[0] if masks else None)
         self.roles = roles
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = roles.bos_id, roles.eos_id, roles.pad_id, roles.unk_id
-        self.mask_id, self.stop_ids, self.never_ids = roles.mask_id, roles.stop_ids, roles.never_ids
-        self.chat_template = roles.chat_template
+        self.mask_id, self.cls_id, self.sep_id = roles.mask_id, roles.cls_id, roles.sep_id
+        self.stop_ids, self.never_ids = roles.stop_ids, roles.never_ids
+        self.chat_template, self.names = roles.chat_template, roles.names
         added = inner.get_added_tokens_decoder()
         self.special: dict[str, int] = {token.content: n for n, token in sorted(added.items()) if token.special}
         self.normal, self._encoder = normal, Encoder(inner, self.unk_id, normal)
@@ -133,7 +134,8 @@ class Tokenizer:
         """sha256 of the canonical JSON: equal exactly when two tokenizers are the same."""
         content: Any = self.as_json()
         if not self.is_plain:
-            content = [content, asdict(self.roles)]
+            roles = asdict(self.roles)
+            content = [content, roles if roles["names"] else {k: v for k, v in roles.items() if k != "names"}]
         if self.normal is not None:
             content.append(self.normal.symbols)
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -249,6 +251,7 @@ class Tokenizer:
         config[STOPS] = [self.inner.id_to_token(number) for number in self.stop_ids]
         config |= {NEVER: [[number] for number in self.never_ids]} if self.never_ids else {}
         config |= {SYMBOLS: list(self.normal.symbols)} if self.normal is not None else {}
+        config |= {EXTRA: dict(self.names)} if self.names else {}
         return config | ({"chat_template": self.chat_template} if self.chat_template else {})
 
     @staticmethod

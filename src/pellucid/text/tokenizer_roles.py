@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import CheckpointError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 NAMES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+EXTRA = "extra_special_tokens"  # more of them: a list, or names that a chat template may use
 NEVER = "bad_words_ids"  # as generation_config.json has them; those of one token are kept
 STOPS = "stop_tokens"  # our own key in tokenizer_config.json: what generation_config.json says elsewhere
 # How such tokens are mostly written: for folders that name none.
@@ -35,6 +36,7 @@ class Roles:
 
     stop_ids: every token that ends what a model writes, ``eos_id`` among them.
     never_ids: those that it must not write, such as Marian's padding, whose logit is always 0 and may be the greatest.
+    names: what chat templates call other special tokens, written out: {"image_token": "<image>"}.
     """
 
     bos_id: int | None = None
@@ -47,6 +49,7 @@ class Roles:
     stop_ids: tuple[int, ...] = ()
     never_ids: tuple[int, ...] = ()
     chat_template: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def roles_of(
@@ -79,26 +82,55 @@ def roles_of(
     listed = [written_form(entry, f"{where}: {STOPS}") for entry in _items(config.get(STOPS), f"{where}: {STOPS}")]
     stops = [inner.token_to_id(written) for written in listed if written is not None]
     stops += _numbers(generation.get("eos_token_id", model.get("eos_token_id")), where) if not listed else []
-    make_special(inner, {number for number in ids.values() if number is not None})
-    extra = _items(config.get("additional_special_tokens"), f"{where}: additional_special_tokens")
-    written = (written_form(entry, f"{where}: additional_special_tokens") for entry in extra)
-    make_special(inner, {n for n in (inner.token_to_id(w) for w in written if w) if n is not None})
+    names = _names(config, where)
+    extra = _extra(config, where)
+    written = [w for w in (written_form(entry, f"{where}: {EXTRA}") for entry in extra) if w]
+    found = (inner.token_to_id(w) for w in (*names.values(), *written))
+    objects = [entry for entry in (*config.values(), *extra) if isinstance(entry, dict)]
+    make_special(inner, {n for n in (*ids.values(), *found) if n is not None}, objects)
     stop_ids = {number for number in (ids["eos"], *stops) if number is not None and number < size}
     return Roles(
         **{f"{name}_id": number for name, number in ids.items()},
         stop_ids=tuple(sorted(stop_ids)),
         never_ids=_never((config, generation, model), size, where),
         chat_template=_template(config.get("chat_template"), where),
+        names=names,
     )
 
 
-def make_special(inner: tokenizers.Tokenizer, ids: set[int]) -> None:
-    """From now on ``decode`` leaves these tokens out, and text in which they are written does not become them."""
+def _names(config: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Names of special tokens beside the usual ones: ``transformers`` hands them to chat templates, too."""
+    named = {key: value for key, value in config.items() if key.endswith("_token") and isinstance(value, str | dict)}
+    for key in ("model_specific_special_tokens", EXTRA):
+        named |= value if isinstance(value := config.get(key), dict) else {}
+    usual = {f"{name}_token" for name in NAMES}
+    found = {name: written_form(value, f"{where}: {name}") for name, value in named.items() if name not in usual}
+    return {name: written for name, written in found.items() if written}
+
+
+def _extra(config: Mapping[str, Any], where: str) -> list[Any]:
+    """Special tokens without a name, under the names that the library's generations gave the list."""
+    lists = {key: config.get(key) for key in ("additional_special_tokens", EXTRA)}
+    lists |= {EXTRA: None} if isinstance(lists[EXTRA], dict) else {}
+    return [entry for key, value in lists.items() for entry in _items(value, f"{where}: {key}")]
+
+
+def make_special(inner: tokenizers.Tokenizer, ids: set[int], objects: Sequence[Mapping[str, Any]] = ()) -> None:
+    """From now on ``decode`` leaves these tokens out, and text in which they are written does not become them.
+
+    objects: what else is said of some of them, as configs write a token: {"content": "<mask>", "lstrip": true}. A token
+    of which the vocabulary itself says this is left as it is.
+    """
     from tokenizers import AddedToken
 
+    said = {entry.get("content"): entry for entry in objects if isinstance(entry.get("content"), str)}
     known = inner.get_added_tokens_decoder()
     plain = [inner.id_to_token(n) for n in sorted(ids) if n not in known or not known[n].special]
-    if tokens := [AddedToken(written, special=True, normalized=False) for written in plain if written]:
+    tokens: list[AddedToken] = []
+    for written in filter(None, plain):
+        flags = {name: said.get(written, {}).get(name) is True for name in ("lstrip", "rstrip", "single_word")}
+        tokens.append(AddedToken(written, special=True, normalized=False, **flags))
+    if tokens:
         guarded(inner.add_special_tokens, tokens)
 
 
