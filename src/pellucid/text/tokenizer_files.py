@@ -11,6 +11,7 @@ from pellucid.files import read_json, read_text
 from pellucid.text.sentence_normal import Normal, opened
 from pellucid.text.tokenizer import CONFIG, FILE, Tokenizer
 from pellucid.text.tokenizer_build import BYTE_LEVEL, Config, byte_bpe, word_piece
+from pellucid.text.tokenizer_flags import obey
 from pellucid.text.tokenizer_json import around, build, set_post_processor
 from pellucid.text.tokenizer_limits import guarded
 from pellucid.text.tokenizer_roles import make_special, roles_of, written_form
@@ -31,7 +32,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = Path(folder)
     config, model = _said(folder, CONFIG), _said(folder, "config.json")
-    config = _said(folder, "special_tokens_map.json") | config
+    named = _said(folder, "special_tokens_map.json")  # it counts more, but for files that say all of their added tokens
+    config = named | config if "added_tokens_decoder" in config else config | named
     if (template := folder / "chat_template.jinja").is_file():
         config["chat_template"] = read_text(template, CheckpointError)
     elif "chat_template" in (written := _said(folder, "chat_template.json")):
@@ -61,7 +63,9 @@ def _inner(
     """The vocabulary of whichever file there is, and what is done to texts before it sees them."""
     has = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if FILE in has:
-        return opened(read_text(folder / FILE, CheckpointError), str(folder / FILE), config)
+        inner, normal = opened(read_text(folder / FILE, CheckpointError), str(folder / FILE), config)
+        obey(inner, config, model, str(folder / CONFIG))
+        return inner, normal
     if {"source.spm", "target.spm", "vocab.json"} <= has:
         from pellucid.text.tokenizer_sentencepiece import marian
 
