@@ -44,11 +44,12 @@ class ChatTemplate:
         of ``transformers``' ``apply_chat_template``. Raises DataError for messages without role or content, and as
         ``pellucid.text.template.render`` does.
         """
-        return self._fill({**variables, "messages": check(messages)}, add_generation_prompt)
+        return self.fill({**variables, "messages": check(messages)}, add_generation_prompt)
 
-    def _fill(
+    def fill(
         self, given: Mapping[str, Any], add_generation_prompt: bool, sought: Mapping[str, str] | None = None
     ) -> str:
+        """``render`` of what is checked already; ``sought`` as ``pellucid.text.template.render`` has it."""
         nothing = {"tools": None, "documents": None}
         variables = {**nothing, **self.special, **given, "add_generation_prompt": add_generation_prompt}
         return render(self.source, variables, sought)
@@ -122,7 +123,7 @@ def encode_chat(
         used = template.source + json.dumps(given, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"what the template is given are not JSON values: {error}", "only JSON values") from error
-    plain = template._fill(given, add_generation_prompt)
+    plain = template.fill(given, add_generation_prompt)
     disguise = Disguise(tokenizer.special, used)
     hidden = disguise.value(given)
     written = plain if hidden == given else _written(template, disguise, hidden, plain, add_generation_prompt)
@@ -142,7 +143,7 @@ def _written(template: ChatTemplate, disguise: Disguise, hidden: Any, plain: str
     written: list[str] = []
     for sought in (disguise.sought(), {}):
         try:
-            written.append(template._fill(hidden, prompt, sought))
+            written.append(template.fill(hidden, prompt, sought))
         except DataError as error:
             failed = error
             continue
