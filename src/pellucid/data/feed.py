@@ -64,8 +64,8 @@ def perplexity(sums: Mapping[str, float]) -> float:
     return math.exp(min(sums["nats"] / sums["count"], 700.0))
 
 
-class PackedText:
-    """The next token of a text: rows cut from its stream (``packing``). Measured in bits per byte.
+class TextFeed:
+    """What the feeds of a text share: rows cut from its stream (``packing``).
 
     batch_size: rows of ``context`` tokens in a step, on all processes together. rows_at_once: in one batch of the
     evaluation. ahead: which later tokens the model sees, so that their labels are not scored (``packing.Packed``).
@@ -84,7 +84,7 @@ class PackedText:
     ):
         """Raises DataError when the text is too short for a single row."""
         self.rows, self.validation = Packed(training, context, seed, ahead), validation
-        self.batch_size, self._at_once = batch_size, rows_at_once or batch_size
+        self.batch_size, self.rows_at_once = batch_size, rows_at_once or batch_size
 
     @property
     def hash(self) -> str:
@@ -94,13 +94,17 @@ class PackedText:
     def tokens_per_step(self) -> int:
         return self.batch_size * self.rows.context
 
+
+class PackedText(TextFeed):
+    """The next token of a text. Measured in bits per byte."""
+
     def batches(self, step: int, micro_batches: int, world: Share) -> list[Batch]:
         return self.rows.batches(step, self.batch_size, micro_batches, world.rank, world.size)
 
     def evaluation(self, stride: int | None = None) -> Iterator[Batch]:
         """Batches in which every token of the held-out stream but the first is scored exactly once."""
         if self.validation is not None:
-            yield from evaluation(self.validation, self.rows.context, self._at_once, stride, self.rows.ahead)
+            yield from evaluation(self.validation, self.rows.context, self.rows_at_once, stride, self.rows.ahead)
 
     def score(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Bits per byte: a unit that no tokenizer can flatter.

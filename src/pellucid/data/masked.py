@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from pellucid.batch import IGNORE, Batch
-from pellucid.data.feed import Share, perplexity
-from pellucid.data.packing import Packed, evaluation, share
+from pellucid.data.feed import Share, TextFeed, perplexity
+from pellucid.data.packing import evaluation, share
 from pellucid.data.store import TokenStore
 from pellucid.errors import DataError
 
 _TRAINING, _EVALUATION = 0, 1  # so that no held-out row is corrupted as a training row is
 
 
-class MaskedText:
+class MaskedText(TextFeed):
     """Rows cut from a text's stream, some tokens of which are hidden and predicted (Devlin et al. 2018, section 3.1).
 
     A share ``masked`` of the tokens is drawn, anew each time a row is read (dynamic masking; Liu et al. 2019). Of
@@ -38,19 +38,12 @@ class MaskedText:
         rows_at_once: int | None = None,
     ):
         """Raises DataError when the text is too short for a single row."""
-        self.rows, self.validation, self.seed = Packed(training, context, seed), validation, seed
-        self.batch_size, self._at_once = batch_size, rows_at_once or batch_size
-        self.mask_id, self.masked, self.vocab_size = mask_id, masked, len(training.token_bytes)
+        super().__init__(
+            training, validation, context=context, batch_size=batch_size, seed=seed, rows_at_once=rows_at_once
+        )
+        self.seed, self.mask_id, self.masked, self.vocab_size = seed, mask_id, masked, len(training.token_bytes)
         if not 0 < masked < 1:
             raise DataError(f"masked = {masked} of the tokens leaves no batch", "choose a share between 0 and 1")
-
-    @property
-    def hash(self) -> str:
-        return self.rows.store.hash
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.rows.context
 
     def batches(self, step: int, micro_batches: int, world: Share) -> list[Batch]:
         return [
@@ -62,7 +55,7 @@ class MaskedText:
         """The held-out stream, cut into rows one after the other (``stride`` changes nothing), corrupted once."""
         if self.validation is not None:
             first = 0
-            for batch in evaluation(self.validation, self.rows.context, self._at_once):
+            for batch in evaluation(self.validation, self.rows.context, self.rows_at_once):
                 yield self._hide(batch, (_EVALUATION, 0), first)
                 first += len(batch.ids)
 
