@@ -17,7 +17,7 @@ from torch import Tensor
 from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.data.feed import Share, perplexity
 from pellucid.data.packing import share
-from pellucid.data.sources import lines
+from pellucid.data.text_files import lines
 from pellucid.errors import DataError
 from pellucid.text.tokenizer import Tokenizer
 
@@ -82,7 +82,7 @@ class EncodedPairs:
 
     @property
     def n_tokens(self) -> int:
-        """Of all targets."""
+        """Tokens of all targets."""
         return len(self.target)
 
     @cached_property
@@ -164,7 +164,7 @@ class PairedText:
 
     @property
     def tokens_per_step(self) -> int:
-        """Of the targets, on average."""
+        """Tokens of a step's targets, on average."""
         ends = self.training.starts[:, 1]
         return max(1, round(self.batch_size * float((ends[self._kept + 1] - ends[self._kept]).mean())))
 
