@@ -38,8 +38,8 @@ from pellucid.cli.main import COMMANDS, run
 from pellucid.errors import CheckpointError, DataError, UsageError
 from pellucid.generate.decode import generate
 from pellucid.look.look import look
-from pellucid.nn.models import Model
-from pellucid.train import loop, precision, resolve, trainer
+from pellucid.nn.base import Model
+from pellucid.train import derive, loop, precision, trainer
 from pellucid.train.metrics import read_metrics
 from pellucid.train.objectives import NegativeLogLikelihood
 
@@ -57,7 +57,7 @@ OPTIONS = (*SIZES, "--steps", str(STEPS), "--checkpoint-every", "2")
 def known_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine whose speed is known without measuring it, and a wide terminal, so that no message is cut."""
     monkeypatch.setattr(trainer.Trainer, "measure", lambda *_: 0.1)
-    for module in (resolve, loop):
+    for module in (derive, loop):
         monkeypatch.setattr(module, "measure_peak", lambda *_: precision.Peak(2e11, 1e11))
     monkeypatch.setattr(trainer, "VALIDATION_BATCHES", 2)
     monkeypatch.setenv("COLUMNS", "400")

@@ -29,7 +29,7 @@ from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder, Encoder, EncoderDecoder, build_model
 from pellucid.spec import ModelSpec
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.train import loop, resolve
+from pellucid.train import derive, loop
 from pellucid.train.config import ObjectiveSpec, Run
 from pellucid.train.objectives import nll, objective_for
 from pellucid.train.precision import Peak
@@ -52,7 +52,7 @@ TINY = SIZES | ROWS | KEPT
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed is known without measuring it, and whose power does not fail."""
     monkeypatch.setattr("os.fsync", lambda _: None)
-    for module in (resolve, loop):
+    for module in (derive, loop):
         monkeypatch.setattr(module, "measure_peak", lambda *_: Peak(2e11, 1e11))
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.errors import RunError
-from pellucid.train import loop, pace, resolve
+from pellucid.train import derive, loop, pace
 from pellucid.train.config import Run
 from pellucid.train.pace import DECISIONS, Journal, Keeper, Pace, load_run, read_decisions
 from pellucid.train.precision import Peak
@@ -47,7 +47,7 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr(loop, "VALIDATION_BATCHES", 2)
     monkeypatch.setattr(Trainer, "measure", lambda self: 0.5)
-    for module in (resolve, loop):
+    for module in (derive, loop):
         monkeypatch.setattr(module, "measure_peak", lambda *_: Peak(2e11, 1e11))
 
 

@@ -18,7 +18,7 @@ import torch
 from pellucid.checkpoints.native import save_model
 from pellucid.errors import CheckpointError, DataError, PellucidError, RunError, SpecError, UsageError
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.train import checkpoint, loop, resolve, trainer
+from pellucid.train import checkpoint, derive, loop, resolve, trainer
 from pellucid.train.config import Run, TextSpec, TrainOptions, changed
 from pellucid.train.loop import Interrupted, Result
 from pellucid.train.metrics import read_metrics
@@ -44,11 +44,11 @@ def tiny(**more: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed is known without measuring it, and whose power does not fail."""
-    monkeypatch.setattr(resolve, "compiler_here", lambda: True)
+    monkeypatch.setattr(derive, "compiler_here", lambda: True)
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr(trainer, "VALIDATION_BATCHES", 2)
     monkeypatch.setattr(Trainer, "measure", lambda *_: 0.1)
-    for module in (resolve, loop):
+    for module in (derive, loop):
         monkeypatch.setattr(module, "measure_peak", lambda *_: Peak(2e11, 1e11))
 
 
@@ -200,7 +200,7 @@ def test_micro_batches_that_the_batch_does_not_hold(prepared: Prepared) -> None:
 
 
 def test_compiling_without_a_compiler(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "compiler_here", lambda: False)
+    monkeypatch.setattr(derive, "compiler_here", lambda: False)
     with pytest.raises(UsageError, match=r"no C\+\+ compiler\n.*install"):
         resolve.resolve((), TrainOptions(steps=1, compile=True), prepared)
 
@@ -212,7 +212,7 @@ def test_compiling_without_a_compiler(prepared: Prepared, monkeypatch: pytest.Mo
 def run(prepared: Prepared) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "measure", lambda *_: 0.1)
-        patch.setattr(resolve, "measure_peak", lambda *_: Peak(2e11, 1e11))
+        patch.setattr(derive, "measure_peak", lambda *_: Peak(2e11, 1e11))
         return resolve.resolve(("text.txt",), TrainOptions(**TINY), prepared)[0]
 
 

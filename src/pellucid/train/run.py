@@ -58,10 +58,7 @@ def train(
     """
     own = data if isinstance(data, Feed) else None
     names = () if isinstance(data, Feed) else tuple(str(t) for t in ([data] if isinstance(data, str | Path) else data))
-    for name in asked:
-        if name not in TrainOptions.options:
-            raise UsageError(f"there is no option {name!r}", suggest(name, TrainOptions.options))
-    options = replace(options or TrainOptions(), **asked)
+    options = _with(options or TrainOptions(), asked)
     _refuse_idle_options(options, own, model)
     reporter, folder = reporter or Reporter(), Path(out)
     keep_freed_memory()
@@ -78,11 +75,11 @@ def train(
             return _finished(folder, saved)
         wanted = saved or run
         base = _base(wanted, options, folder)
-        if own is None:
-            wanted, feed, tokenizer = _of_texts(names, wanted, options, base, folder, reporter, world)
-        else:
-            wanted, feed = _of_feed(own, model, wanted, options, base, world), own
-            tokenizer = _keep_tokenizer(base, folder)
+        wanted, feed, tokenizer = (
+            _of_texts(names, wanted, options, base, folder, reporter, world)
+            if own is None
+            else (_of_feed(own, model, wanted, options, base, world), own, _keep_tokenizer(base, folder))
+        )
         if world.first:
             wanted.save(folder / RUN)
             world.barrier()
@@ -98,6 +95,14 @@ def train(
             world=world,
             began=began,
         )
+
+
+def _with(options: TrainOptions, asked: dict[str, Any]) -> TrainOptions:
+    """The options with those that are asked for by name. Raises UsageError for a name that is no option."""
+    for name in asked:
+        if name not in TrainOptions.options:
+            raise UsageError(f"there is no option {name!r}", suggest(name, TrainOptions.options))
+    return replace(options, **asked)
 
 
 def _of_texts(
