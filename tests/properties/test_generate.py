@@ -352,6 +352,14 @@ def test_modes_are_left_as_they_were() -> None:
     model(torch.tensor([[1, 2, 3]])).sum().backward()  # nothing that inference left behind is in the way of training
 
 
+def test_stream_lists_the_modules_of_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = build(), list[int]()
+    modules = model.modules
+    monkeypatch.setattr(model, "modules", lambda: calls.append(1) or modules())
+    assert len("".join(stream(model, "ab", max_new_tokens=20, sampling=WARM, ignore_eos=True))) > 3
+    assert len(calls) == 1
+
+
 class Interrupted(Decoder):
     """Ctrl-C arrives in the third forward."""
 

@@ -163,3 +163,12 @@ def test_generation_is_the_model_however_long_prompt_and_prefix_are(mask: Mask, 
         torch.testing.assert_close(logits, read_anew(model, ids, prompt), atol=1e-9, rtol=1e-9)
         ids.append(int(logits.argmax()))
         logits = session.read([ids[-1:]])[0, -1]
+
+
+def test_an_edit_of_logits_reaches_rows_that_are_within_their_prefix() -> None:
+    """Such a row is read as a whole each time, its states first."""
+    model = build(with_mask(EXAMPLE, Causal() | Prefix(6)))
+    session = Session(model)
+    session.add([1, 2, 3])
+    with torch.no_grad(), model.taps(edit={"logits": lambda x: 0 * x}):
+        assert not session.read().any()

@@ -16,7 +16,8 @@ from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.engine.modes import evaluating
 from pellucid.engine.reader import writer_of
 from pellucid.errors import DataError, UsageError
-from pellucid.nn.models import Decoder, EncoderDecoder, Model
+from pellucid.nn.base import Model
+from pellucid.nn.models import Decoder, EncoderDecoder
 from pellucid.predicates import ORDINARY, PREFIX
 
 BATCH_TOKENS = 8192  # in one forward, padding included

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError, UsageError
-from pellucid.nn.cache import Cache, Memory, Snapshot
-from pellucid.nn.models import Decoder, EncoderDecoder, Model
+from pellucid.nn.base import Model
+from pellucid.nn.cache import Cache, Snapshot
+from pellucid.nn.models import Decoder, EncoderDecoder
+from pellucid.nn.stores import Memory
 from pellucid.predicates import ORDINARY, PREFIX
 
 T = TypeVar("T")
@@ -175,7 +177,7 @@ class Reader:
             firsts = [some[0] for some in group]
             cache = self._new_cache([each.row for each in firsts])
             if any(each.end > each.wanted for each in firsts):
-                self.writer.hidden(*self._tokens([(each.row, 0, each.end - each.wanted) for each in firsts]), cache)
+                self.writer.states(*self._tokens([(each.row, 0, each.end - each.wanted) for each in firsts]), cache)
             for slot, some in enumerate(group, len(self.lengths)):
                 for each in some:
                     each.row.slot, each.row.kept = slot, each.end - each.wanted
@@ -243,7 +245,7 @@ class Reader:
         assert self.cache is not None
         surplus = [each.end - each.wanted - each.row.kept for each in unread]
         if max(surplus) > _WITHOUT_LOGITS:
-            self.writer.hidden(
+            self.writer.states(
                 *self._tokens([(each.row, each.row.kept, each.end - each.wanted) for each in unread]), self.cache
             )
             self._keep(unread, [each.end - each.wanted for each in unread])
@@ -267,8 +269,8 @@ class Reader:
         """All of a row at once, as its prefix must be. It joins the others where its prefix is complete."""
         self._read_sources([each.row])
         cache = self._new_cache([each.row])
-        states = self.writer.hidden(*self._tokens([(each.row, 0, each.end)]), cache)[:, each.end - each.wanted :]
-        logits = self.writer.head(states, self.writer.embed.head_table)[0]
+        states = self.writer.states(*self._tokens([(each.row, 0, each.end)]), cache)[:, each.end - each.wanted :]
+        logits = self.writer.tap("logits", self.writer.head(states, self.writer.embed.head_table))[0]
         each.row.kept = each.end
         if self.within_prefix(each.row):
             each.row.leave_cache()

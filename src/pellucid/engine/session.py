@@ -17,18 +17,19 @@ Changes to rows are noted at once and carried out together by the next ``read``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.engine.modes import evaluating
 from pellucid.engine.reader import Reader, Row, Unread, writer_of
 from pellucid.errors import DataError
-from pellucid.nn.models import EncoderDecoder, Model
+from pellucid.nn.base import Model
+from pellucid.nn.models import EncoderDecoder
 
 NewTokens: TypeAlias = Sequence[Sequence[int]] | Int[Tensor, "rows k"]
 
@@ -47,6 +48,7 @@ class Session:
         self.capacity = self.writer.spec.context if capacity is None else capacity
         self.rows: list[Row] = []
         self._reader = Reader(model, self.capacity, slack, fixed)
+        self._modules: list[nn.Module] = []  # of the model, listed anew for each text and not for each token
         self._awake = False
 
     def add(self, prompt: Sequence[int], source: Sequence[int] | None = None) -> Row:
@@ -64,6 +66,7 @@ class Session:
             )
         row = Row(ids, len(ids), None if source is None else tuple(int(token) for token in source))
         self.rows.append(row)
+        self._modules = []
         return row
 
     def read(self, ids: NewTokens | None = None) -> Float[Tensor, "rows k vocab"]:
@@ -81,7 +84,7 @@ class Session:
         for row, some in zip(self.rows, new, strict=True):
             row.ids.extend(some)
         try:
-            with nullcontext() if self._awake else evaluating(self.model, inference=True):
+            with nullcontext() if self._awake else self._evaluating():
                 return self._read(wanted)
         except BaseException:  # an interruption, too, leaves layers that have read different tokens
             for row, length in zip(self.rows, before, strict=True):
@@ -112,6 +115,7 @@ class Session:
         pairs = zip(row.ids, ids, strict=False)
         common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(row.ids), len(ids)))
         row.ids, row.n_prompt, row.kept = ids, len(ids), min(row.kept, common)
+        self._modules = []
         return common
 
     def fork(self, row: Row) -> Row:
@@ -133,6 +137,10 @@ class Session:
                 yield
             finally:
                 self._awake = False
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        self._modules = self._modules or list(self.model.modules())
+        return evaluating(self.model, inference=True, modules=self._modules)
 
     def _read(self, wanted: list[int]) -> Float[Tensor, "rows k vocab"]:
         """Logits after the last ``wanted`` tokens of each row, which may all be read at once except within a prefix."""

@@ -10,13 +10,15 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from pellucid.engine.prompts import refuse_unreadable
 from pellucid.engine.session import Row, Session, writer_of
 from pellucid.errors import UsageError
 from pellucid.generate.policy import Decision, FinishReason, Line, Policy, Score
 from pellucid.generate.sample import Sampling, generator_for
 from pellucid.generate.stop import StopDecoder
 from pellucid.generate.write import write
-from pellucid.nn.models import EncoderDecoder, Model
+from pellucid.nn.base import Model
+from pellucid.nn.models import EncoderDecoder
 from pellucid.spec import EncoderDecoderSpec
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -174,7 +176,7 @@ def _policy(sampling: Sampling | None, policy: Policy | None) -> Policy:
 
 
 def _session_for(model: Model, lines: Sequence[Line], policy: Policy) -> Session:
-    """With room for these lines; the last token of a text is never read."""
+    """A session with room for these lines; the last token of a text is never read."""
     capacity = max(len(line.prompt_ids) + line.room - 1 for line in lines)
     return Session(model, capacity=capacity, slack=policy.lookahead)
 
@@ -231,7 +233,7 @@ def _lines(
         if isinstance(model, EncoderDecoder):
             ids = [model.spec.start_id]
         key = tuple(read)
-        left = context - len(ids) + 1  # the last token may be predicted from the last position, and is not read
+        left = context - len(ids) + 1  # + 1: what is predicted at the last position need not be read
         for place in range(starts):
             lines.append(
                 Line(
@@ -283,15 +285,5 @@ def _prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:
         ids = ids or [tokenizer.bos_id]
     else:
         ids = [int(token) for token in prompt]
-    if len(ids) > spec.context:
-        raise UsageError(
-            f"{name} is {len(ids):,} tokens long, but the model's context is {spec.context:,}",
-            "shorten it, or use a model that was trained on a longer context",
-        )
-    for place, token in enumerate(ids):
-        if not 0 <= token < spec.vocab_size:
-            raise UsageError(
-                f"{name} has token id {token} at place {place}, but the vocabulary ends at {spec.vocab_size - 1}",
-                "encode it with the model's own tokenizer",
-            )
+    refuse_unreadable(ids, name, room=spec.context, vocab_size=spec.vocab_size)
     return ids

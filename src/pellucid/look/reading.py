@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pellucid.engine.prompts import refuse_unreadable
 from pellucid.engine.session import greedy
 from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
@@ -41,18 +42,8 @@ def read(
         ids = [int(token) for token in text_or_ids]
         if not ids:
             raise UsageError("there are no token ids", "give at least one token to look at")
-    vocab_size, context = model.spec.vocab_size, model.spec.context if room is None else room
-    for place, token in enumerate(ids):
-        if not 0 <= token < vocab_size:
-            raise UsageError(
-                f"token id {token} (at place {place}) is not in the vocabulary of {vocab_size}",
-                f"ids run from 0 to {vocab_size - 1}; was the text encoded with another tokenizer?",
-            )
-    if len(ids) > context:
-        raise UsageError(
-            f"the text is {len(ids)} tokens long, but the model's context is {context}",
-            f"cut the text by at least {len(ids) - context} tokens",
-        )
+    room = model.spec.context if room is None else room
+    refuse_unreadable(ids, "the text", room=room, vocab_size=model.spec.vocab_size)
     return ids
 
 
