@@ -226,4 +226,5 @@ def _save(talk: Chat, name: str, console: Console) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Parse a command line and run it."""
     parse(chat, arguments, EXAMPLES)

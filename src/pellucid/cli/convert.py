@@ -67,4 +67,5 @@ def convert(
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Parse a command line and run it."""
     parse(convert, arguments, EXAMPLES)

@@ -139,4 +139,5 @@ def completions(model: AnyModel, files: Sequence[Path], seed: int) -> tuple[int,
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Parse a command line and run it."""
     parse(demo, arguments, EXAMPLES)

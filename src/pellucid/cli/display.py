@@ -107,7 +107,7 @@ class Lines(Reporter):
     def finished(self, result: Result, folder: Path) -> None:
         """The last lines of a run: what came out, and what to do with it."""
         if result.metrics:
-            self.console.print(f"held out: [bold]{said(result.metrics, 4)}[/]", highlight=False)
+            self.console.print(f"held out: [bold]{in_words(result.metrics, 4)}[/]", highlight=False)
         self.console.print(result.model)
         self.console.print(f"saved in [bold]{folder}[/]; next:", highlight=False)
         self.console.print(
@@ -158,7 +158,7 @@ class Panels(Lines):
         grid.add_row("", f"{state.step:,} of {state.steps:,} · {clock(state.seconds_left)} left")
         grid.add_row("loss", Text(sparkline(self.losses, width), "cyan"))
         grid.add_row("", Text(f"{state.loss:.3f} nats a token"))
-        grid.add_row("held out", Text(said(self.measures) or "not yet", "bold"))
+        grid.add_row("held out", Text(in_words(self.measures) or "not yet", "bold"))
         used = f"{state.utilisation:.0%} of this machine's measured peak"
         grid.add_row("speed", f"{state.tokens_per_second:,.0f} tokens/s · {used}")
         parts: list[Table | Panel] = [grid]
@@ -169,14 +169,14 @@ class Panels(Lines):
         return Panel(Group(*parts), title="pellucid train", title_align="left", border_style="cyan")
 
 
-def said(measures: Mapping[str, float], digits: int = 3) -> str:
+def in_words(measures: Mapping[str, float], digits: int = 3) -> str:
     """Named measures in words: "1.234 bits per byte, 2.345 perplexity"."""
     return ", ".join(f"{value:.{digits}f} {name.replace('_', ' ')}" for name, value in measures.items())
 
 
 def status(state: State, measures: Mapping[str, float]) -> str:
     """One line about where a run stands."""
-    bits = f" · held out {said(measures)}" if measures else ""
+    bits = f" · held out {in_words(measures)}" if measures else ""
     return (
         f"step {state.step:,}/{state.steps:,} · loss {state.loss:.3f}{bits} · {state.tokens_per_second:,.0f} tokens/s "
         f"({state.utilisation:.0%} of peak) · {clock(state.seconds_left)} left"

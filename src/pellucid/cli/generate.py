@@ -122,4 +122,5 @@ def _say_how_it_ended(completions: Sequence[Completion], seconds: float) -> None
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Parse a command line and run it."""
     parse(generate, arguments, EXAMPLES)

@@ -90,6 +90,7 @@ def _flag(name: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Parse a command line and run it."""
     parse(info, arguments, EXAMPLES)
 
 
@@ -233,8 +234,8 @@ def show_run(console: Console, folder: Path) -> None:
     console.print("\nrun", style="dim")
     for name in ("feed", "objective", "start", "optimiser", "schedule", "runtime", "keeping"):
         part = getattr(run, name)
-        said = ((field.name, getattr(part, field.name)) for field in fields(part))
-        shown = [f"{key} {_shown(value)}" for key, value in said if value not in (None, ())]
+        settings = ((field.name, getattr(part, field.name)) for field in fields(part))
+        shown = [f"{key} {_shown(value)}" for key, value in settings if value not in (None, ())]
         console.print(f"  {name:10} {', '.join(shown)}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -256,8 +257,8 @@ def _beside_the_paper(console: Console) -> None:
         table.add_column(heading, justify="left" if heading == "beside the paper" else "right")
     for size, recipe in RECIPES.items():
         c = compare(recipe)
-        said = f"{c.said_parameters / 1e6:.0f} M", f"{c.said_flops:.1e}"
-        table.add_row(size, f"{c.parameters / 1e6:.1f} M", said[0], f"{c.flops:.1e}", said[1], f"{c.used:.0%}")
+        reported = f"{c.said_parameters / 1e6:.0f} M", f"{c.said_flops:.1e}"
+        table.add_row(size, f"{c.parameters / 1e6:.1f} M", reported[0], f"{c.flops:.1e}", reported[1], f"{c.used:.0%}")
     console.print()
     console.print(table)
     for note in NOTES:

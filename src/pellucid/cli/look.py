@@ -63,4 +63,5 @@ def look(
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Parse a command line and run it."""
     parse(look, arguments, EXAMPLES)

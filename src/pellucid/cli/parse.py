@@ -76,8 +76,8 @@ def _form(of: Callable[..., Any], fields: dict[str, tuple[Any, Any]]) -> type:
         else:
             given = {} if default is inspect.Parameter.empty else {"default": default}
             asked.append((name, _hint(name, hint, default), dataclasses.field(**given)))
-    said = {"__doc__": of.__doc__, "__module__": of.__module__}
-    return dataclasses.make_dataclass(of.__name__, asked, frozen=True, kw_only=True, namespace=said)
+    namespace = {"__doc__": of.__doc__, "__module__": of.__module__}
+    return dataclasses.make_dataclass(of.__name__, asked, frozen=True, kw_only=True, namespace=namespace)
 
 
 def _is_options(hint: Any) -> bool:
@@ -92,8 +92,8 @@ def _groups(options: type) -> list[tuple[str, type, dict[str, tuple[Any, Any]]]]
     groups: dict[type, dict[str, tuple[Any, Any]]] = {}
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
-        hint, said = hints[field.name], field.metadata.get("help")
-        hint = Annotated[hint, tyro.conf.arg(help=said)] if said else hint
+        hint, told = hints[field.name], field.metadata.get("help")
+        hint = Annotated[hint, tyro.conf.arg(help=told)] if told else hint
         groups.setdefault(field.metadata.get("part", options), {})[field.name] = (hint, field.default)
     return [
         (part.__name__.removesuffix("Options").removesuffix("Spec").lower(), part, of) for part, of in groups.items()
@@ -102,15 +102,15 @@ def _groups(options: type) -> list[tuple[str, type, dict[str, tuple[Any, Any]]]]
 
 def _hint(name: str, hint: Any, default: Any) -> Any:
     """The type with a word for its values, and without a default that says nothing; what it says itself comes last."""
-    asked, *said = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    asked, *annotations = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     word = None
-    if tyro.conf.Positional in said:
+    if tyro.conf.Positional in annotations:
         word = name.upper() if default is inspect.Parameter.empty else f"[{name.upper()}]"
     elif default is None:
         word = "|".join(_word(kind) for kind in get_args(asked) if kind is not NoneType)
     empty = default in (None, "", (), inspect.Parameter.empty)
     ours = tyro.conf.arg(metavar=word, help_behavior_hint="" if empty else None)
-    return Annotated[(asked, ours, *said)]  # pyright: ignore[reportInvalidTypeForm]
+    return Annotated[(asked, ours, *annotations)]  # pyright: ignore[reportInvalidTypeForm]
 
 
 def _word(kind: Any) -> str:

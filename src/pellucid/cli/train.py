@@ -58,4 +58,5 @@ def default_folder(text: str) -> Path:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Parse a command line and run it."""
     parse(train, arguments, EXAMPLES)

@@ -121,4 +121,5 @@ def _bar(console: object) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Parse a command line and run it."""
     parse(verify, arguments, EXAMPLES)

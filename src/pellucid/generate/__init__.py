@@ -1,4 +1,7 @@
-"""Writing with a model: ``sample`` chooses tokens, ``stop`` makes text of them and cuts it, ``decode`` is the loop."""
+"""Writing with a model: a policy (``sample``, ``beam``, ``speculate``) chooses tokens, ``write`` is the loop.
+
+``stop`` makes text of tokens and cuts it; ``decode`` and ``chat`` are what callers use.
+"""
 
 from pellucid.rooms import make_callable
 

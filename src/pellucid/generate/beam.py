@@ -26,7 +26,7 @@ from torch import Tensor
 from pellucid.errors import UsageError
 from pellucid.generate.policy import Decision, Line, Next, Score, Vocabulary
 from pellucid.generate.sample import Seen, repetition_penalty
-from pellucid.nn.models import Model
+from pellucid.nn.base import Model
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,12 @@ def _score(line: Line) -> float:
 
 
 def is_whole(value: Any) -> bool:
+    """Whether it is an int; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> bool:
+    """Whether it is an int, or a float that is neither infinite nor nan."""
     return (isinstance(value, float) and math.isfinite(value)) or is_whole(value)
 
 

@@ -9,7 +9,8 @@ from pellucid.errors import DataError, UsageError
 from pellucid.generate.decode import Completion, generate, stream
 from pellucid.generate.policy import Policy
 from pellucid.generate.sample import Sampling
-from pellucid.nn.models import Decoder, EncoderDecoder, Model
+from pellucid.nn.base import Model
+from pellucid.nn.models import Decoder, EncoderDecoder
 from pellucid.spec import EncoderDecoderSpec
 from pellucid.text.chat import ChatTemplate, Message, encode_chat, template_of
 from pellucid.text.disguise import Spoken

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pellucid.errors import RunError
 from pellucid.generate.stop import StopDecoder
-from pellucid.nn.models import Model
+from pellucid.nn.base import Model
 
 FinishReason: TypeAlias = Literal["stop", "eos", "length", "context"]
 

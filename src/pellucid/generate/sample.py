@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pellucid.errors import UsageError
 from pellucid.generate.policy import Decision, Line, Next, Vocabulary
-from pellucid.nn.models import Model
+from pellucid.nn.base import Model
 
 
 class _Range(NamedTuple):

@@ -26,7 +26,8 @@ from pellucid.engine.session import Session
 from pellucid.errors import UsageError
 from pellucid.generate.policy import Decision, Line, Next, Vocabulary
 from pellucid.generate.sample import Sampling, Seen, draw
-from pellucid.nn.models import Decoder, EncoderDecoder, Model
+from pellucid.nn.base import Model
+from pellucid.nn.models import Decoder, EncoderDecoder
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Speculation:
 
     @property
     def lookahead(self) -> int:
-        """As many as are guessed."""
+        """How many tokens are guessed at a time."""
         return self.guesses
 
     def starts(self, n: int) -> int:
@@ -124,7 +125,7 @@ class Guesser(Protocol):
     """Whoever guesses."""
 
     def guess(self, lines: Sequence[Line], most: Sequence[int]) -> list[Guess]:
-        """For each line that goes on, up to so many tokens as ``most`` says, which may be 0."""
+        """For each line that goes on, a guess of at most ``most`` tokens, which may be 0."""
         ...
 
 
@@ -202,7 +203,7 @@ class LookUp:
         self.found: dict[Line, _Index] = {}
 
     def guess(self, lines: Sequence[Line], most: Sequence[int]) -> list[Guess]:
-        """As many tokens as the text has behind the place that is found; none where there is no such place."""
+        """The tokens that the text has behind the place that is found; none where there is no such place."""
         self.found = {line: self.found.get(line) or self._index(line) for line in lines}
         return [Guess(self.found[line].guess(line.ids, n)) for line, n in zip(lines, most, strict=True)]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pellucid.engine.session import Row, Session
 from pellucid.generate.policy import Decision, Line, Policy, Steps, Vocabulary
-from pellucid.nn.models import Model
+from pellucid.nn.base import Model
 
 
 def vocabulary_of(model: Model) -> Vocabulary:

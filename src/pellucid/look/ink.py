@@ -20,14 +20,17 @@ CELL = 10  # columns of one lens cell: a guess and its percentage
 
 
 def surprise_step(bits: float) -> int:
+    """The index in ``SURPRISE`` of a loss in bits."""
     return min(int(bits / BITS_A_STEP), len(SURPRISE) - 1)
 
 
 def certain_step(probability: float) -> int:
+    """The index in ``CERTAIN`` of a probability."""
     return min(int(probability * len(CERTAIN)), len(CERTAIN) - 1)
 
 
 def percent(probability: float) -> str:
+    """A probability in whole percent; "<1%" where that would round to 0."""
     return f"{100 * probability:.0f}%" if probability >= 0.0095 or probability == 0 else "<1%"
 
 
@@ -45,12 +48,14 @@ def spark(values: Sequence[float]) -> str:
 
 
 def heading(text: str, note: str) -> Text:
+    """The title of a panel, with a note behind it."""
     from rich.text import Text
 
     return Text.assemble(("\n" + text, "bold"), ("  " + note, "dim"))
 
 
 def new_table(*headings: str) -> Table:
+    """A table without lines, with these headings."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")

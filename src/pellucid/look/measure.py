@@ -100,7 +100,7 @@ def _heads(layer: int, measured: Mapping[str, Tensor]) -> list[Head]:
 
 
 def _patterns(acts: Acts, n_layers: int, points: Sequence[str], n_keys: int) -> list[Float[Tensor, "1 _ query key"]]:
-    """Of every layer at whichever of ``points`` it has; no heads where it has none."""
+    """The patterns of every layer, at whichever of ``points`` it has; no heads where it has none."""
     found: list[Tensor] = []
     for layer in range(n_layers):
         names = [name for point in points if (name := f"blocks.{layer}.{point}") in acts]

@@ -162,7 +162,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Across:
-    """Of an encoder–decoder: what its encoder read, and how the decoder's layers attend to that."""
+    """The other side of an encoder–decoder: what its encoder read, and how the decoder's layers attend to that."""
 
     source: Look
     attention: Attention

@@ -99,10 +99,12 @@ class Mask(Value):
 
 
 def negated(x: Any) -> Any:
+    """The opposite of a bool, or of each entry of an array or tensor."""
     return x == False  # noqa: E712  (`not` and `~` differ on bool and Tensor)
 
 
 def require(ok: bool, mask: Mask, problem: str, remedy: str) -> None:
+    """Raise SpecError naming the mask's type, unless ``ok``."""
     if not ok:
         raise SpecError(f"{type(mask).__name__}: {problem}", remedy)
 
@@ -214,6 +216,8 @@ class PrefixPart(Mask):
 
 @dataclass(frozen=True)
 class And(Mask):
+    """``a & b``: visible where both let a query see a key."""
+
     a: Mask
     b: Mask
 
@@ -239,6 +243,8 @@ class And(Mask):
 
 @dataclass(frozen=True)
 class Or(Mask):
+    """``a | b``: visible where one of them lets a query see a key."""
+
     a: Mask
     b: Mask
 
@@ -264,6 +270,8 @@ class Or(Mask):
 
 @dataclass(frozen=True)
 class Not(Mask):
+    """``~a``: visible exactly where ``a`` hides a key."""
+
     a: Mask
 
     def allow(self, q: Place, k: Place) -> Any:

@@ -95,6 +95,7 @@ class Comparison:
 
     @property
     def used(self) -> float:
+        """The share of the FLOPs paid for that the model's products are."""
         return self.flops / self.paid
 
 

@@ -270,7 +270,7 @@ class Run(Value):
 
     @property
     def steps(self) -> int:
-        """As many as the run has had, once it is closed; until then, as many as were expected at its start."""
+        """The number of steps: what the run has had, once it is closed; until then, what was expected at its start."""
         return self.schedule.total(self.schedule.decisions)
 
     @property
@@ -285,8 +285,8 @@ class Run(Value):
     @classmethod
     def load(cls, path: Path) -> Run:
         """Read what ``save`` wrote. Raises SpecError naming file and field, or the version that wrote another form."""
-        said = read_json(path, SpecError)
-        if isinstance(said, dict) and said.get("type") == "Run" and "spec" in said:
+        value = read_json(path, SpecError)
+        if isinstance(value, dict) and value.get("type") == "Run" and "spec" in value:
             raise EarlierFormError(
                 f"{path} was written by an earlier pellucid 0.1.0, in a form that this one cannot go on with",
                 "finish the run with the version that began it, or start anew with another folder with --out; a "

@@ -86,13 +86,13 @@ def open_feed(run: Run, prepared: Prepared | PreparedPairs) -> Feed:
 
     Raises DataError where there is not a single row, or the vocabulary has no token that the objective needs.
     """
-    said, model = run.feed, run.model
-    assert isinstance(said, TextSpec)
+    spec, model = run.feed, run.model
+    assert isinstance(spec, TextSpec)
     rows: Any = {
-        "context": said.context,
-        "batch_size": said.batch_size,
+        "context": spec.context,
+        "batch_size": spec.batch_size,
         "seed": run.seed,
-        "rows_at_once": max(1, said.batch_size // run.runtime.micro_batches),
+        "rows_at_once": max(1, spec.batch_size // run.runtime.micro_batches),
     }
     if isinstance(prepared, PreparedPairs):
         assert isinstance(model, EncoderDecoderSpec)
@@ -103,4 +103,4 @@ def open_feed(run: Run, prepared: Prepared | PreparedPairs) -> Feed:
         return PackedText(prepared.training, prepared.validation, ahead=ahead, **rows)
     if (mask_id := prepared.tokenizer.mask_id) is None:
         raise DataError("the tokenizer has no [MASK] to hide a token behind", "begin with a model that has one")
-    return MaskedText(prepared.training, prepared.validation, mask_id=mask_id, masked=said.masked, **rows)
+    return MaskedText(prepared.training, prepared.validation, mask_id=mask_id, masked=spec.masked, **rows)

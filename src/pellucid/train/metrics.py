@@ -48,10 +48,10 @@ class Silence:
     """The record of a process that is not the first of its world: nobody reads it."""
 
     def write(self, name: str, step: int, **values: float | int | bool) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def sync(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def __enter__(self) -> Silence:
         return self
@@ -59,7 +59,7 @@ class Silence:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Recorder(Silence):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pellucid.batch import IGNORE, Batch
 from pellucid.errors import DataError, UsageError
-from pellucid.nn.models import Model
+from pellucid.nn.base import Model
 from pellucid.nn.moe import MixtureOfExperts, load_balance, router_z
 from pellucid.train.config import ObjectiveSpec
 
@@ -60,7 +60,7 @@ class Smoothed:
         return model.nll_sum(batch, smoothing=self.smoothing)
 
     def count(self, batch: Batch) -> float | int:
-        """As many as without smoothing."""
+        """The number of terms, the same as without smoothing."""
         return nll.count(batch)
 
 
@@ -92,13 +92,13 @@ class Routed:
         return loss
 
     def count(self, batch: Batch) -> int | float:
-        """As many terms as the other objective."""
+        """The number of terms, the same as of the other objective."""
         return self.base.count(batch)
 
 
-def objective_for(model: Model, said: ObjectiveSpec) -> Objective:
+def objective_for(model: Model, spec: ObjectiveSpec) -> Objective:
     """What ``model`` is trained on: its own predictions, their labels smoothed if asked, and with experts their balance
     too."""
-    base = Smoothed(said.smoothing) if said.smoothing else nll
+    base = Smoothed(spec.smoothing) if spec.smoothing else nll
     routed = any(isinstance(module, MixtureOfExperts) for module in model.modules())
-    return Routed(said.load_balance, said.router_z, base) if routed else base
+    return Routed(spec.load_balance, spec.router_z, base) if routed else base

@@ -72,6 +72,7 @@ class Declared(NamedTuple):
 
     @property
     def is_derived(self) -> bool:
+        """Whether the option has no default, so that ``resolve`` derives it."""
         return self.default is MISSING
 
 
@@ -79,8 +80,8 @@ def declared(part: type[Value]) -> list[Declared]:
     """The options that a part declares, in order."""
     hints, found = get_type_hints(part), list[Declared]()
     for field in dataclasses.fields(part):  # pyright: ignore[reportArgumentType]
-        if (said := field.metadata.get("option")) is not None:
-            found.append(Declared(part, field.name, said.flag or field.name, hints[field.name], field.default, said))
+        if (made := field.metadata.get("option")) is not None:
+            found.append(Declared(part, field.name, made.flag or field.name, hints[field.name], field.default, made))
     return found
 
 

@@ -96,8 +96,8 @@ class Journal:
 
 
 def _line(decision: Decision) -> str:
-    said = {name: value for name, value in vars(decision).items() if value is not None}
-    return json.dumps(said) + "\n"
+    fields = {name: value for name, value in vars(decision).items() if value is not None}
+    return json.dumps(fields) + "\n"
 
 
 def read_decisions(path: Path) -> list[Decision]:
@@ -111,9 +111,9 @@ def read_decisions(path: Path) -> list[Decision]:
         if not line.endswith(b"\n"):
             break
         try:
-            said = json.loads(line)
-            decision = Decision(**said)
-            if not said or any(type(value) is not int or value < 0 for value in said.values()):
+            fields = json.loads(line)
+            decision = Decision(**fields)
+            if not fields or any(type(value) is not int or value < 0 for value in fields.values()):
                 raise ValueError("its values are not numbers of steps, threads or batches")
             if found and decision.step < found[-1].step:
                 raise ValueError(f"step {decision.step} is before the one above")

@@ -31,6 +31,7 @@ class Peak:
     bf16: float
 
     def of(self, precision: PrecisionName) -> float:
+        """FLOP/s of one precision."""
         return self.fp32 if precision == "fp32" else self.bf16
 
     @property

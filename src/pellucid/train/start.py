@@ -13,9 +13,10 @@ from pellucid.checkpoints.by_name import load
 from pellucid.engine.compiling import compilable, compile_each
 from pellucid.errors import UsageError
 from pellucid.families.weights import tensors_of
+from pellucid.nn.base import Model
 from pellucid.nn.embed import Embedding
 from pellucid.nn.init import initialise
-from pellucid.nn.models import AnyModel, Model, build_model
+from pellucid.nn.models import AnyModel, build_model
 from pellucid.nn.residual import Sublayer
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.config import Run
@@ -40,6 +41,7 @@ class Base:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None where it has none."""
         return self.model.tokenizer
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.batch import Batch
-from pellucid.nn.models import Model
+from pellucid.nn.base import Model
 from pellucid.train.objectives import Objective
 from pellucid.train.world import ALONE, World
 

@@ -28,12 +28,12 @@ class Follower(Protocol):
 
 
 def follower(limit: int) -> Follower:
-    """By what the system says of its processors (Linux), or else by how long steps take."""
+    """A follower that asks the system about its processors (Linux), or else one that times steps."""
     return ByLoad(limit) if ByLoad.can() else ByStepTime(limit)
 
 
 class ByLoad:
-    """By how much of the processors other programs use, as the system counts it.
+    """It follows how much of the processors other programs use, as the system counts it.
 
     Fewer threads, when others take more than half of a core from this program. More, when less than a quarter of one is
     used by programs that would not give way. Where that was a mistake, it takes longer until it is tried again.
@@ -91,7 +91,7 @@ class ByLoad:
 
 
 class ByStepTime:
-    """By how long steps take: where they take much longer than they did, fewer threads; more are tried now and then."""
+    """It follows how long steps take: fewer threads where they take much longer; more are tried now and then."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.perf_counter):
         self._limit, self._clock = limit, clock

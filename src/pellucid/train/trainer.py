@@ -39,7 +39,7 @@ class Trainer:
     def __init__(
         self, run: Run, feed: Feed, world: World = ALONE, *, base: AnyModel | None = None, resume: Path | None = None
     ):
-        """As before the first step, or as the checkpoint ``resume`` left everything.
+        """Everything is as before the first step, or as the checkpoint ``resume`` left it.
 
         base: the model that ``run.start.init_from`` names, where the run has not gone on from it yet; it is trained.
         """
@@ -123,8 +123,8 @@ class Trainer:
 
     def held_out(self) -> Iterator[Batch]:
         """All that is held out, with at least half a context before each token of a long text."""
-        said = self.run.feed
-        return self.feed.evaluation(max(1, said.context // 2) if isinstance(said, TextSpec) else None)
+        spec = self.run.feed
+        return self.feed.evaluation(max(1, spec.context // 2) if isinstance(spec, TextSpec) else None)
 
     def validate_all(self, before_each: Callable[[], None] = lambda: None, most: int | None = None) -> dict[str, float]:
         """The feed's measures of all that is held out, or of the first ``most`` batches.

@@ -9,7 +9,7 @@ import torch
 
 from pellucid.batch import Batch
 from pellucid.engine.modes import evaluating
-from pellucid.nn.models import Model
+from pellucid.nn.base import Model
 from pellucid.train.objectives import nll
 from pellucid.train.world import ALONE, World
 

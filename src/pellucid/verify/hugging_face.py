@@ -189,8 +189,8 @@ class HuggingFace(Subject):
         finally:
             self.model.generation_config = own
         ids = out.sequences[:, 1 if reading.source is not None else given.ids.shape[1] :]
-        said = torch.stack(out.logits, 1).float().log_softmax(-1).gather(-1, ids[:, :, None])[:, :, 0]
-        return [Written(*row) for row in zip(ids.tolist(), said.tolist(), strict=True)]
+        logprobs = torch.stack(out.logits, 1).float().log_softmax(-1).gather(-1, ids[:, :, None])[:, :, 0]
+        return [Written(*row) for row in zip(ids.tolist(), logprobs.tolist(), strict=True)]
 
     @contextmanager
     def compiled(self) -> Iterator[Subject]:

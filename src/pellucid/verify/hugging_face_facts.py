@@ -17,7 +17,7 @@ ONE_A_ROW = ("ForSequenceClassification", "ForNextSentencePrediction")
 
 
 def kind_of(model: Any) -> Kind:
-    """By the library's own lists of what a class is for; a model without a head is of the kind that its family is."""
+    """The kind of a model, by the library's own lists of what a class is for; without a head, that of its family."""
     from transformers.models.auto import modeling_auto as lists
 
     if model.config.is_encoder_decoder:
@@ -32,7 +32,7 @@ def kind_of(model: Any) -> Kind:
 
 
 def counts_positions(model: nn.Module) -> bool:
-    """Whether it counts positions itself, from where the padding's id stands: not from 0, so none are given to it."""
+    """Whether the model counts positions itself, from the padding's id on and not from 0; it is then given none."""
     counter = "create_position_ids_from_input_ids"
     return any(hasattr(part, counter) for part in (*model.modules(), *_modules(model)))
 
@@ -52,7 +52,7 @@ def windowed(config: Any, time: int) -> bool:
 
 
 def tells_documents(model: nn.Module) -> bool:
-    """Whether its code makes its masks of positions, too, by which the library tells documents of a row apart."""
+    """Whether its code also makes masks from positions: by these the library tells documents of a row apart."""
     wanted = {"config", "attention_mask", "position_ids"}  # of a function that makes a mask, or of several in a dict
 
     def names(node: ast.AST) -> set[Any]:

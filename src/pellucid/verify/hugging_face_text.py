@@ -50,7 +50,7 @@ class TheirSpeller:
         return self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _within_bounds(self, messages: Messages, add_generation_prompt: bool) -> None:
-        """Theirs renders in this process and for as long as it takes: it is given what ours has rendered before."""
+        """Their code renders in this process, without a time limit, so it gets only what ours has rendered before."""
         names = {name: text for name, text in self.inner.special_tokens_map.items() if isinstance(text, str)}
         ChatTemplate(self.chat_template or "", names).render(messages, add_generation_prompt)
 

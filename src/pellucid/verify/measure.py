@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pellucid.nn.wide import wide_dtype
 from pellucid.verify.subject import Subject
 
 LARGEST_GROWTH = 256.0  # outputs that move this many times farther than estimated would hide small faults
@@ -81,8 +82,8 @@ def distance(a: Tensor, b: Tensor) -> float:
     """
     if a.shape != b.shape:
         raise ValueError(f"outputs of shape {tuple(a.shape)} where {tuple(b.shape)} was expected")
-    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    a, b = a.to(wide), b.to(wide)
+    dtype = wide_dtype(a.dtype, b.dtype)
+    a, b = a.to(dtype), b.to(dtype)
     gap = (a - b).abs().masked_fill(a == b, 0.0)
     finite = b.isfinite()
     size = float(torch.where(finite, b, 0.0).square().sum() / finite.sum().clamp(min=1)) ** 0.5

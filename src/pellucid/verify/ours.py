@@ -40,7 +40,7 @@ def places(reading: Reading) -> Tokens | None:
 def pad_of(model: AnyModel) -> int:
     """The tokenizer's token for padding; without one, what a table of positions left its last unused row for, or 0.
 
-    Exported, some models count no position at this token, wherever it stands.
+    Some exported models give this token no position, wherever it stands.
     """
     pad = None if model.tokenizer is None else model.tokenizer.pad_id
     if pad is None and isinstance(model, Encoder):

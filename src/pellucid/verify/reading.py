@@ -35,7 +35,7 @@ class Reading:
         return torch.ones_like(self.ids, dtype=torch.bool) if self.valid is None else self.valid
 
     def to(self, device: torch.device) -> Reading:
-        """On another device."""
+        """The same reading, on another device."""
         valid = None if self.valid is None else self.valid.to(device)
         source = None if self.source is None else self.source.to(device)
         return replace(self, ids=self.ids.to(device), valid=valid, source=source)

@@ -51,6 +51,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """Whether no promise is broken."""
         return not self.broken
 
     @property
@@ -73,7 +74,7 @@ class Report:
         return ", ".join(f"{self.counts[verdict]} {verdict}" for verdict in STYLES if verdict in self.counts)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON; an error that is not a number is the string "nan" or "inf"."""
+        """The report as plain JSON; an error that is not a number is the string "nan" or "inf"."""
         plain = [{name: _json(value) for name, value in asdict(finding).items()} for finding in self.findings]
         about = {"subject": self.subject, "kind": self.kind, "made_by": self.made_by, "seed": self.seed}
         return {**about, "ok": self.ok, "findings": plain}
@@ -107,8 +108,8 @@ class Report:
     def _told(self, verdict: Verdict) -> Iterator[Any]:
         from rich.text import Text
 
-        for said, checks in self._grouped(verdict).items():
-            yield Text.assemble((", ".join(checks), STYLES[verdict]), f": {shown(said)}")
+        for reason, checks in self._grouped(verdict).items():
+            yield Text.assemble((", ".join(checks), STYLES[verdict]), f": {shown(reason)}")
 
     def _grouped(self, verdict: Verdict) -> dict[str, list[str]]:
         """Checks by what is to be said of them: of those that passed, why their tolerance is what it is."""
@@ -117,8 +118,8 @@ class Report:
             if finding.verdict == verdict:
                 why = f"tolerance: {finding.why}" if finding.why else ""
                 broken = f"not so: {finding.promise}. {finding.detail}. " if verdict == "fail" else ""
-                said = broken + why if verdict in ("pass", "fail") else finding.detail
-                groups.setdefault(said, []).append(finding.check)
+                reason = broken + why if verdict in ("pass", "fail") else finding.detail
+                groups.setdefault(reason, []).append(finding.check)
         return groups
 
 

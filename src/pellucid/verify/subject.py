@@ -73,6 +73,7 @@ class Subject(ABC):
 
     @property
     def source_vocab(self) -> int:
+        """Entries of the vocabulary of what an encoder reads; the model's own where there is no other."""
         return self.vocab
 
     @property
@@ -92,7 +93,7 @@ class Subject(ABC):
 
     @cached_property
     def turbulence(self) -> float:
-        """The same, as far as any output was seen to move in many more numbers."""
+        """``sensitivity`` over many more numbers: how far any output was seen to move."""
         return 0.0
 
     @abstractmethod

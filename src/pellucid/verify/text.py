@@ -42,11 +42,11 @@ class Speller(Protocol):
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
-        """As the model expects a text to begin."""
+        """Token ids of a text, begun as the model expects one to begin."""
         ...
 
     def encode_marked(self, text: str) -> list[int]:
-        """Of a rendered template: special tokens written out become their ids, and no BOS is added."""
+        """Token ids of a rendered template: special tokens written out become their ids, and no BOS is added."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -48,7 +48,7 @@ def prompt(subject: Subject, trial: Trial) -> Measured:
 
 
 def _unasked(speller: Speller, head: str, answered: str) -> str:
-    """What asks for an answer although one has just been given; turns of which nothing says whose they are ask none."""
+    """What asks for an answer although one has just been given; turns that are assigned to no speaker ask for none."""
     asks = head[head.rfind(ASKED) + len(ASKED) :].strip()
     longer = speller.render(conversation(ASKED, SAID, ASKED_AGAIN), add_generation_prompt=False)
     goes_on = longer[longer.find(SAID) + len(SAID) : longer.find(ASKED_AGAIN)].strip()

@@ -22,12 +22,12 @@ def shortfall(logits: Float[Tensor, "steps vocab"], written: Written, refused: S
 
     refused: tokens that are not written however likely they are.
 
-    The likeliest token hides much, and of random weights nearly all: often it is the last one again.
+    To compare the likeliest tokens alone would hide much: of random weights it is often the last token again.
     """
     picked = logits.gather(-1, torch.tensor(written.ids)[:, None])[:, 0]
-    said = torch.tensor(written.logprobs) - (picked - logits.logsumexp(-1))
+    apart = torch.tensor(written.logprobs) - (picked - logits.logsumexp(-1))
     best = logits.index_fill(-1, torch.tensor(refused, dtype=torch.long), -torch.inf).amax(-1)
-    return float(torch.maximum(best - picked, said.abs()).max() / logits.square().mean().sqrt())
+    return float(torch.maximum(best - picked, apart.abs()).max() / logits.square().mean().sqrt())
 
 
 def plain(subject: Subject, whole: Reading, first: int) -> Float[Tensor, "steps features"]:

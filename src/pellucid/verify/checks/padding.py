@@ -1,4 +1,4 @@
-"""Where no token is, nothing is: padding on any side changes no token's output."""
+"""Padding on any side changes no token's output."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ TYPED = Tolerance(0.0, "text is text: the share of special tokens that can be ty
 def restored(speller: Speller, text: str, exactly: bool) -> bool:
     """Whether the text comes back, or, where a tokenizer is made to change text, the same ids.
 
-    Some put a space in front of every text: it may stay, or go together with those that stood there.
+    Some tokenizers put a space in front of every text. It may stay, or go together with spaces that stood there.
     """
     ids = speller.encode(text)
     back = speller.decode(ids)
@@ -26,7 +26,7 @@ def restored(speller: Speller, text: str, exactly: bool) -> bool:
 
 
 def round_trip(subject: Subject, trial: Trial) -> Measured:
-    """Sentences, code, other scripts, spaces in all places. What only reads may make capitals small."""
+    """Sentences, code, other scripts, spaces in all places. A model that only reads may make capitals small."""
     speller = speller_of(subject)
     exactly = speller.keeps_text or (speller.folds and subject.kind != "encoder")
     texts = [text for text in (*TEXTS, *SPACES) if exactly or not _unknown(speller, text)]
@@ -59,7 +59,7 @@ def special_text(subject: Subject, trial: Trial) -> Measured:
 
 
 def _spells(speller: Speller, word: str) -> bool:
-    """Whether it owes the word back: it knows each of its letters."""
+    """Whether the tokenizer must give the word back: it knows each of its letters."""
     return speller.keeps_text and all(letter in speller.decode(speller.encode(letter)) for letter in word)
 
 
