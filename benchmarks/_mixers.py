@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.batch import Tokens
-from pellucid.nn.cache import LayerCache
 from pellucid.nn.documents import find_documents
 from pellucid.nn.kernels import attend
 from pellucid.nn.layout import classify
-from pellucid.nn.masks import see
+from pellucid.nn.masks import lower
 from pellucid.nn.models import Decoder
-from pellucid.nn.registry import MIXERS
+from pellucid.nn.registry import build
+from pellucid.nn.stores import LayerCache
 from pellucid.nn.view import View
 from pellucid.predicates import big_bird
 from pellucid.spec import (
@@ -129,7 +129,7 @@ def _ours(q: Tensor, k: Tensor, v: Tensor, visible: Any) -> Tensor:
 
 
 def _seen(mask: Mask) -> Callable[[int], Any]:
-    return lambda n: see(mask, one_row(n), one_row(n))  # a layout is made once a length, then found again
+    return lambda n: lower(mask, one_row(n), one_row(n))  # a layout is made once a length, then found again
 
 
 def _window_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def _built(spec: MixerSpec) -> Callable[[int], Case]:
             return View(one_row(n), _seen(spec.mask)(n), None, None)
         return find_documents(one_row(n))
 
-    return mixer(lambda: MIXERS[type(spec)](spec, D_MODEL), view)
+    return mixer(lambda: build(spec, D_MODEL), view)
 
 
 def _x_transformers() -> nn.Module:

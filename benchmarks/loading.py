@@ -95,7 +95,7 @@ def run_one(loader: str, path: Path) -> dict[str, Any]:
     size = sum(weight.nbytes for weight in model.parameters())
     with torch.no_grad():
         ids = torch.arange(100, 100 + LENGTH)[None]
-        out = model.hidden(ids) if hasattr(model, "hidden") and not hasattr(model, "new_cache") else model(ids)
+        out = model.states(ids) if hasattr(model, "states") and not hasattr(model, "new_cache") else model(ids)
     used = peak() - before
     if not isinstance(out, torch.Tensor):
         out = out.logits if "logits" in out else out.last_hidden_state

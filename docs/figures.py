@@ -26,7 +26,7 @@ from pellucid.generate.sample import temperature, top_p
 from pellucid.generate.speculate import accept
 from pellucid.nn import loss
 from pellucid.nn.biases import ALiBi, BucketedBias
-from pellucid.nn.ffn import ACTIVATIONS
+from pellucid.nn.feed_forward import ACTIVATIONS
 from pellucid.nn.flops import cache_bytes, count_parameters, forward_flops, visible_pairs
 from pellucid.nn.kernels import attend, reference
 from pellucid.nn.layout import make_layout
@@ -214,7 +214,7 @@ def influence(model: Any, time: int = 16) -> Tensor:
     """‖∂ state_i / ∂ embedding_j‖ for every pair, each row divided by its largest."""
     heard: list[Tensor] = []
     with model.taps(edit={"embed": lambda x: heard.append(x.detach().requires_grad_()) or heard[-1]}):
-        states = model.hidden(torch.arange(time)[None])
+        states = model.states(torch.arange(time)[None])
     rows = [torch.autograd.grad((s * normal(len(s), seed=1)).sum(), heard[0], retain_graph=True)[0] for s in states[0]]
     seen = torch.cat(rows).norm(dim=-1)
     return seen / seen.amax(-1, keepdim=True)

@@ -167,7 +167,7 @@ def test_an_import_that_points_up_is_seen(tmp_path: Path, importer: str, stateme
 
 
 def test_an_import_that_points_down_is_allowed(tmp_path: Path) -> None:
-    source = "from pellucid.spec import A\nfrom pellucid.nn.ffn import B\nimport torch.nn"
+    source = "from pellucid.spec import A\nfrom pellucid.nn.feed_forward import B\nimport torch.nn"
     assert pointing_up(house(tmp_path, {"nn/block.py": source})) == []
 
 

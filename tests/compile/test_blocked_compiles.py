@@ -14,7 +14,7 @@ from pellucid.batch import Tokens
 from pellucid.nn.block_mask import block_mask
 from pellucid.nn.kernels import attend, choose, flex, reference
 from pellucid.nn.layout import make_layout
-from pellucid.nn.masks import Visible, see
+from pellucid.nn.masks import Visible, lower
 from pellucid.predicates import Causal, Mask, Window, longformer
 
 # while it traces a gradient torch itself looks at the .grad of what has none
@@ -57,7 +57,7 @@ def test_a_compiled_layer_is_the_eager_one_and_compiles_once_for_all_batches(bac
     sizes: set[int] = set()
     for documents in (2, 5, 9, 20):
         tokens, x = packed(documents), torch.randn(2, TIME, 32)
-        visible = see(MASK, tokens, tokens)
+        visible = lower(MASK, tokens, tokens)
         assert visible.layout is not None
         sizes.add(len(visible.layout.patterns))
         outs = [f(x, visible) for f in (compiled, layer)]
@@ -68,7 +68,7 @@ def test_a_compiled_layer_is_the_eager_one_and_compiles_once_for_all_batches(bac
     assert len(sizes) == 4  # each batch had a layout of its own
     assert counter.frame_count == 1
     plain = Tokens.plain(2, TIME)
-    torch.testing.assert_close(compiled(x, see(MASK, plain, plain)), layer(x, see(MASK, plain, plain)))
+    torch.testing.assert_close(compiled(x, lower(MASK, plain, plain)), layer(x, lower(MASK, plain, plain)))
 
 
 def test_a_whole_compiled_model_makes_its_mask_as_a_tensor() -> None:
@@ -76,7 +76,7 @@ def test_a_whole_compiled_model_makes_its_mask_as_a_tensor() -> None:
 
     def forward(x: Tensor) -> Tensor:
         tokens = Tokens.plain(1, TIME)
-        return attend(x, x, x, see(MASK, tokens, tokens), scale=0.3)
+        return attend(x, x, x, lower(MASK, tokens, tokens), scale=0.3)
 
     x = torch.randn(1, 2, TIME, 8)
     compiled = torch.compile(forward, backend="eager", fullgraph=True)
@@ -95,12 +95,12 @@ def test_flex_attention_is_the_reference(mask: Mask, cap: float | None, kind: st
     shared = Tokens.plain(1, 700) if kind == "plain" else tokens
     layout = make_layout(mask, shared, shared)
     source = (mask, tokens, tokens)
-    visible = Visible(None, None, layout.blind, layout, source, block_mask(*source, layout))
+    visible = Visible(None, None, layout.without_keys, layout, source, block_mask(*source, layout))
     q, k, v = torch.randn(2, 4, 700, 16), torch.randn(2, 2, 700, 16), torch.randn(2, 2, 700, 16)
     with torch.no_grad():
         got, want = (f(q, k, v, visible, scale=0.3, soft_cap=cap) for f in (flex, reference))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-    other = Visible(None, None, layout.blind, layout, (Causal() & Window(41), tokens, tokens))
+    other = Visible(None, None, layout.without_keys, layout, (Causal() & Window(41), tokens, tokens))
     assert (want - reference(q, k, v, other, scale=0.3, soft_cap=cap)).abs().max() > 1e-3  # a control
 
 
@@ -112,7 +112,7 @@ def with_block_mask(visible: Visible) -> Visible:
 
 def test_flex_attention_is_not_chosen_where_it_has_no_backward() -> None:
     tokens, q = packed(3), torch.zeros(2, 1, TIME, 64)
-    visible = see(MASK, tokens, tokens)
+    visible = lower(MASK, tokens, tokens)
     assert visible.block_mask is None and choose(q, visible).name == "blocked"
     assert choose(q, with_block_mask(visible)).name == "flex"
     assert choose(q[..., :8], with_block_mask(visible)).name == "blocked"
@@ -124,7 +124,7 @@ def test_compiled_layer_takes_flex_attention_and_compiles_once_for_all_batches()
     compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=False)
     for documents in (2, 5, 9):
         tokens, x = packed(documents), torch.randn(2, TIME, 32)
-        visible = see(MASK, tokens, tokens)
+        visible = lower(MASK, tokens, tokens)
         with torch.no_grad():
             torch.testing.assert_close(compiled(x, with_block_mask(visible)), layer(x, visible), atol=1e-5, rtol=1e-5)
     assert counter.frame_count == 1

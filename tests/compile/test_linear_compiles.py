@@ -10,10 +10,10 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from pellucid.batch import Tokens
-from pellucid.nn.cache import StateCache
 from pellucid.nn.documents import OpenDocuments, find_documents
 from pellucid.nn.linear_attention import LinearAttention
 from pellucid.nn.rope import rotation
+from pellucid.nn.stores import StateCache
 from pellucid.spec import (
     DecayRule,
     DeltaRule,

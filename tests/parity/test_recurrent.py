@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pellucid.batch import Tokens
 from pellucid.nn.alignment import Alignment
-from pellucid.nn.cache import StateCache
 from pellucid.nn.documents import Documents, OpenDocuments, find_documents
-from pellucid.nn.masks import see
+from pellucid.nn.masks import lower
 from pellucid.nn.models import Decoder, Encoder
 from pellucid.nn.recurrent import AttentiveRecurrent, Recurrent
+from pellucid.nn.stores import StateCache
 from pellucid.nn.view import View
 from pellucid.spec import (
     NO_NORM,
@@ -92,7 +92,7 @@ def test_a_stack_of_blocks_is_a_stacked_module(cell: Any, both: bool, dtype: tor
     for layer, one in enumerate(model.blocks):
         copy_layer(one.rnn, theirs, layer)
     ids = torch.randint(VOCAB, (3, 11), generator=torch.Generator().manual_seed(1))
-    got, expected = model.hidden(ids), theirs(model.embed.tokens(ids))[0]
+    got, expected = model.states(ids), theirs(model.embed.tokens(ids))[0]
     assert difference(got, expected) < (1e-5 if dtype is torch.float32 else 1e-12)
     got.square().sum().backward()
     gradients = [model.blocks[2].rnn.cell.weight_hh_l0.grad, model.blocks[0].rnn.cell.bias_ih_l0.grad]
@@ -203,7 +203,7 @@ def context(w: dict[str, Tensor], score: str, h: Tensor, memory: Tensor, seen: T
 def views(tokens: Tokens, width: int = WIDTH) -> tuple[View, Tensor]:
     """A memory of five states, some of them padding in the second row."""
     memory = randn(2, 5, width, seed=7)
-    return View(tokens, see(Full(), tokens, Tokens.padded(SEEN)), None, None, memory), memory
+    return View(tokens, lower(Full(), tokens, Tokens.padded(SEEN)), None, None, memory), memory
 
 
 @ALIGNED

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.families.table import STACKED, Row, Table
 from pellucid.families.weights import export_weights, load_weights, to_theirs
-from pellucid.nn.cache import Memory
 from pellucid.nn.models import Decoder, Encoder, EncoderDecoder, build_model
 from pellucid.nn.positions import Sinusoidal
+from pellucid.nn.stores import Memory
 from pellucid.spec import (
     POST_NORM,
     PRE_NORM,

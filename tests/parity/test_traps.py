@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.nn.init import initialise
 from pellucid.nn.kernels import attend, reference
-from pellucid.nn.masks import see
+from pellucid.nn.masks import lower
 from pellucid.nn.models import Decoder
 from pellucid.spec import (
     AttentionSpec,
@@ -61,7 +61,7 @@ def by_loops(q: Tensor, k: Tensor, v: Tensor, window: int = KEYS) -> Tensor:
 
 def ours(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     n = q.shape[2]
-    visible = see(mask, Tokens.plain(1, n, KEYS - n), Tokens.plain(1, KEYS))
+    visible = lower(mask, Tokens.plain(1, n, KEYS - n), Tokens.plain(1, KEYS))
     fused = attend(q, k, v, visible, scale=SCALE)
     assert gap(fused, reference(q, k, v, visible, scale=SCALE)) <= TOLERANCE
     return fused
@@ -86,7 +86,7 @@ def test_a_bool_mask_given_as_floats_is_a_bias() -> None:
     assert gap(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed), wanted) <= TOLERANCE
     assert gap(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed.float()), wanted) > VISIBLE
     tokens = Tokens.padded(torch.ones(1, KEYS, dtype=torch.bool))  # nothing is provable: our mask is a tensor, and bool
-    visible = see(Causal(), tokens, tokens)
+    visible = lower(Causal(), tokens, tokens)
     assert visible.allowed is not None
     assert visible.allowed.dtype == torch.bool
     assert gap(attend(q, k, v, visible, scale=SCALE), wanted) <= TOLERANCE

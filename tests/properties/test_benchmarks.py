@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from pellucid.api import build
 from pellucid.batch import IGNORE
 from pellucid.designs import DESIGNS
-from pellucid.nn.cache import LayerCache
 from pellucid.nn.flops import count_parameters
+from pellucid.nn.stores import LayerCache
 from pellucid.spec import CAUSAL, DecoderSpec, RecurrentSpec, Window
 
 SIZES = [1024, 2048, 4096, 8192]

@@ -23,7 +23,7 @@ from pellucid.nn.flops import visible_pairs
 from pellucid.nn.kernels import attend, blocked, choose, kernel_for, reference, sdpa
 from pellucid.nn.kernels.blocked import backward, forward
 from pellucid.nn.layout import FULL, NOBODY, Layout, classify, make_layout
-from pellucid.nn.masks import Visible, dense, see
+from pellucid.nn.masks import Visible, dense, lower
 from pellucid.predicates import Place, big_bird, longformer, sparse_transformer, sparse_transformer_fixed
 from pellucid.spec import AttentionSpec, Causal, Full, Mask, Prefix, Window
 
@@ -51,8 +51,9 @@ def test_a_layout_is_the_mask(mask: Mask, at: Places, block: int) -> None:
     """No visible pair is dropped and no hidden one shown; blocks without any are not listed."""
     allowed, layout = dense(mask, *at), make_layout(mask, *at, block)
     assert torch.equal(spread_out(layout, *allowed.shape[2:]), allowed)
-    blind = torch.zeros(len(allowed), 1, allowed.shape[2], 1).bool() if layout.blind is None else layout.blind
-    assert torch.equal(blind, ~allowed.any(-1, keepdim=True))
+    nobody = torch.zeros(len(allowed), 1, allowed.shape[2], 1).bool()
+    found = nobody if layout.without_keys is None else layout.without_keys
+    assert torch.equal(found, ~allowed.any(-1, keepdim=True))
     missing = [-n % block for n in allowed.shape[2:]]
     blocks = torch.nn.functional.pad(allowed, (0, missing[1], 0, missing[0])).unflatten(3, (-1, block))
     holding = blocks.unflatten(2, (-1, block)).any(5).any(3)[:, 0]
@@ -132,7 +133,7 @@ def test_blocked_is_the_reference_on_long_rows(name: str, where: str) -> None:
     """Forward and gradients, in float32 to 1e-5 and in float64 to rounding, with grouped heads and a soft cap."""
     mask, at = SPARSE[name], WHERE[where]
     layout = make_layout(mask, *at)
-    visible = Visible(None, None, layout.blind, layout, (mask, *at))
+    visible = Visible(None, None, layout.without_keys, layout, (mask, *at))
     for dtype, tolerance, cap in (
         (torch.float32, 1e-5, None),
         (torch.float64, 1e-12, None),
@@ -151,7 +152,7 @@ def test_blocked_is_the_reference_on_long_rows(name: str, where: str) -> None:
 def test_attend_takes_blocks_where_they_pay(where: str) -> None:
     at = WHERE[where]
     q, k, v = qkv(at)
-    visible = see(SPARSE["window"], *at)
+    visible = lower(SPARSE["window"], *at)
     assert visible.layout is not None and visible.allowed is None
     z, choice = attend(q, k, v, visible, scale=0.5, explain=True)
     assert choice.kernel is blocked and choice.name == "blocked" and "blocks of 64 × 64 tokens" in str(choice)
@@ -167,12 +168,12 @@ def test_attend_takes_blocks_where_they_pay(where: str) -> None:
 
 def test_where_blocks_do_not_pay_there_is_a_tensor() -> None:
     window, short, long = Causal() & Window(20), Tokens.plain(1, 100), Tokens.plain(1, LONG)
-    for visible in (see(window, short, short), see(~Causal(), long, long), see(window, long, long, sparse=False)):
+    for visible in (lower(window, short, short), lower(~Causal(), long, long), lower(window, long, long, sparse=False)):
         assert visible.layout is None and visible.allowed is not None
     for proved in (Causal(), Full(), Causal() & Window(LONG)):
-        assert see(proved, long, long).proof is not None
+        assert lower(proved, long, long).proof is not None
     assert (
-        see(window, long, long).layout is see(window, Tokens.plain(3, LONG), Tokens.plain(3, LONG)).layout
+        lower(window, long, long).layout is lower(window, Tokens.plain(3, LONG), Tokens.plain(3, LONG)).layout
     )  # made once
 
 
@@ -195,7 +196,7 @@ def test_every_choice_has_its_reason() -> None:
     ]
     assert [name for name, _ in reasons] == ["blocked", "sdpa", "sdpa", "sdpa", "reference", "sdpa"]
     assert len({why for _, why in reasons}) == len(reasons)
-    q, visible = torch.zeros(1, 1, 1, 4), see(Causal(), *WHERE["plain"])
+    q, visible = torch.zeros(1, 1, 1, 4), lower(Causal(), *WHERE["plain"])
     assert "listens" in choose(q, visible, listening=True).why
     assert kernel(window, 100_000)[0] == "blocked"
 
@@ -236,7 +237,7 @@ def largest(mask: Mask, time: int, sparse: bool = True, packed: bool = False) ->
     tokens = Tokens.packed(torch.arange(time)[None] // (time // 3)) if packed else Tokens.plain(1, time)
     q, k, v = (torch.randn(1, 1, time, 4) for _ in range(3))
     with Largest() as found:
-        visible = see(mask, tokens, tokens, sparse=sparse)
+        visible = lower(mask, tokens, tokens, sparse=sparse)
         attend(q, k, v, visible, scale=0.5)
         if (layout := visible.layout) is not None:
             plan = (layout.groups, layout.order, layout.pairs, layout.patterns, 0.5, None)
@@ -331,9 +332,9 @@ def test_the_papers_patterns(name: str) -> None:
 
     def by_blocks(mask: Mask) -> Tensor:
         layout = make_layout(mask, tokens, tokens, block=8)
-        return blocked(q, k, v, Visible(None, None, layout.blind, layout), scale=0.5)
+        return blocked(q, k, v, Visible(None, None, layout.without_keys, layout), scale=0.5)
 
-    for z in (by_blocks(mask), attend(q, k, v, see(mask, tokens, tokens), scale=0.5)):
+    for z in (by_blocks(mask), attend(q, k, v, lower(mask, tokens, tokens), scale=0.5)):
         torch.testing.assert_close(z, expected, atol=1e-12, rtol=1e-12)
     for wrong in WRONG[name]:
         assert (by_blocks(wrong) - expected).abs().max() > 1e-2, wrong

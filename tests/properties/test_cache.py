@@ -16,9 +16,10 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
-from pellucid.nn.cache import Cache, LayerCache
+from pellucid.nn.cache import Cache
 from pellucid.nn.models import Decoder
 from pellucid.nn.slots import Contiguous, Ring
+from pellucid.nn.stores import LayerCache
 from pellucid.spec import BlockSpec, Causal, LayerNormSpec, RecurrentSpec, Window
 
 few = settings(max_examples=examples(20))
@@ -147,7 +148,7 @@ class Rows:
         try:
             go()
         except DataError:
-            assert any(isinstance(slots, Ring) for slots in self.cache.layouts) or (
+            assert any(isinstance(slots, Ring) for slots in self.cache.slots) or (
                 self.cache.keeps_states and not states
             )
             return False
@@ -228,10 +229,10 @@ def test_capacity_is_an_error_and_nothing_is_lost() -> None:
 def test_layouts() -> None:
     """Windowed layers keep their window only; ``ring=False`` keeps everything; the default capacity is the context."""
     ring, full = WINDOWED.new_cache(2), WINDOWED.new_cache(2, ring=False)
-    assert [type(s) for s in ring.layouts] == [Ring] and [type(s) for s in full.layouts] == [Contiguous]
+    assert [type(s) for s in ring.slots] == [Ring] and [type(s) for s in full.slots] == [Contiguous]
     assert ring.capacity == full.capacity == CONTEXT
     assert ring.n_bytes < full.n_bytes / 4
-    assert [type(s) for s in WINDOWED.new_cache(1, 3).layouts] == [Contiguous]  # the window covers all there is
+    assert [type(s) for s in WINDOWED.new_cache(1, 3).slots] == [Contiguous]  # the window covers all there is
 
 
 def test_the_cache_is_an_argument() -> None:

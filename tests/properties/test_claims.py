@@ -19,7 +19,7 @@ from torch import Tensor
 from pellucid.batch import Batch, Tokens
 from pellucid.nn.attention import Attention
 from pellucid.nn.init import initialise
-from pellucid.nn.masks import see
+from pellucid.nn.masks import lower
 from pellucid.nn.models import Decoder, Encoder
 from pellucid.nn.view import View
 from pellucid.spec import (
@@ -142,7 +142,7 @@ def softness(head_dim: int, scale: float | None, seed: int, rows: int = 16, keys
     attention, tokens = Attention(AttentionSpec(2, 2, head_dim, Full(), scale=scale), 8), Tokens.plain(rows, keys)
     edits = {name: (lambda _, drawn=drawn: drawn) for name, drawn in {"q": q, "k": k, "v": v}.items()}
     with tapped(attention, read=["scores", "pattern", "z"], edit=edits) as acts:
-        attention(torch.zeros(rows, keys, 8), View(tokens, see(Full(), tokens, tokens), None, None))
+        attention(torch.zeros(rows, keys, 8), View(tokens, lower(Full(), tokens, tokens), None, None))
     scores, pattern, z = acts["scores"], acts["pattern"], acts["z"]
     jacobian = torch.stack([gradient(pattern[..., key].sum(), scores) for key in range(keys)], -1)
     sizes = jacobian.flatten(-2).norm(dim=-1)

@@ -91,8 +91,8 @@ def test_replies_are_those_of_reading_everything_anew(name: str, tokenizer: Toke
     model = decoder(tokenizer, MIXERS[name])
     talk = Chat(model, "be brief", sampling=GREEDY, max_new_tokens=12)
     read: list[int] = []
-    hidden = model.hidden
-    model.hidden = lambda ids, *rest: read.append(ids.shape[1]) or hidden(ids, *rest)  # type: ignore[method-assign]
+    hidden = model.states
+    model.states = lambda ids, *rest: read.append(ids.shape[1]) or hidden(ids, *rest)  # type: ignore[method-assign]
     reused = 0
     for question in QUESTIONS:
         asked = [*talk.messages, {"role": "user", "content": question}]

@@ -113,8 +113,8 @@ def cell_by_cell(cell: nn.LSTM | nn.GRU, x: Tensor, state: tuple[Tensor, ...]) -
 @contextmanager
 def in_countable_form() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pellucid.nn.recurrent._run", cell_by_cell)
-        patch.setattr("pellucid.nn.linear_attention.FEW", CONTEXT)  # token by token, however many
+        patch.setattr("pellucid.nn.recurrent.run_cell", cell_by_cell)
+        patch.setattr("pellucid.nn.linear_attention.STEPS_UP_TO", CONTEXT)  # token by token, however many
         yield
 
 

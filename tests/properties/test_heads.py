@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -54,6 +55,7 @@ from pellucid.train.step import accumulate, step
 
 few = settings(max_examples=examples(20))
 WIDTH = 5
+SIZES = SimpleNamespace(vocab_size=VOCAB, d_model=WIDTH, d_embed=WIDTH)
 PLAIN = as_encoder(EXAMPLE)
 Rows = tuple[list[Tensor], Tensor, Tensor]
 
@@ -86,7 +88,7 @@ def test_a_pooler_is_what_its_spec_says(spec: PoolerHeadSpec, drawn: Rows, empty
     if empty:
         valid = torch.cat((valid, torch.zeros_like(valid[:1])))
     x = states(valid.shape, seed).requires_grad_()
-    head = PoolerHead(spec, WIDTH).double()
+    head = PoolerHead(spec, SIZES).double()
     got = head(x, Tokens.padded(valid))
     assert got.shape == (len(valid), WIDTH)
     for i, vector in enumerate(got):
@@ -101,13 +103,13 @@ def test_a_pooler_is_what_its_spec_says(spec: PoolerHeadSpec, drawn: Rows, empty
 def test_contents_of_padding_do_not_matter(spec: PoolerHeadSpec, drawn: Rows, seed: int) -> None:
     """Not even what is not finite, except where it is multiplied by zero (a mean)."""
     _, _, valid = drawn
-    head, x = PoolerHead(spec, WIDTH).double(), states(valid.shape, seed)
+    head, x = PoolerHead(spec, SIZES).double(), states(valid.shape, seed)
     other = x.masked_fill(~valid[..., None], 1e6 if spec.take == "mean" else torch.inf)
     assert torch.equal(head(x, Tokens.padded(valid)), head(other, Tokens.padded(valid)))
 
 
 def test_lengths_of_one_make_cosines() -> None:
-    head = PoolerHead(PoolerHeadSpec("mean", dense=False, normalise=True), WIDTH).double()
+    head = PoolerHead(PoolerHeadSpec("mean", dense=False, normalise=True), SIZES).double()
     x = states(torch.Size((3, 4)), 0)
     vectors = head(x, Tokens.plain(3, 4))
     close(vectors @ vectors.T, F.cosine_similarity(x.mean(1)[:, None], x.mean(1)[None], dim=-1))
@@ -116,7 +118,7 @@ def test_lengths_of_one_make_cosines() -> None:
 def test_control_a_pooler_that_counts_padding_is_seen() -> None:
     x, valid = states(torch.Size((1, 4)), 0), torch.tensor([[False, True, True, False]])
     for take in ("first", "last", "mean", "max"):
-        head = PoolerHead(PoolerHeadSpec(take, dense=False), WIDTH).double()
+        head = PoolerHead(PoolerHeadSpec(take, dense=False), SIZES).double()
         assert (head(x, Tokens.padded(valid)) - head(x, Tokens.plain(1, 4))).abs().max() > 1e-2, take
 
 
@@ -140,7 +142,7 @@ def test_packed_rows_are_refused(model: Encoder) -> None:
     text, tokens = torch.tensor([[1, 2, 3]]), Tokens.packed(torch.tensor([[0, 0, 1]]))
     with pytest.raises(DataError, match="a packed row is several texts"):
         model(text, tokens)
-    assert model.hidden(text, tokens).shape == (1, 3, 8)
+    assert model.states(text, tokens).shape == (1, 3, 8)
 
 
 @given(encoders(poolers | classifiers), padded())
@@ -226,7 +228,7 @@ def test_a_tagger_says_one_class_a_token(model: Encoder, drawn: Rows) -> None:
     _, text, valid = drawn
     head = cast(Any, model.head)
     with torch.no_grad():
-        out, hidden = (f(text, Tokens.padded(valid)) for f in (model, model.hidden))
+        out, hidden = (f(text, Tokens.padded(valid)) for f in (model, model.states))
         close(out, hidden @ head.out.weight.T + head.out.bias)
         packed = torch.arange(text.shape[1]).div(2, rounding_mode="floor").expand_as(text)
         assert model(text, Tokens.packed(packed)).shape == out.shape  # of packed rows, too
@@ -238,8 +240,8 @@ def test_model_that_predicts_nothing_has_no_loss(head: PoolerHeadSpec | None) ->
     with pytest.raises(DataError, match="this Encoder predicts nothing"):
         model.nll_sum(Batch(text, Tokens.plain(1, 3), text))
     with pytest.raises(DataError, match="no head that predicts tokens"):
-        model.unembed(model.hidden(text))
-    assert torch.equal(model(text), model.hidden(text)) == (head is None)
+        model.unembed(model.states(text))
+    assert torch.equal(model(text), model.states(text)) == (head is None)
 
 
 def test_kinds_of_tokens_are_added_and_refused() -> None:

@@ -21,7 +21,7 @@ from pellucid.designs import DESIGNS
 from pellucid.nn.kernels import Choice, Kernel, attend, blocked, choose, reference, sdpa
 from pellucid.nn.kernels import __all__ as exported
 from pellucid.nn.layout import make_layout
-from pellucid.nn.masks import Visible, dense, see
+from pellucid.nn.masks import Visible, dense, lower
 from pellucid.predicates import Place
 from pellucid.spec import Causal, Full, Mask, Window
 
@@ -46,8 +46,8 @@ class Call:
     def by(self, kernel: object, mask: Mask) -> Tensor:
         if kernel is blocked:  # in blocks of two, so that these short rows have several
             layout = make_layout(mask, self.queries, self.keys, block=2)
-            return self.seeing(kernel, Visible(None, None, layout.blind, layout))
-        return self.seeing(kernel, see(mask, self.queries, self.keys))
+            return self.seeing(kernel, Visible(None, None, layout.without_keys, layout))
+        return self.seeing(kernel, lower(mask, self.queries, self.keys))
 
     def seeing(self, kernel: object, visible: Visible) -> Tensor:
         assert isinstance(kernel, Kernel)
@@ -169,7 +169,7 @@ def test_nobody_sees_anything(kernel: object, biased: bool) -> None:
 @few
 def test_attend_takes_the_kernel_that_can(call: Call, cap: float | None) -> None:
     call.soft_cap = cap
-    visible = see(Causal(), call.queries, call.keys)
+    visible = lower(Causal(), call.queries, call.keys)
     chosen = choose(call.q, visible, biased=call.bias is not None, soft_cap=cap)
     assert chosen.kernel is (sdpa if cap is None else reference) and chosen.why
     assert choose(call.q, visible, listening=True).kernel is reference
@@ -180,7 +180,7 @@ def test_attend_takes_the_kernel_that_can(call: Call, cap: float | None) -> None
 @few
 def test_listening_changes_nothing_and_hears_scores_and_pattern(call: Call, mask: Mask) -> None:
     heard: dict[str, Tensor] = {}
-    visible = see(mask, call.queries, call.keys)
+    visible = lower(mask, call.queries, call.keys)
     z = attend(
         call.q, call.k, call.v, visible, bias=call.bias, scale=call.scale, soft_cap=call.soft_cap,
         listen=lambda name, x: heard.setdefault(name, x),
@@ -216,7 +216,7 @@ class Made(TorchDispatchMode):
 def test_grouped_heads_share_keys_and_values_without_a_copy() -> None:
     """A token that is written reads all keys once, and not as often as there are heads in a group."""
     q, k, v = torch.randn(1, 8, 1, 16), torch.randn(1, 2, 300, 16), torch.randn(1, 2, 300, 16)
-    visible = see(Causal(), Tokens.plain(1, 1, 299), Tokens.plain(1, 300))
+    visible = lower(Causal(), Tokens.plain(1, 1, 299), Tokens.plain(1, 300))
     with torch.no_grad(), Made() as made:
         z = sdpa(q, k, v, visible, scale=0.5)
     assert max(made.elements) < k.numel()
@@ -225,9 +225,9 @@ def test_grouped_heads_share_keys_and_values_without_a_copy() -> None:
 
 def test_rows_that_are_alike_have_one_mask() -> None:
     tokens = Tokens.plain(5, 8)
-    assert see(Causal() & Window(3), tokens, tokens).allowed.shape == (1, 1, 8, 8)  # type: ignore[union-attr]
+    assert lower(Causal() & Window(3), tokens, tokens).allowed.shape == (1, 1, 8, 8)  # type: ignore[union-attr]
     told = Tokens(tokens.pos)  # nobody knows before looking
-    assert see(Causal() & Window(3), told, told).allowed.shape == (5, 1, 8, 8)  # type: ignore[union-attr]
+    assert lower(Causal() & Window(3), told, told).allowed.shape == (5, 1, 8, 8)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("mask", [Causal(), Causal() & Window(20)])

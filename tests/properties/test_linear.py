@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pellucid.batch import Tokens
 from pellucid.errors import UsageError
 from pellucid.nn import linear_attention
-from pellucid.nn.cache import StateCache
 from pellucid.nn.documents import OpenDocuments, find_documents
 from pellucid.nn.linear_attention import LinearAttention
 from pellucid.nn.rope import rotation
 from pellucid.nn.running_sum import by_chunks, by_steps
+from pellucid.nn.stores import StateCache
 from pellucid.spec import (
     DecayRule,
     DeltaRule,

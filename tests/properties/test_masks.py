@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pellucid.batch import Tokens
 from pellucid.errors import SpecError
-from pellucid.nn.masks import dense, prove, see
+from pellucid.nn.masks import dense, lower, prove
 from pellucid.nn.models import Decoder, Encoder
 from pellucid.predicates import (
     PREFIX,
@@ -247,11 +247,11 @@ def test_proofs_of_bounds_hold(mask: Mask, at: Places) -> None:
         assert allowed.all()
     if proof == "causal":
         assert allowed.shape[-1] == allowed.shape[-2] and torch.equal(allowed, torch.ones_like(allowed).tril())
-    visible = see(mask, queries, keys)
+    visible = lower(mask, queries, keys)
     assert visible.proof == proof
     if proof is None:
-        assert visible.allowed is not None and visible.blind is not None
-        seen, blind = visible.allowed.expand_as(allowed), visible.blind[..., 0].expand(allowed.shape[:3])
+        assert visible.allowed is not None and visible.without_keys is not None
+        seen, blind = visible.allowed.expand_as(allowed), visible.without_keys[..., 0].expand(allowed.shape[:3])
         assert torch.equal(seen, allowed) and torch.equal(blind, ~allowed.any(-1))
 
 

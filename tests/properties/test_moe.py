@@ -17,7 +17,7 @@ from strategies import CONTEXT, VOCAB, steady
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pellucid.nn.ffn import ACTIVATIONS
+from pellucid.nn.feed_forward import ACTIVATIONS
 from pellucid.nn.grouped import grouped_linear, grouped_outer
 from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder

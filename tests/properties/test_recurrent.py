@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError, SpecError, UsageError
-from pellucid.nn import recurrent
+from pellucid.nn import recurrent, stairs
 from pellucid.nn.alignment import Alignment, Scores
-from pellucid.nn.cache import MemoryCache, StateCache
 from pellucid.nn.documents import Documents, OpenDocuments, find_documents
 from pellucid.nn.init import initialise
-from pellucid.nn.masks import see
+from pellucid.nn.masks import lower
 from pellucid.nn.models import Decoder, EncoderDecoder
 from pellucid.nn.recurrent import AttentiveRecurrent, Recurrent
+from pellucid.nn.stores import MemoryCache, StateCache
 from pellucid.nn.view import View
 from pellucid.spec import (
     AlignmentSpec,
@@ -108,7 +108,7 @@ def run(mixer: Any, x: Tensor, tokens: Tokens, read: Read, kept: Kept | None = N
         progress.take(tokens)
     view = find_documents(tokens, None if progress is None else progress.before)
     if isinstance(mixer, AttentiveRecurrent):
-        cross = View(tokens, see(Full(), tokens, read.tokens), None, None, read.states)
+        cross = View(tokens, lower(Full(), tokens, read.tokens), None, None, read.states)
         out = mixer(x, view, *((None, cross) if kept is None else (kept.state, cross, kept.memory)))
     else:
         out = mixer(x, view, None if kept is None else kept.state)
@@ -310,7 +310,7 @@ def sublayer(spec: AlignmentSpec) -> Any:
 
 
 def cross(tokens: Tokens, read: Read) -> View:
-    return View(tokens, see(Full(), tokens, read.tokens), None, None, read.states)
+    return View(tokens, lower(Full(), tokens, read.tokens), None, None, read.states)
 
 
 @given(alignments, st.integers(1, 3), st.integers(1, 5))
@@ -356,7 +356,7 @@ def test_a_memory_of_nothing_gives_zeros(spec: AlignmentSpec) -> None:
 def test_a_causal_proof_is_obeyed() -> None:
     """The memory may be the decoder's own past, where a mask is proved from its form and never made."""
     tokens, x = Tokens.plain(1, 4), randn(1, 4, WIDTH)
-    view = View(tokens, see(Causal(), tokens, tokens), None, None, x)
+    view = View(tokens, lower(Causal(), tokens, tokens), None, None, x)
     assert view.visible.proof == "causal"
     for one, args in ((sublayer(ALIGNMENTS[1]), (view,)), (MIXERS[ATTENTIVE[1]], (Documents(None, None), None, view))):
         with tapped(one, "pattern") as acts:
@@ -366,7 +366,7 @@ def test_a_causal_proof_is_obeyed() -> None:
 
 def test_bad_calls_are_refused() -> None:
     tokens, x = Tokens.plain(1, 2), randn(1, 2, WIDTH)
-    view = View(tokens, see(Full(), tokens, tokens), None, None)
+    view = View(tokens, lower(Full(), tokens, tokens), None, None)
     with pytest.raises(DataError, match="no memory"):
         sublayer(ALIGNMENTS[1])(x, view)
     with pytest.raises(DataError, match="no memory"):
@@ -517,14 +517,15 @@ def test_the_kernel_sees_each_token_once(drawn: tuple[list[Tensor], Tensor, Tens
     """Neither padding nor a token twice, in at most as many calls as there are lengths."""
     _, text, valid = drawn
     mixer, calls = MIXERS[BOTH[0] if both else RECURRENT[0]], []
-    original = recurrent._run
+    original = recurrent.run_cell
 
     def counting(cell: Any, x: Tensor, state: Any) -> Any:
         calls.append(x.shape[0] * x.shape[1])
         return original(cell, x, state)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recurrent, "_run", counting)
+        for module in (recurrent, stairs):
+            patch.setattr(module, "run_cell", counting)
         run(mixer, randn(*text.shape, WIDTH), Tokens.padded(valid), memory(len(text)))
     if text.shape[1] > 1:
         assert sum(calls) == int(valid.sum()) * (1 + both)

@@ -116,9 +116,9 @@ class Counting(Decoder):
 
     forwards = 0
 
-    def hidden(self, ids: Tensor, *rest: Any, **named: Any) -> Tensor:
+    def states(self, ids: Tensor, *rest: Any, **named: Any) -> Tensor:
         self.forwards += 1
-        return super().hidden(ids, *rest, **named)
+        return super().states(ids, *rest, **named)
 
 
 def test_accepted_guesses_save_forwards() -> None:

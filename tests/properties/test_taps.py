@@ -436,6 +436,6 @@ def test_control_a_tap_that_forgets_its_edit_is_seen(monkeypatch: pytest.MonkeyP
     before, _ = listened(model, TEXT, read="embed")
     after, _ = listened(model, TEXT, edit={"blocks.0.resid_mid": noise})
     assert (after - before).abs().max() > 1e-3
-    monkeypatch.setattr("pellucid.taps.Listener.__call__", lambda self, name, x: x)
+    monkeypatch.setattr("pellucid.taps.listener.Listener.__call__", lambda self, name, x: x)
     ignored, _ = listened(model, TEXT, edit={"blocks.0.resid_mid": noise})
     assert torch.equal(ignored, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 from typing import Any
 
@@ -13,14 +14,16 @@ import torch
 from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import EXAMPLE, build, close, ids, specs
+from strategies import EXAMPLE, as_encoder, build, close, ids, specs
 from torch import Tensor, nn
 
+from pellucid.batch import Batch, Tokens
 from pellucid.errors import TapError
 from pellucid.generate.decode import generate
 from pellucid.generate.sample import Sampling
 from pellucid.interpret.edits import Add, Patch, Scale
 from pellucid.nn.models import Decoder
+from pellucid.spec import MaskedLMHeadSpec
 from pellucid.taps import Tapped, point_axes
 
 few = settings(max_examples=examples(10))
@@ -38,6 +41,22 @@ def noise(x: Tensor) -> Tensor:
 
 def silent(model: Decoder) -> bool:
     return not any(m.ears.listener or m.ears.plain for m in model.modules() if isinstance(m, Tapped))
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["nll_sum", "logprobs", "scores"])
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_an_edit_of_logits_is_refused_by_a_loss(asked: str, kind: str) -> None:
+    """It would change nothing: a loss is computed in chunks, and never passes this point."""
+    spec = EXAMPLE if kind == "decoder" else replace(as_encoder(EXAMPLE), head=MaskedLMHeadSpec())
+    model, batch = build(spec), Batch(TEXT, Tokens.plain(*TEXT.shape), TEXT)
+    with model.taps(edit={"logits": Scale(0.0)}), pytest.raises(TapError, match="edit of logits would change nothing"):
+        getattr(model, asked)(batch)
+    alone = model.nll_sum(batch)
+    with model.taps(read="logits", edit={"embed": Scale(1.0)}):
+        assert torch.equal(model.nll_sum(batch), alone)
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------
@@ -277,6 +296,6 @@ def test_control_a_listener_that_all_threads_share_is_seen(monkeypatch: pytest.M
     class Shared:
         listener, plain = None, False
 
-    monkeypatch.setattr("pellucid.taps._Ears", Shared)
+    monkeypatch.setattr("pellucid.taps.points._Ears", Shared)
     with pytest.raises(AssertionError):
         test_two_threads_that_tap_one_model_each_hear_their_own_call()

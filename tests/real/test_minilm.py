@@ -65,7 +65,7 @@ def test_states_are_those_of_its_own_library(model: Encoder, theirs: Any) -> Non
     ids, valid = padded(model, TEXTS)
     expected = theirs(ids, attention_mask=valid.long(), output_hidden_states=True)
     with model.taps(read="blocks.*.resid_post") as acts:
-        states = model.hidden(ids, Tokens.padded(valid))
+        states = model.states(ids, Tokens.padded(valid))
     assert gap(states[valid], expected.last_hidden_state[valid]) <= TOLERANCE
     for i, layer in enumerate(expected.hidden_states[1:]):
         assert gap(acts[f"blocks.{i}.resid_post"][valid], layer[valid]) <= TOLERANCE

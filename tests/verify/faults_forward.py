@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from pellucid.batch import Tokens
 from pellucid.nn import attention, kernels
-from pellucid.nn.cache import Cache, LayerCache, Memory
+from pellucid.nn.cache import Cache
 from pellucid.nn.heads import PoolerHead
-from pellucid.nn.kernels.reference import expand_heads, hidden
+from pellucid.nn.kernels.reference import expand_heads, forbidden
 from pellucid.nn.models import Decoder, EncoderDecoder
 from pellucid.nn.slots import Contiguous
+from pellucid.nn.stores import LayerCache, Memory
 from pellucid.spec import PoolerHeadSpec
 
 Patch = pytest.MonkeyPatch
@@ -29,12 +30,12 @@ Patch = pytest.MonkeyPatch
 
 def one_too_far(model: Any, monkeypatch: Patch) -> None:
     """The mask's <= has a + 1: each query stands one place too far right."""
-    see = attention.see
+    lower = attention.lower
 
     def shifted(mask: Any, tokens: Tokens, keys: Tokens, **how: Any) -> Any:
-        return see(mask, Tokens(torch.where(tokens.pos < 0, -1, tokens.pos + 1), tokens.seg), keys, **how)
+        return lower(mask, Tokens(torch.where(tokens.pos < 0, -1, tokens.pos + 1), tokens.seg), keys, **how)
 
-    monkeypatch.setattr(attention, "see", shifted)
+    monkeypatch.setattr(attention, "lower", shifted)
 
 
 def their_one_too_far(model: Any, monkeypatch: Patch) -> None:
@@ -119,7 +120,7 @@ def source_unmasked(model: Any, monkeypatch: Patch) -> None:
 
     def encode(self: EncoderDecoder, ids: Tensor, tokens: Tokens | None = None) -> Memory:
         tokens = Tokens.plain(*ids.shape, device=ids.device) if tokens is None else tokens
-        return Memory(self.encoder.hidden(ids, tokens), Tokens.plain(*ids.shape, device=ids.device))
+        return Memory(self.encoder.states(ids, tokens), Tokens.plain(*ids.shape, device=ids.device))
 
     monkeypatch.setattr(EncoderDecoder, "encode", encode)
 
@@ -190,7 +191,7 @@ def no_zero_for_nothing(model: Any, monkeypatch: Patch) -> None:
 
     def naive(q: Tensor, k: Tensor, v: Tensor, visible: Any, *, bias: Any = None, scale: float, **how: Any) -> Tensor:
         scores = (q @ expand_heads(k, q.shape[1]).mT) * scale + (0 if bias is None else bias)
-        hide = hidden(visible, scores)
+        hide = forbidden(visible, scores)
         scores = scores if hide is None else scores.masked_fill(hide, -torch.inf)
         return scores.softmax(-1) @ expand_heads(v, q.shape[1])
 

@@ -160,7 +160,7 @@ def _documents(store: TokenStore, ids: np.ndarray, valid: Marks | None = None) -
 
 
 def _positions(seg: Places) -> Places:
-    """Of each token in its document."""
+    """The position of each token in its document."""
     place = np.broadcast_to(np.arange(seg.shape[1]), seg.shape)
     begins = np.diff(seg, axis=1, prepend=seg[:, :1] - 1) != 0
     return place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.errors import UsageError
 from pellucid.nn.models import Decoder, Encoder
+from pellucid.nn.wide import wide_dtype
 
 # Logits are computed in chunks of this size; a handful of such tensors are alive at once.
 CHUNK_BYTES = 64 << 20
@@ -76,7 +77,7 @@ def logit_lens(
 
 def _log_probs(model: Decoder | Encoder, residual: Float[Tensor, "part d_model"]) -> Float[Tensor, "part vocab"]:
     logits = model.unembed(residual[None])[0]
-    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return logits.log_softmax(-1, dtype=wide_dtype(logits.dtype))
 
 
 def _read_out(

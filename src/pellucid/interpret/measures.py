@@ -9,22 +9,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from pellucid.nn.wide import wide, wide_dtype
+
 
 def lengths(x: Float[Tensor, "*axes d"]) -> Float[Tensor, "*axes"]:
     """Euclidean length of each vector, in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).norm(dim=-1)
+    return wide(x).norm(dim=-1)
 
 
 def cosines(x: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time time"]:
     """Cosine between the vectors of every two tokens of a row, in [-1, 1]."""
-    direction = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+    direction = F.normalize(wide(x), dim=-1)
     return (direction @ direction.mT).clamp(-1, 1)
 
 
 def likeness(states: Float[Tensor, "batch time d"], vector: Float[Tensor, "batch d"]) -> Float[Tensor, "batch time"]:
     """Cosine between each token's state and the one vector of its row."""
-    wide = torch.promote_types(states.dtype, torch.float32)
-    return F.cosine_similarity(states.to(wide), vector.to(wide)[:, None], dim=-1)
+    return F.cosine_similarity(wide(states), vector.to(wide_dtype(states.dtype))[:, None], dim=-1)
 
 
 def expert_load(ids: Int[Tensor, "batch time top_k"], n_experts: int) -> Float[Tensor, "batch n_experts"]:
@@ -48,7 +49,9 @@ class Shares:
 
 
 def shares(pattern: Float[Tensor, "batch heads time time"], *, both_ways: bool = False) -> Shares:
-    """Of attention within a row. both_ways: of a model that sees what follows; otherwise the last two shares are 0.
+    """The shares of attention within a row.
+
+    both_ways: the model sees what follows; otherwise the last two shares are 0.
 
     Left out, where the row is long enough: queries for which some of the places coincide (the first two and, both
     ways, the last two).

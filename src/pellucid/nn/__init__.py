@@ -15,8 +15,9 @@ slots       places of a cache, each with the position of the token it holds (-1:
 =========== ==========================================================================================
 
 Masks and positions: ``masks`` (over ``layout``) ``biases`` ``positions`` ``rope``. Layers: ``norms`` ``attention``
-(over ``kernels``) ``ffn`` ``moe`` (over ``grouped``) ``residual``. In attention's place: ``linear_attention`` (over
-``running_sum``) ``recurrent`` ``alignment``, with ``documents`` for what a state must know. What all of them answer:
-``mixer``; which module computes which spec: ``registry``. Models: ``embed`` ``block`` ``stack`` ``heads`` ``models``,
-and ``cache`` ``init`` ``flops``.
+(over ``kernels``) ``feed_forward`` ``moe`` (over ``grouped``) ``residual``. In attention's place: ``linear_attention``
+(over ``running_sum``) ``recurrent`` (over ``stairs``) ``alignment``, with ``documents`` for what a state must know.
+What all of them answer: ``mixer``; which module computes which spec: ``registry``. Models: ``embed`` ``block``
+``stack`` ``heads`` ``models``, with ``loss`` ``init`` ``flops`` and ``cache`` (over ``stores`` and ``slots``). Tensors
+that stay quantised: ``stored`` ``formats`` ``quantised`` ``products``.
 """

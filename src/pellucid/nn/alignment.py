@@ -12,13 +12,15 @@ One head, no scale, and nothing of the encoder's is projected on the way into c.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pellucid.errors import DataError, SpecError
-from pellucid.nn.cache import MemoryCache
-from pellucid.nn.kernels.reference import hidden
+from pellucid.nn.kernels.reference import forbidden, masked_softmax
+from pellucid.nn.registry import computes
+from pellucid.nn.stores import MemoryCache
 from pellucid.nn.view import View
+from pellucid.nn.wide import wide
 from pellucid.spec import AlignmentSpec
 from pellucid.taps import Tapped
 
@@ -61,17 +63,7 @@ class Scores(nn.Module):
             scores = h @ keys.mT
         else:
             scores = self.v(torch.tanh(self.q(h)[:, :, None] + keys[:, None])).squeeze(-1)  # (b, q, k, d_align) inside
-        return scores[:, None].to(torch.promote_types(scores.dtype, torch.float32))
-
-
-def align(
-    scores: Float[Tensor, "batch 1 query key"], hide: Bool[Tensor, "*rows query key"] | None
-) -> Float[Tensor, "batch 1 query key"]:
-    """Weights over the memory that sum to one; zeros for a query that sees nothing. ``hide``: what must not be seen."""
-    if hide is None:
-        return scores.softmax(-1)
-    # the lowest finite number, then zeros: where all is hidden that is finite, forward and backward
-    return scores.masked_fill(hide, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(hide, 0.0)
+        return wide(scores[:, None])
 
 
 def memory_of(view: View) -> Float[Tensor, "batch key d_memory"]:
@@ -81,6 +73,7 @@ def memory_of(view: View) -> Float[Tensor, "batch key d_memory"]:
     return view.memory
 
 
+@computes(AlignmentSpec)
 class Alignment(Tapped):
     """tanh(o([c; h])): what a block adds to a decoder's state h, given the context c (Luong et al. 2015, equation 5).
 
@@ -106,6 +99,6 @@ class Alignment(Tapped):
         """
         memory = memory_of(view)
         scores = self.tap("scores", self.score(x, self.score.keys(memory, past)))
-        pattern = self.tap("pattern", align(scores, hidden(view.visible, scores)))
+        pattern = self.tap("pattern", masked_softmax(scores, forbidden(view.visible, scores)))
         z = self.tap("z", pattern[:, 0].to(memory.dtype) @ memory)
         return torch.tanh(self.o(torch.cat((z, x), -1)))

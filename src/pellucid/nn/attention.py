@@ -17,17 +17,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pellucid.batch import Tokens
-from pellucid.nn.cache import LayerCache, MemoryCache
 from pellucid.nn.kernels import attend
-from pellucid.nn.masks import carry, see
-from pellucid.nn.mixer import Mixer, ScoreBias, Store
+from pellucid.nn.masks import lower, with_bias
+from pellucid.nn.mixer import Mixer, ScoreBias, Store, merge_heads, split_heads
 from pellucid.nn.norms import build_norm
+from pellucid.nn.registry import computes
 from pellucid.nn.rope import rotate, rotation
-from pellucid.nn.stores import StorePlan
+from pellucid.nn.stores import LayerCache, MemoryCache, StorePlan
 from pellucid.nn.view import View
 from pellucid.spec import AttentionSpec
 
 
+@computes(AttentionSpec)
 class Attention(Mixer):
     """o(attend(q(x), k(x), v(x))) (Vaswani et al. 2017, section 3.2).
 
@@ -64,22 +65,19 @@ class Attention(Mixer):
         turned = None if self.rotary is None else rotation(self.rotary, self.head_dim, tokens)
         keys = past.slots.keys if isinstance(past, LayerCache) else tokens
         bias = None if score_bias is None else score_bias(tokens, keys)
-        visible = see(self.mask, tokens, keys, sparse=bias is None)
-        return View(tokens, visible if bias is None else carry(visible, bias), turned, bias)
+        visible = lower(self.mask, tokens, keys, sparse=bias is None)
+        return View(tokens, visible if bias is None else with_bias(visible, bias), turned, bias)
 
     def new_store(self, plan: StorePlan) -> LayerCache:
         return plan.keys_values(self.n_kv_heads, self.head_dim, self.mask.reach())
-
-    def heads(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch some_heads time head_dim"]:
-        """Cut the last axis into heads."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, t, h·d) -> (b, h, t, d)
 
     def keys_values(
         self, x: Float[Tensor, "batch time d_model"], view: View
     ) -> tuple[Float[Tensor, "batch kv_heads key head_dim"], Float[Tensor, "batch kv_heads key head_dim"]]:
         """Keys and values of what is attended to: x itself, or an encoder's states."""
         source = x if view.memory is None else view.memory
-        k, v = self.k_norm(self.heads(self.k(source))), self.heads(self.v(source))
+        k = self.k_norm(split_heads(self.k(source), self.head_dim))
+        v = split_heads(self.v(source), self.head_dim)
         return (k if view.rotation is None else rotate(k, view.rotation)), v
 
     def forward(
@@ -87,7 +85,7 @@ class Attention(Mixer):
     ) -> Float[Tensor, "batch time d_model"]:
         """``view``: who stands where and sees whom. ``past``: k and v of earlier tokens, to be extended, or of an
         encoder's, kept since the first call."""
-        q = self.q_norm(self.heads(self.q(x)))
+        q = self.q_norm(split_heads(self.q(x), self.head_dim))
         if view.rotation is not None:
             q = rotate(q, view.rotation)
         q = self.tap("q", q)
@@ -102,4 +100,4 @@ class Attention(Mixer):
                 k, v = past.extend(k, v)
         listen = self.tap if self.wants("scores") or self.wants("pattern") else None
         z = attend(q, k, v, view.visible, bias=view.bias, scale=self.scale, soft_cap=self.soft_cap, listen=listen)
-        return self.o(self.tap("z", z).transpose(1, 2).flatten(-2))  # (b, h, t, d) -> (b, t, h·d)
+        return self.o(merge_heads(self.tap("z", z)))

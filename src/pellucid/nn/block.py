@@ -5,11 +5,11 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from pellucid.nn.cache import LayerCache, MemoryCache, StateCache
 from pellucid.nn.documents import Documents
 from pellucid.nn.mixer import Mixer
-from pellucid.nn.registry import CROSS, FEED_FORWARD, MIXERS
+from pellucid.nn.registry import build
 from pellucid.nn.residual import Sublayer
+from pellucid.nn.stores import LayerCache, MemoryCache, StateCache
 from pellucid.nn.view import View
 from pellucid.spec import BlockSpec
 from pellucid.taps import Tapped
@@ -27,7 +27,7 @@ class Block(Tapped):
     def __init__(self, spec: BlockSpec, d_model: int):
         super().__init__()
         self.parallel = spec.parallel
-        mixer = MIXERS[type(spec.mixer)](spec.mixer, d_model)
+        mixer = build(spec.mixer, d_model, Mixer)
         self.kind = mixer.kind
 
         def sublayer() -> Sublayer:
@@ -36,9 +36,9 @@ class Block(Tapped):
         self.add_module(f"{self.kind}_norms", sublayer())
         self.add_module(self.kind, mixer)
         self.cross_norms = sublayer() if spec.cross else None
-        self.cross = CROSS[type(spec.cross)](spec.cross, d_model) if spec.cross else None
+        self.cross = build(spec.cross, d_model) if spec.cross else None
         self.ffn_norms = sublayer() if spec.ffn else None
-        self.ffn = FEED_FORWARD[type(spec.ffn)](spec.ffn, d_model) if spec.ffn else None
+        self.ffn = build(spec.ffn, d_model) if spec.ffn else None
 
     def points(self) -> dict[str, str]:
         names = ["resid_pre"]
@@ -97,11 +97,11 @@ class Block(Tapped):
         if self.cross is not None and self.cross_norms is not None:
             attend = self.cross
 
-            def look_across(h: Tensor) -> Tensor:
+            def attend_across(h: Tensor) -> Tensor:
                 return attend(self.tap("cross_in", h), cross, cross_past)
 
             x = self.tap("resid_mid", x)
-            crossed = self.tap("cross_out", self.cross_norms.branch(x, look_across))
+            crossed = self.tap("cross_out", self.cross_norms.branch(x, attend_across))
             x = self.cross_norms.join(x, crossed)
         if self.ffn_norms is not None:
             x = self.tap("resid_mid" if self.cross is None else "resid_cross", x)

@@ -12,126 +12,16 @@ Rows are independent of each other: they may be reordered, repeated and dropped 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
 from pellucid.nn.documents import OpenDocuments
-from pellucid.nn.slots import Slots
-
-
-class Keys(NamedTuple):
-    """What a layer attends to: k and v of all tokens that the slots' ``keys`` lists."""
-
-    k: Float[Tensor, "batch kv_heads key head_dim"]
-    v: Float[Tensor, "batch kv_heads key head_dim"]
-
-
-class LayerCache:
-    """One layer's keys and values, (batch, kv_heads, slots, head_dim) each."""
-
-    def __init__(self, slots: Slots, k: Tensor, v: Tensor):
-        self.slots, self.k, self.v = slots, k, v
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that is kept."""
-        return self.k, self.v
-
-    def extend(self, k: Tensor, v: Tensor) -> Keys:
-        """Keep the new tokens' k and v; return those of all tokens that ``slots.keys`` lists."""
-        self._fit()
-        return Keys(self.slots.write(self.k, k), self.slots.write(self.v, v))
-
-    def select(self, rows: Int[Tensor, " new"]) -> None:
-        """The rows become those with these numbers."""
-        self.k, self.v = self.k[rows], self.v[rows]
-
-    def append(self, other: LayerCache) -> None:
-        """The rows of ``other`` stand behind these; the slots have been appended."""
-        self._fit()
-        other.slots = self.slots
-        other._fit()
-        self.k, self.v = torch.cat((self.k, other.k)), torch.cat((self.v, other.v))
-
-    def _fit(self) -> None:
-        if self.k.shape[2] != self.slots.pos.shape[1]:
-            self.k, self.v = self.slots.fitted(self.k), self.slots.fitted(self.v)
-
-
-class StateCache:
-    """One layer's running state, a mixer's own tensors, batch first; the mixer reads them and sets the new ones.
-
-    They are replaced at each forward and never written into, so keeping the old ones is a snapshot.
-    """
-
-    def __init__(self, slots: OpenDocuments, tensors: tuple[Tensor, ...]):
-        self.slots, self.tensors = slots, tensors
-
-    def select(self, rows: Int[Tensor, " new"]) -> None:
-        """The rows become those with these numbers."""
-        self.tensors = tuple(tensor[rows] for tensor in self.tensors)
-
-    def append(self, other: StateCache) -> None:
-        """The rows of ``other`` stand behind these."""
-        self.tensors = tuple(torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True))
-
-
-class MemoryCache:
-    """One layer's projections of an encoder's states, made by the first forward that attends to them.
-
-    Each is (batch, …, source_time, width); None: not made yet.
-    """
-
-    def __init__(self) -> None:
-        self.tensors: tuple[Tensor, ...] | None = None
-
-    def select(self, rows: Int[Tensor, " new"]) -> None:
-        """The rows become those with these numbers."""
-        self.tensors = None if self.tensors is None else tuple(tensor[rows] for tensor in self.tensors)
-
-    def append(self, other: MemoryCache) -> None:
-        """The rows of ``other`` stand behind these. Where one side is not made yet, the next forward makes both."""
-        if self.tensors is None or other.tensors is None:
-            self.tensors = None
-        else:
-            self.tensors = tuple(_one_below_the_other(*pair) for pair in zip(self.tensors, other.tensors, strict=True))
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What an encoder has read: a state for each token, and where the tokens stand."""
-
-    states: Float[Tensor, "batch time d_model"]
-    tokens: Tokens
-
-    def select(self, rows: Int[Tensor, " new"]) -> Memory:
-        """Of the rows with these numbers, which may repeat."""
-        tokens = self.tokens
-        seg, part = (None if marks is None else marks[rows] for marks in (tokens.seg, tokens.part))
-        return Memory(self.states[rows], Tokens(tokens.pos[rows], seg, tokens.start, part))
-
-    def append(self, other: Memory) -> Memory:
-        """With the rows of ``other`` behind these; the shorter sources are padded. Raises DataError for packed ones."""
-        if self.tokens.seg is not None or other.tokens.seg is not None:
-            raise DataError("packed sources cannot be joined: a row has several documents", "one source a row")
-        time = max(self.states.shape[1], other.states.shape[1])
-        pos = torch.cat([F.pad(m.tokens.pos, (0, time - m.states.shape[1]), value=-1) for m in (self, other)])
-        alike = self.tokens.start == other.tokens.start and self.states.shape[1] == other.states.shape[1]
-        return Memory(
-            _one_below_the_other(self.states, other.states), Tokens(pos, None, self.tokens.start if alike else None)
-        )
-
-
-def _one_below_the_other(a: Tensor, b: Tensor) -> Tensor:
-    """Rows of both, (…, time, width); what is shorter in time is padded with zeros at its end."""
-    time = max(a.shape[-2], b.shape[-2])
-    return torch.cat([F.pad(x, (0, 0, 0, time - x.shape[-2])) if x.shape[-2] < time else x for x in (a, b)])
+from pellucid.nn.slots import Slots, refuse_overflow
+from pellucid.nn.stores import LayerCache, Memory, MemoryCache, StateCache
 
 
 @dataclass(frozen=True)
@@ -147,7 +37,7 @@ class Snapshot:
     seg: Int[Tensor, " batch"] | None
 
     def select(self, rows: Int[Tensor, " new"]) -> Snapshot:
-        """Of a cache whose rows have become those with these numbers."""
+        """The snapshot of a cache whose rows have become those with these numbers."""
         states = tuple(tuple(tensor[rows] for tensor in layer) for layer in self.states)
         return Snapshot(self.lengths[rows], states, None if self.seg is None else self.seg[rows])
 
@@ -169,7 +59,7 @@ class Cache:
     ):
         self.layers, self.batch, self.capacity = layers, batch, capacity
         self.memory, self.cross = memory, [MemoryCache() for _ in layers]
-        self.layouts = list({id(layer.slots): layer.slots for layer in layers}.values())
+        self.slots = list({id(layer.slots): layer.slots for layer in layers}.values())
         self.length = 0
         self._next = torch.zeros(batch, dtype=torch.long, device=device)
         self._plain = True  # no padding and no packing so far: every row goes on at ``length``
@@ -189,24 +79,20 @@ class Cache:
         return Tokens(self._next[:, None] + torch.arange(time, device=self._next.device))
 
     def take(self, tokens: Tokens) -> None:
-        """Find slots for these tokens in every layout. Raises DataError when a row would be too long."""
+        """Find slots for these tokens in every layer's store. Raises DataError when a row would be too long."""
         if tokens.pos.shape[0] != self.batch:
             raise DataError(f"{tokens.pos.shape[0]} rows for a cache of {self.batch}", "make one with model.new_cache")
         end = self.length + tokens.pos.shape[1]
         if end > self.capacity and not self._plain:
             end = int((self._next + (tokens.pos >= 0).sum(-1)).amax())
-        if end > self.capacity:
-            raise DataError(
-                f"the cache holds {self.capacity} tokens, but this call needs {end}",
-                "make it larger: model.new_cache(batch, capacity)",
-            )
-        for layout in self.layouts:
-            layout.take(tokens)
+        refuse_overflow(end, self.capacity)
+        for slots in self.slots:
+            slots.take(tokens)
 
     def commit(self, tokens: Tokens) -> None:
         """Make the tokens of this forward count; the model does so once, after its last block."""
-        for layout in self.layouts:
-            layout.commit(tokens)
+        for slots in self.slots:
+            slots.commit(tokens)
         self._plain = self._plain and tokens.start == self.length
         self._next = torch.maximum(self._next, tokens.pos.amax(-1) + 1)
         self.length += tokens.pos.shape[1]
@@ -216,7 +102,7 @@ class Cache:
     def select(self, rows: Int[Tensor, " new"]) -> None:
         """The rows become those with these numbers: reordered, repeated where a number repeats, dropped where it is
         missing."""
-        for part in (*self.layouts, *self.layers, *self.cross):
+        for part in (*self.slots, *self.layers, *self.cross):
             part.select(rows)
         self.memory = None if self.memory is None else self.memory.select(rows)
         self._next, self.batch = self._next[rows], len(rows)
@@ -226,12 +112,12 @@ class Cache:
 
         Raises DataError where they do not fit together.
         """
-        alike = [layout.name for layout in self.layouts] == [layout.name for layout in other.layouts]
+        alike = [slots.name for slots in self.slots] == [slots.name for slots in other.slots]
         if not alike or self.capacity != other.capacity or (self.memory is None) != (other.memory is None):
             raise DataError(f"{other} cannot join {self}", "make both with the same new_cache(batch, capacity)")
         memory = None if self.memory is None or other.memory is None else self.memory.append(other.memory)
         for mine, theirs in (
-            *zip(self.layouts, other.layouts, strict=True),
+            *zip(self.slots, other.slots, strict=True),
             *zip(self.layers, other.layers, strict=True),
             *zip(self.cross, other.cross, strict=True),
         ):
@@ -258,11 +144,11 @@ class Cache:
     def _truncate(self, lengths: Int[Tensor, " batch"]) -> None:
         if len(lengths) != self.batch:
             raise DataError(f"{len(lengths)} lengths for a cache of {self.batch} rows", "give one length a row")
-        slots = [layout for layout in self.layouts if isinstance(layout, Slots)]
-        for layout in slots:
-            layout.refuse_truncate(lengths)
-        for layout in slots:
-            layout.truncate(lengths)
+        kept = [slots for slots in self.slots if isinstance(slots, Slots)]
+        for slots in kept:
+            slots.refuse_truncate(lengths)
+        for slots in kept:
+            slots.truncate(lengths)
         self._next = torch.minimum(self._next, lengths)
         self.length = int(self._next.amax()) if self.batch else 0
         self._plain = self._plain and bool((self._next == self.length).all())
@@ -270,7 +156,7 @@ class Cache:
     def snapshot(self) -> Snapshot:
         """Where every row is now, to go back to. It copies nothing."""
         states = tuple(layer.tensors for layer in self.layers if isinstance(layer, StateCache))
-        documents = next((layout for layout in self.layouts if isinstance(layout, OpenDocuments)), None)
+        documents = next((slots for slots in self.slots if isinstance(slots, OpenDocuments)), None)
         return Snapshot(self._next, states, None if documents is None else documents.seg)
 
     def restore(self, snapshot: Snapshot, rows: Int[Tensor, " some"] | None = None) -> None:
@@ -292,15 +178,13 @@ class Cache:
                     torch.where(back.view(-1, *[1] * (new.ndim - 1)), old, new)
                     for old, new in zip(then, layer.tensors, strict=True)
                 )
-        for layout in self.layouts:
-            if isinstance(layout, OpenDocuments) and snapshot.seg is not None:
-                layout.seg = torch.where(back, snapshot.seg, layout.seg)
+        for slots in self.slots:
+            if isinstance(slots, OpenDocuments) and snapshot.seg is not None:
+                slots.seg = torch.where(back, snapshot.seg, slots.seg)
 
     @property
     def _packed(self) -> bool:
-        return any(
-            layout.packed if isinstance(layout, OpenDocuments) else layout.seg is not None for layout in self.layouts
-        )
+        return any(slots.packed for slots in self.slots)
 
     # --- facts -------------------------------------------------------------------------------------------------------
 
@@ -311,7 +195,7 @@ class Cache:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of keys and values; None where no layer keeps any."""
+        """The type of keys and values; None where no layer keeps any."""
         return next((layer.k.dtype for layer in self.layers if isinstance(layer, LayerCache)), None)
 
     @property
@@ -324,5 +208,5 @@ class Cache:
         return sum(t.numel() * t.element_size() for t in (*own, *once))
 
     def __repr__(self) -> str:
-        kinds = ", ".join(layout.name for layout in self.layouts)
+        kinds = ", ".join(slots.name for slots in self.slots)
         return f"Cache({self.length}/{self.capacity} tokens × {self.batch} rows, {kinds}, {self.n_bytes / 1e6:.1f} MB)"

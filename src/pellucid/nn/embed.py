@@ -17,7 +17,7 @@ from pellucid.nn.positions import build_positions
 from pellucid.nn.quantised import QuantisedEmbedding
 from pellucid.spec import EmbedSpec, PatchSpec
 
-Reading: TypeAlias = Int[Tensor, "batch time"] | Float[Tensor, "batch channels height width"]  # token ids, or images
+Inputs: TypeAlias = Int[Tensor, "batch time"] | Float[Tensor, "batch channels height width"]  # token ids, or images
 
 TokenTable: TypeAlias = nn.Embedding | QuantisedEmbedding
 
@@ -70,23 +70,23 @@ class Embedding(nn.Module):
         self.project = None if spec.d_embed is None else nn.Linear(width, d_model)
         self.dropout = 0.0  # of the sum (Vaswani et al. 2017, section 5.4); a setting of training
 
-    def places(self, ids: Reading) -> Tokens:
-        """Where each token stands when nobody says it: one document a row, or the patches of one image."""
+    def places(self, ids: Inputs) -> Tokens:
+        """Where each token stands unless the caller says it: one document a row, or the patches of one image."""
         time = ids.shape[1] if self.n_places is None else self.n_places
         return Tokens.plain(ids.shape[0], time, device=ids.device)
 
     @property
     def head_table(self) -> Product:
         """What makes logits in a tied head: the matrix of ``tokens``, or the ``multiply`` (…, width) -> (…, vocab) of a
-        module that stands in its place because it is quantised (later also adapted or sharded)."""
+        module that stands in its place because it is quantised."""
         return self.tokens.weight if isinstance(self.tokens, nn.Embedding) else self.tokens.multiply
 
     def as_head(self, x: Float[Tensor, "*axes d_embed"]) -> Float[Tensor, "*axes vocab"]:
         """x · Eᵀ, the product of a tied head (Press and Wolf 2017)."""
         return logits_of(x, self.head_table)
 
-    def vectors(self, ids: Reading) -> Float[Tensor, "batch time d_embed"]:
-        """Of tokens or patches alone. Raises DataError for what this model does not read."""
+    def vectors(self, ids: Inputs) -> Float[Tensor, "batch time d_embed"]:
+        """The vectors of tokens or patches alone. Raises DataError for what this model does not read."""
         if (ids.ndim == 4) != (self.patches is not None):
             read, given = ("images", "ids") if ids.ndim == 2 else ("token ids", "images")
             raise DataError(f"this model reads {read}, not {given}", "what it reads follows from its spec")
@@ -109,7 +109,7 @@ class Embedding(nn.Module):
             )
 
     def forward(
-        self, ids: Reading, tokens: Tokens, types: Int[Tensor, "batch places"] | None = None
+        self, ids: Inputs, tokens: Tokens, types: Int[Tensor, "batch places"] | None = None
     ) -> Float[Tensor, "batch places d_model"]:
         """``types``: the kind of each token; all 0 when None. Raises DataError for ids outside the vocabulary."""
         x = self.vectors(ids)

@@ -9,14 +9,17 @@ from torch.nn import functional as F
 
 from pellucid.batch import Tokens
 from pellucid.errors import DataError
-from pellucid.nn.ffn import ACTIVATIONS
+from pellucid.nn.feed_forward import ACTIVATIONS
 from pellucid.nn.loss import Predictions, Product
 from pellucid.nn.norms import build_norm
 from pellucid.nn.quantised import Matrix
+from pellucid.nn.registry import computes
 from pellucid.spec import ClassifierHeadSpec, LMHeadSpec, MaskedLMHeadSpec, PoolerHeadSpec, TaggerHeadSpec
+from pellucid.spec.heads import Sizes
 from pellucid.taps import Tapped
 
 
+@computes(LMHeadSpec)
 class LMHead(Matrix):
     """logits = scale · x · weightᵀ (+ bias), then cap · tanh(logits / cap) with a soft cap.
 
@@ -24,11 +27,17 @@ class LMHead(Matrix):
     in step. Something else than a plain matrix in the place of ``weight`` (adapted, sharded) overrides ``table``.
     """
 
-    def __init__(self, spec: LMHeadSpec, vocab_size: int, d_model: int):
+    def __init__(self, spec: LMHeadSpec, sizes: Sizes):
         super().__init__()
+        vocab_size, width = sizes.vocab_size, self.width(sizes)
         self.soft_cap, self.scale = spec.soft_cap, spec.scale
-        self.weight = None if spec.tied else nn.Parameter(nn.init.constant_(torch.empty(vocab_size, d_model), 0.0))
+        self.weight = None if spec.tied else nn.Parameter(nn.init.constant_(torch.empty(vocab_size, width), 0.0))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if spec.bias else None
+
+    @staticmethod
+    def width(sizes: Sizes) -> int:
+        """That of the vectors which the table multiplies."""
+        return sizes.d_model
 
     def table(self, embedding: Product) -> Product:
         """What makes logits of states: its own matrix, or the embedding's when tied."""
@@ -48,29 +57,35 @@ class LMHead(Matrix):
         return self.predictions(x, embedding).logits()
 
 
+@computes(MaskedLMHeadSpec)
 class MaskedLMHead(LMHead):
     """logits = norm(act(dense(x))) · weightᵀ + bias (Devlin et al. 2018, in their code); dense: d_model to d_embed."""
 
-    def __init__(self, spec: MaskedLMHeadSpec, vocab_size: int, d_model: int, d_embed: int):
-        super().__init__(LMHeadSpec(spec.tied, spec.bias), vocab_size, d_embed)
-        self.dense = nn.Linear(d_model, d_embed)
+    def __init__(self, spec: MaskedLMHeadSpec, sizes: Sizes):
+        super().__init__(LMHeadSpec(spec.tied, spec.bias), sizes)
+        self.dense = nn.Linear(sizes.d_model, sizes.d_embed)
         self.activation = ACTIVATIONS[spec.activation]
-        self.norm = build_norm(spec.norm, d_embed)
+        self.norm = build_norm(spec.norm, sizes.d_embed)
+
+    @staticmethod
+    def width(sizes: Sizes) -> int:
+        return sizes.d_embed
 
     def transform(self, x: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*axes d_embed"]:
         return self.norm(self.activation(self.dense(x)))
 
 
+@computes(PoolerHeadSpec)
 class PoolerHead(Tapped):
     """One vector a row. Padding has no part in it, and a row without tokens is pooled as a zero vector.
 
     Point: ``pooled`` (batch, d_model).
     """
 
-    def __init__(self, spec: PoolerHeadSpec, d_model: int):
+    def __init__(self, spec: PoolerHeadSpec, sizes: Sizes):
         super().__init__()
         self.take, self.normalise = spec.take, spec.normalise
-        self.dense = nn.Linear(d_model, d_model) if spec.dense else None
+        self.dense = nn.Linear(sizes.d_model, sizes.d_model) if spec.dense else None
         self.activation = torch.tanh if spec.activation == "tanh" else torch.relu
 
     def points(self) -> dict[str, str]:
@@ -100,13 +115,14 @@ class PoolerHead(Tapped):
         return self.tap("pooled", F.normalize(y, dim=-1) if self.normalise else y)
 
 
+@computes(ClassifierHeadSpec)
 class ClassifierHead(nn.Module):
     """Logits of each row's class: W pooled(x) + b."""
 
-    def __init__(self, spec: ClassifierHeadSpec, d_model: int):
+    def __init__(self, spec: ClassifierHeadSpec, sizes: Sizes):
         super().__init__()
-        self.pooler = PoolerHead(spec.pooler, d_model)
-        self.out = nn.Linear(d_model, spec.n_classes)
+        self.pooler = PoolerHead(spec.pooler, sizes)
+        self.out = nn.Linear(sizes.d_model, spec.n_classes)
 
     def predictions(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Predictions:
         """The distribution of each row's class, its logits not yet made."""
@@ -116,12 +132,13 @@ class ClassifierHead(nn.Module):
         return self.predictions(x, tokens).logits()
 
 
+@computes(TaggerHeadSpec)
 class TaggerHead(nn.Module):
     """Logits of each token's class: W x + b."""
 
-    def __init__(self, spec: TaggerHeadSpec, d_model: int):
+    def __init__(self, spec: TaggerHeadSpec, sizes: Sizes):
         super().__init__()
-        self.out = nn.Linear(d_model, spec.n_classes)
+        self.out = nn.Linear(sizes.d_model, spec.n_classes)
 
     def predictions(self, x: Float[Tensor, "batch time d_model"], tokens: Tokens) -> Predictions:
         """The distribution of each token's class, its logits not yet made."""

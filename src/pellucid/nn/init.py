@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pellucid.nn.base import Model
 from pellucid.nn.biases import BucketedBias
-from pellucid.nn.models import AnyModel, Model, build_model
+from pellucid.nn.models import AnyModel, build_model
 from pellucid.nn.recurrent import open_forget_gates
 from pellucid.spec import InitRule, ModelSpec
 
@@ -29,7 +30,7 @@ from pellucid.spec import InitRule, ModelSpec
 # biases, score buckets          0                   0                         0
 # an LSTM's forget gates: bias   1                   1                         1
 # norms, layer scales, and what  as they were built: the module's own docstring says how
-#   else says starts_as_built
+#   else says keeps_initial_weights
 #
 # normal: Radford et al. 2019. fan_in: LeCun et al. 1998 with zero residual branches (Zhang et al. 2019).
 # xavier: Glorot & Bengio 2010, as in Vaswani et al.'s code (embeddings scaled by sqrt(d_model) on use).
@@ -73,7 +74,7 @@ def initialise(model: M, rule: InitRule = "normal", seed: int = 0) -> M:
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     n_layers = model.spec.n_layers
-    built = [m for m in model.modules() if getattr(m, "starts_as_built", False)]
+    built = [m for m in model.modules() if getattr(m, "keeps_initial_weights", False)]
     keep = {id(p) for m in built for p in m.parameters(recurse=False)}
     buckets = {id(p) for m in model.modules() if isinstance(m, BucketedBias) for p in m.parameters()}
     with torch.no_grad():

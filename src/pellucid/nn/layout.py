@@ -49,7 +49,7 @@ class Layout:
     blocks each of them sees, and where in ``pairs`` those begin. order: numbers of query blocks. pairs: for each query
     block the numbers of its key blocks, and of their patterns. These three stay on the CPU, where loops run.
     patterns: True where visible; number 0 (FULL) is all, number 1 (NOBODY) none: it fills up short lists.
-    blind: queries that see nothing; None where there is none.
+    without_keys: True for queries that see nothing; None where there is none.
     live, total: how many blocks hold a visible pair, of how many.
     """
 
@@ -59,7 +59,7 @@ class Layout:
     order: Int[Tensor, " members"]
     pairs: Int[Tensor, "2 pairs"]
     patterns: Bool[Tensor, "patterns block block"]
-    blind: Bool[Tensor, "rows 1 query 1"] | None
+    without_keys: Bool[Tensor, "rows 1 query 1"] | None
     live: int
     total: int
 
@@ -92,7 +92,7 @@ def _blocks(tokens: Tokens, block: int) -> Place:
 
 
 def _spans(tokens: Tokens, block: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Of each block: the ends of its span as ``Span`` lists them, whether it has any token, and whether all are."""
+    """For each block: the ends of its span as ``Span`` lists them, whether any place holds a token, whether all do."""
     places = _blocks(tokens, block)
     token = places.pos >= 0
     ends = (end for x in places for end in (x.where(token, _FAR).amin(-1), x.where(token, -1).amax(-1)))
@@ -142,7 +142,7 @@ def make_layout(mask: Mask, queries: Tokens, keys: Tokens, block: int = BLOCK) -
             groups.append((row if rows > 1 else -1, begins[0], len(members), table.shape[2], begins[1]))
             orders.append(members)
             pairs.append(table.reshape(2, -1))
-    blind = ~torch.from_numpy(sees).flatten(1)[:, None, :n_q, None]
+    without_keys = ~torch.from_numpy(sees).flatten(1)[:, None, :n_q, None]
     return Layout(
         block,
         kinds.shape[1:],
@@ -150,7 +150,7 @@ def make_layout(mask: Mask, queries: Tokens, keys: Tokens, block: int = BLOCK) -
         _any_length(torch.from_numpy(np.concatenate(orders))),
         _any_length(torch.from_numpy(np.concatenate(pairs, axis=1)), 1),
         _any_length(torch.from_numpy(patterns).to(device)),
-        blind.to(device) if blind.any() else None,
+        without_keys.to(device) if without_keys.any() else None,
         int((kinds != NOBODY).sum()),
         kinds.size,
     )
@@ -183,8 +183,8 @@ def _who_sees(kinds: Array, patterns: Bools) -> Bools:
 def _groups(kinds: Array) -> list[tuple[Array, Array]]:
     """Query blocks and their (2, blocks, width) pairs, wide ones first.
 
-    A few narrow ones join a wider group, if that is small too: a large one is often a window that slides along without
-    a copy, which padding would end.
+    Small groups are merged into a wider one by padding. Large ones are not: a window that slides along can be read
+    without a copy, and padding would force one.
     """
     down, across = np.nonzero(kinds != NOBODY)
     widths = np.bincount(down, minlength=len(kinds))

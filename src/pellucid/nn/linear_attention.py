@@ -19,17 +19,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.errors import UsageError
-from pellucid.nn.cache import StateCache
 from pellucid.nn.documents import Documents
-from pellucid.nn.mixer import RunningState
+from pellucid.nn.mixer import RunningState, merge_heads, split_heads
 from pellucid.nn.norms import build_norm
+from pellucid.nn.registry import computes
 from pellucid.nn.rope import Rotation, rotate
 from pellucid.nn.running_sum import Decay, Heads, Written, by_chunks, by_steps
+from pellucid.nn.stores import StateCache
+from pellucid.nn.wide import wide, wide_dtype
 from pellucid.spec import DecayRule, DeltaRule, GatedDecayRule, KernelRule, LinearAttentionSpec, UpdateRule
 
-FEW = 4  # so many tokens are read sooner one by one than as a chunk (measured)
+STEPS_UP_TO = 4  # so many tokens are read sooner one by one than as a chunk (measured on a CPU)
 
 
+@computes(LinearAttentionSpec)
 class LinearAttention(RunningState):
     """o(norm(z) · silu(gate(x))), z = Sᵀ q(x), where S sums up k(x) v(x)ᵀ (Katharopoulos et al. 2020, section 3.3).
 
@@ -67,12 +70,8 @@ class LinearAttention(RunningState):
         The kernel rule's S has one more column: Σ φ(k), for what it divides by.
         """
         width = self.head_dim + self.rule.normalises
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return (torch.zeros(batch, self.n_heads, self.head_dim, width, dtype=dtype, device=like.device),)
-
-    def heads(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch heads time head_dim"]:
-        """Cut the last axis into heads."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, t, h·d) -> (b, h, t, d)
+        shape = batch, self.n_heads, self.head_dim, width
+        return (torch.zeros(shape, dtype=wide_dtype(like.dtype), device=like.device),)
 
     def forward(
         self, x: Float[Tensor, "batch time d_model"], view: Documents, past: StateCache | None = None
@@ -83,17 +82,17 @@ class LinearAttention(RunningState):
         """
         if past is not None and self.rule.ahead is None:
             raise UsageError("tokens that see both sides have no state to go on from", "use KernelRule(causal=True)")
-        q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
-        dtype, wide = v.dtype, torch.promote_types(v.dtype, torch.float32)  # sums are long
-        q, k = _features(self.rule, q.to(wide), k.to(wide), view.rotation)
-        q, k, v = self.tap("q", q), self.tap("k", k), self.tap("v", v.to(wide))
+        q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q, self.k, self.v))
+        dtype = v.dtype
+        q, k = _features(self.rule, wide(q), wide(k), view.rotation)  # sums are long
+        q, k, v = self.tap("q", q), self.tap("k", k), self.tap("v", wide(v))
         if view.valid is not None:
             k = k.masked_fill(~view.valid[:, None, :, None], 0.0)
         z = self.tap("z", self._mix(x, q, k, v, view, past).to(dtype))
         z = self.out_norm(z)
         if self.gate is not None:
-            z = z * self.tap("gate", F.silu(self.heads(self.gate(x))))
-        out = self.o(z.transpose(1, 2).flatten(-2))  # (b, h, t, d) -> (b, t, h·d)
+            z = z * self.tap("gate", F.silu(split_heads(self.gate(x), self.head_dim)))
+        out = self.o(merge_heads(z))
         return out if view.valid is None else out.masked_fill(~view.valid[..., None], 0.0)
 
     def _mix(self, x: Tensor, q: Heads, k: Heads, v: Heads, view: Documents, past: StateCache | None) -> Heads:
@@ -107,7 +106,7 @@ class LinearAttention(RunningState):
                 z = _both_sides(q, k, v, begins)
                 return _normalised(z) if self.rule.normalises else z
             state = (self.empty_state(len(q), q) if past is None else past.tensors)[0]
-            form = by_steps if q.shape[2] <= FEW else by_chunks
+            form = by_steps if q.shape[2] <= STEPS_UP_TO else by_chunks
             z, state = form(q, k, v, _at_borders(decay, view.valid, begins, q.dtype), beta, state)
         if past is not None:
             past.tensors = (state,)
@@ -120,7 +119,7 @@ class LinearAttention(RunningState):
             return (1 - 2 ** (-5 - head))[None, :, None, None]
         if self.decay is None or not isinstance(self.rule, GatedDecayRule):
             return None
-        open_ = self.heads(self.decay(x)).to(like.dtype)
+        open_ = split_heads(self.decay(x), self.head_dim).to(like.dtype)
         return self.tap("decay", (F.logsigmoid(open_) / self.rule.temperature).exp())
 
 
@@ -149,7 +148,7 @@ def _normalised(z: Written) -> Heads:
 
 
 def _begins(view: Documents) -> Bool[Tensor, "batch time"] | None:
-    """Where a document begins, except the one that goes on."""
+    """True where a document begins, except the one that goes on from the state handed in."""
     return None if view.doc is None else view.doc.diff(prepend=torch.zeros_like(view.doc[:, :1])) != 0
 
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pellucid.batch import IGNORE
+from pellucid.nn.wide import wide, wide_dtype
 
 CHUNK_BYTES = 128 << 20  # of logits at a time: enough for full matrix speed
 Reduction = Literal["sum", "tokens"]
@@ -166,7 +167,7 @@ def _by_function(
 
     def one(x: Tensor, targets: Tensor) -> Tensor:
         products = logits_of(x, function, bias)
-        return rule.losses(products.to(torch.promote_types(products.dtype, torch.float32)), targets)[0]
+        return rule.losses(wide(products), targets)[0]
 
     chunks = list(_chunks(x, function))
     if len(chunks) == 1:
@@ -182,8 +183,7 @@ def _pass(
     needed: Sequence[bool] = (False, False, False), factor: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:  # fmt: skip
     """The loss of each token, and of the sum of ``factor`` · loss the gradients that are ``needed``."""
-    wide = torch.promote_types(compute, torch.float32)
-    losses = x.new_empty(len(x), dtype=wide)
+    losses = x.new_empty(len(x), dtype=wide_dtype(compute))
     grad_x = torch.empty_like(x) if needed[0] else None
     grad_w = torch.zeros_like(table) if needed[1] else None
     grad_b = torch.zeros_like(bias) if bias is not None and needed[2] else None
@@ -191,10 +191,10 @@ def _pass(
         w, b = table.to(compute), None if bias is None else bias.to(compute)
         for chunk in _chunks(x, table):
             part, target = x[chunk].to(compute), targets[chunk]
-            losses[chunk], logits, log_p = rule.losses(F.linear(part, w, b).to(wide), target)
+            losses[chunk], logits, log_p = rule.losses(wide(F.linear(part, w, b)), target)
             if not any(needed):
                 continue
-            slope = rule.slope(logits, log_p, target, None if factor is None else factor[chunk].to(wide))
+            slope = rule.slope(logits, log_p, target, None if factor is None else factor[chunk].to(losses.dtype))
             if grad_b is not None:
                 grad_b += slope.sum(0)
             slope = slope.to(compute)

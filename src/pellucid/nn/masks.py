@@ -30,14 +30,14 @@ class Visible:
     layout: which blocks hold anything, for long rows that a mask leaves sparse; ``source`` is what it was made of, and
     ``block_mask`` is the same for FlexAttention, on devices where that has both passes;
     allowed: else, True where visible.
-    blind: queries that see nothing, or None where there cannot be one; kernels let them look anywhere (so that no
-    softmax divides by zero, forward or backward) and then write zeros for them.
-    biased: a score term that has the mask in it, for a kernel that takes one tensor for both (see ``carry``).
+    without_keys: True for queries that see nothing; None where there cannot be one. Kernels let these see every key, so
+    that no softmax divides by zero, forward or backward, and then write zeros for them.
+    biased: a score term that has the mask in it, for a kernel that takes one tensor for both (see ``with_bias``).
     """
 
     proof: Proof | None
     allowed: Bool[Tensor, "rows 1 query key"] | None = None
-    blind: Bool[Tensor, "rows 1 query 1"] | None = None
+    without_keys: Bool[Tensor, "rows 1 query 1"] | None = None
     layout: Layout | None = None
     source: tuple[Mask, Tokens, Tokens] | None = None
     block_mask: BlockMask | None = None
@@ -82,7 +82,7 @@ def prove(mask: Mask, queries: Tokens, keys: Tokens) -> Proof | None:
     return None
 
 
-def see(mask: Mask, queries: Tokens, keys: Tokens, *, sparse: bool = True) -> Visible:
+def lower(mask: Mask, queries: Tokens, keys: Tokens, *, sparse: bool = True) -> Visible:
     """Lower a mask for these queries and keys; for one row of them where all rows are known to be alike.
 
     ``sparse=False``: never to a layout, because a bias, say, will need every pair anyway.
@@ -93,34 +93,36 @@ def see(mask: Mask, queries: Tokens, keys: Tokens, *, sparse: bool = True) -> Vi
     layout = find_layout(mask, queries, keys) if sparse and not torch.compiler.is_compiling() else None
     if layout is not None:
         blocks = block_mask(mask, queries, keys, layout) if queries.pos.device.type == "cuda" else None
-        return Visible(None, None, layout.blind, layout, (mask, queries, keys), blocks)
+        return Visible(None, None, layout.without_keys, layout, (mask, queries, keys), blocks)
     if queries.alike and keys.alike:
         queries, keys = (replace(tokens, pos=tokens.pos[:1]) for tokens in (queries, keys))
     allowed = dense(mask, queries, keys)
     return Visible(None, allowed, ~allowed.any(-1, keepdim=True))
 
 
-def looking(visible: Visible) -> Bool[Tensor, "rows 1 query key"] | None:
-    """What is allowed, blind queries looking everywhere: what a softmax can take. None where there is a proof."""
+def softmax_mask(visible: Visible) -> Bool[Tensor, "rows 1 query key"] | None:
+    """``allowed``, with every key for queries that see none: what a softmax can take. None where there is a proof."""
     allowed = visible.dense()
-    return allowed if allowed is None or visible.blind is None else allowed | visible.blind
+    return allowed if allowed is None or visible.without_keys is None else allowed | visible.without_keys
 
 
-def carry(visible: Visible, bias: Float[Tensor, "rows heads query key"]) -> Visible:
-    """The same, with ``biased``: the score term, and -inf where a key is hidden. Made once for all layers: it is large,
-    and each tensor of its kind would be kept for the backward."""
+def with_bias(visible: Visible, bias: Float[Tensor, "rows heads query key"]) -> Visible:
+    """The same, with ``biased``: the score term, and -inf where a key is hidden.
+
+    It is made once for all layers, because it is large and each tensor of its kind would be kept for the backward.
+    """
     if visible.proof == "full":
         return replace(visible, biased=bias)
     if visible.proof == "causal":
         mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
     else:
-        mask = looking(visible)
+        mask = softmax_mask(visible)
         assert mask is not None
     return replace(visible, biased=bias.masked_fill(~mask, float("-inf")))
 
 
-def zero_blind(z: Tensor, visible: Visible) -> Tensor:
+def zero_without_keys(z: Tensor, visible: Visible) -> Tensor:
     """Zeros for the queries that see nothing."""
-    return (
-        z if visible.blind is None else torch.where(visible.blind, torch.zeros((), dtype=z.dtype, device=z.device), z)
-    )
+    if visible.without_keys is None:
+        return z
+    return torch.where(visible.without_keys, torch.zeros((), dtype=z.dtype, device=z.device), z)

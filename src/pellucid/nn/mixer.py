@@ -1,6 +1,6 @@
 """What a token mixer answers for itself: its name, what it shares with other layers, and what it keeps between calls.
 
-A new mixer is one module that derives from ``Mixer`` (or from ``RunningState``) and one line of ``registry.MIXERS``.
+A new mixer is one module that derives from ``Mixer`` (or from ``RunningState``) and says ``@computes(ItsSpec)``.
 """
 
 from __future__ import annotations
@@ -10,19 +10,29 @@ from collections.abc import Callable, Hashable
 from typing import ClassVar, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pellucid.batch import Tokens
-from pellucid.nn.cache import LayerCache, StateCache
 from pellucid.nn.documents import Documents, OpenDocuments, find_documents
 from pellucid.nn.rope import rotation
-from pellucid.nn.stores import StorePlan
+from pellucid.nn.stores import LayerCache, StateCache, StorePlan
 from pellucid.nn.view import View
 from pellucid.spec import RotarySpec
 from pellucid.taps import Tapped
 
 Store: TypeAlias = LayerCache | StateCache
 ScoreBias: TypeAlias = Callable[[Tokens, Tokens], Tensor]  # (queries, keys) -> (rows, heads, query, key)
+
+
+def split_heads(x: Float[Tensor, "batch time width"], head_dim: int) -> Float[Tensor, "batch heads time head_dim"]:
+    """Cut the last axis into heads: (b, t, h·d) -> (b, h, t, d)."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def merge_heads(z: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch time width"]:
+    """The inverse: (b, h, t, d) -> (b, t, h·d)."""
+    return z.transpose(1, 2).flatten(-2)
 
 
 class Mixer(Tapped, ABC):

@@ -2,116 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeAlias
+from typing import TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from pellucid.batch import IGNORE, Batch, Tokens
+from pellucid.batch import Batch, Tokens
 from pellucid.errors import DataError
-from pellucid.nn.cache import Cache, Memory
-from pellucid.nn.embed import Embedding, Reading, TokenTable
+from pellucid.nn.base import Model
+from pellucid.nn.cache import Cache
+from pellucid.nn.embed import Embedding, Inputs, TokenTable
 from pellucid.nn.heads import ClassifierHead, LMHead, MaskedLMHead, PoolerHead, TaggerHead
 from pellucid.nn.loss import Predictions
-from pellucid.nn.quantised import stored_of
+from pellucid.nn.registry import build
 from pellucid.nn.stack import Stack
-from pellucid.nn.stores import StorePlan
-from pellucid.spec import (
-    ClassifierHeadSpec,
-    DecoderSpec,
-    EncoderDecoderSpec,
-    EncoderSpec,
-    MaskedLMHeadSpec,
-    ModelSpec,
-    PoolerHeadSpec,
-)
-from pellucid.taps import Activations, Edit, Keep, Tapped, name_points, point_axes, tapped
-
-
-class Model(Tapped):
-    """What every model can do, whatever it is for. ``tokenizer`` is set by whoever loads both together.
-
-    generation: what a published folder says of how its model writes; class_names: what it calls the classes that its
-    head tells apart, () where nobody named them; sentences: how it reads a text that is to become a vector
-    (``checkpoints.sentence.reading``). All are kept for those who open the model elsewhere.
-    """
-
-    spec: Any  # a ModelSpec; each kind of model says which
-    entries: ClassVar[tuple[str, ...]] = ("nll_sum", "logprobs", "scores", "hidden", "unembed")  # called beside forward
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokenizer: Any = None
-        self.generation: Mapping[str, Any] = {}
-        self.class_names: tuple[str, ...] = ()
-        self.sentences: Mapping[str, Any] = {}
-
-    def predictions(self, batch: Batch) -> Predictions:
-        """The distribution of each label of a batch, its logits not yet made.
-
-        Raises DataError for a model that predicts nothing, and for a batch that lacks what this one reads.
-        """
-        raise DataError(f"this {type(self).__name__} predicts nothing", "give its spec a head that does")
-
-    def nll_sum(self, batch: Batch, smoothing: float = 0.0) -> Float[Tensor, ""]:
-        """Sum of -ln p(label) over the scored places of a batch, in nats, each times its weight if there are any.
-
-        smoothing: the share of each label that all entries are given alike (``nn.loss``). Never holds all logits, so a
-        tap on the point ``logits`` hears nothing of it. Raises as ``predictions`` does.
-        """
-        return self.predictions(batch).nll(batch.labels, smoothing=smoothing, weights=batch.weights)
-
-    def logprobs(self, batch: Batch) -> Float[Tensor, "batch labels"]:
-        """ln p(label) of each label, in nats; 0 where it is IGNORE. Raises as ``predictions`` does."""
-        return -self.predictions(batch).nll(batch.labels, reduction="tokens")
-
-    def scores(self, batch: Batch) -> tuple[Float[Tensor, "batch labels"], Bool[Tensor, "batch labels"]]:
-        """(``logprobs``, whether the label is the likeliest of all; True where it is IGNORE), from one forward."""
-        predictions = self.predictions(batch)
-        right = (predictions.likeliest() == batch.labels) | (batch.labels == IGNORE)
-        return -predictions.nll(batch.labels, reduction="tokens"), right
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights, those that are not floating-point numbers left aside."""
-        kinds = (p.dtype for p in self.parameters() if p.is_floating_point())
-        return next(kinds, torch.get_default_dtype())
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    def taps(
-        self,
-        read: Iterable[str] | str = (),
-        edit: Mapping[str, Edit] | None = None,
-        *,
-        rows: Sequence[int] | Tensor | None = None,
-        keep: Keep = "last",
-        gradients: bool = False,
-    ) -> AbstractContextManager[Activations]:
-        """``with model.taps(read=["blocks.*.attn.pattern"]) as acts: model(ids)``; see ``pellucid.taps.tapped``."""
-        return tapped(self, read, edit, rows=rows, keep=keep, gradients=gradients)
-
-    def point_names(self) -> list[str]:
-        """Full names of all activation points."""
-        return list(point_axes(self))
-
-    @property
-    def n_parameters(self) -> int:
-        """How many numbers the model has learnt; those that are quantised count like others."""
-        return sum(stored.shape.numel() for stored in stored_of(self).values())
-
-    def __rich__(self) -> str:
-        spec = self.spec
-        reads = f"vocabulary {spec.vocab_size:,}" if spec.vocab_size else "images"
-        return (
-            f"[bold]{type(self).__name__}[/] {self.n_parameters / 1e6:.2f} M parameters · {spec.n_layers} layers"
-            f" × {spec.d_model} wide · {reads} · context {spec.context:,}"
-        )
+from pellucid.nn.stores import Memory, StorePlan
+from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, ModelSpec
+from pellucid.taps import name_points
 
 
 class Decoder(Stack, Model):
@@ -128,7 +36,7 @@ class Decoder(Stack, Model):
         super().__init__(spec.stack)
         self.spec = spec
         self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model, shared)
-        self.head = LMHead(spec.head, spec.vocab_size, spec.d_model)
+        self.head = LMHead(spec.head, spec)
         name_points(self)
 
     def points(self) -> dict[str, str]:
@@ -146,9 +54,9 @@ class Decoder(Stack, Model):
         memory: what an encoder has read, for a decoder that attends to it (default: the cache's). Raises DataError for
         ids outside the vocabulary, positions beyond learned ones, a full cache, and missing memory.
         """
-        return self.tap("logits", self.head(self.hidden(ids, tokens, cache, memory), self.embed.head_table))
+        return self.tap("logits", self.head(self.states(ids, tokens, cache, memory), self.embed.head_table))
 
-    def hidden(
+    def states(
         self,
         ids: Int[Tensor, "batch time"],
         tokens: Tokens | None = None,
@@ -172,8 +80,12 @@ class Decoder(Stack, Model):
         return self.head(self.final_norm(resid), self.embed.head_table)
 
     def predictions(self, batch: Batch, memory: Memory | None = None) -> Predictions:
-        """Of the token after each one, given what an encoder has read."""
-        return self.head.predictions(self.hidden(batch.ids, batch.tokens, memory=memory), self.embed.head_table)
+        """The distribution of the token after each one, given what an encoder has read.
+
+        Raises TapError where ``logits`` is edited.
+        """
+        self.refuse_edit("logits", "a loss never makes its logits")
+        return self.head.predictions(self.states(batch.ids, batch.tokens, memory=memory), self.embed.head_table)
 
     def new_cache(
         self,
@@ -211,18 +123,6 @@ class Decoder(Stack, Model):
         return Cache(layers, batch, capacity, self.device, memory)
 
 
-def build_head(spec: EncoderSpec) -> nn.Module | None:
-    """What stands on an encoder; None: its states are the result."""
-    head, d = spec.head, spec.d_model
-    if head is None:
-        return None
-    if isinstance(head, MaskedLMHeadSpec):
-        return MaskedLMHead(head, spec.vocab_size, d, spec.d_embed)
-    if isinstance(head, PoolerHeadSpec):
-        return PoolerHead(head, d)
-    return ClassifierHead(head, d) if isinstance(head, ClassifierHeadSpec) else TaggerHead(head, d)
-
-
 class Encoder(Stack, Model):
     """A model that reads a whole text or image at once: a state for each token, and what its head makes of them.
 
@@ -236,7 +136,7 @@ class Encoder(Stack, Model):
         super().__init__(spec.stack)
         self.spec = spec
         self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model)
-        self.head = build_head(spec)
+        self.head = None if spec.head is None else build(spec.head, spec)  # None: the states are the result
         name_points(self)
 
     def points(self) -> dict[str, str]:
@@ -248,7 +148,7 @@ class Encoder(Stack, Model):
         return {**states, "logits": "batch time vocab" if isinstance(self.head, MaskedLMHead) else "batch time classes"}
 
     def forward(
-        self, ids: Reading, tokens: Tokens | None = None, types: Int[Tensor, "batch places"] | None = None
+        self, ids: Inputs, tokens: Tokens | None = None, types: Int[Tensor, "batch places"] | None = None
     ) -> Float[Tensor, "batch ..."]:
         """What the head gives: logits (batch, time, vocab) of a masked-LM head, (batch, time, classes) of a tagger,
         (batch, 1, classes) of a classifier; vectors (batch, d_model) of a pooler; states without a head.
@@ -258,7 +158,7 @@ class Encoder(Stack, Model):
         ids outside the vocabulary, positions beyond learned ones, and images of another size.
         """
         tokens = self.embed.places(ids) if tokens is None else tokens
-        x = self.hidden(ids, tokens, types)
+        x = self.states(ids, tokens, types)
         if self.head is None:
             return x
         if isinstance(self.head, PoolerHead):
@@ -271,8 +171,8 @@ class Encoder(Stack, Model):
         assert isinstance(self.head, ClassifierHead | TaggerHead)
         return self.head.predictions(x, tokens)
 
-    def hidden(
-        self, ids: Reading, tokens: Tokens | None = None, types: Int[Tensor, "batch places"] | None = None
+    def states(
+        self, ids: Inputs, tokens: Tokens | None = None, types: Int[Tensor, "batch places"] | None = None
     ) -> Float[Tensor, "batch places d_model"]:
         """The residual stream after the final norm: a state for each token."""
         tokens = self.embed.places(ids) if tokens is None else tokens
@@ -286,12 +186,14 @@ class Encoder(Stack, Model):
         return self.head(self.final_norm(resid), self.embed.head_table)
 
     def predictions(self, batch: Batch) -> Predictions:
-        """Of each token, or of a classifier's rows."""
-        head = self.spec.head
-        is_score = isinstance(head, ClassifierHeadSpec) and head.n_classes == 1  # one output names no class
-        if head is None or isinstance(head, PoolerHeadSpec) or is_score:
+        """The distribution of each token, or of a classifier's class for each row.
+
+        Raises DataError for a model whose head predicts nothing, TapError where ``logits`` is edited.
+        """
+        self.refuse_edit("logits", "a loss never makes its logits")
+        if self.spec.head is None or not self.spec.head.predicts:
             return super().predictions(batch)
-        return self._predictions(self.hidden(batch.ids, batch.tokens, batch.types), batch.tokens)
+        return self._predictions(self.states(batch.ids, batch.tokens, batch.types), batch.tokens)
 
 
 class EncoderDecoder(Model):
@@ -312,7 +214,7 @@ class EncoderDecoder(Model):
     def encode(self, ids: Int[Tensor, "batch time"], tokens: Tokens | None = None) -> Memory:
         """Read the source once; what comes back is what the decoder attends to."""
         tokens = Tokens.plain(*ids.shape, device=ids.device) if tokens is None else tokens
-        return Memory(self.encoder.hidden(ids, tokens), tokens)
+        return Memory(self.encoder.states(ids, tokens), tokens)
 
     def forward(
         self,
@@ -335,7 +237,7 @@ class EncoderDecoder(Model):
         return self.decoder.new_cache(source.shape[0], capacity, memory=memory)
 
     def predictions(self, batch: Batch) -> Predictions:
-        """Of the side that writes: the token after each one, given the source."""
+        """The distribution of the token after each one that the decoder reads, given the source."""
         if batch.source is None:
             raise DataError("an encoder–decoder needs something to read", "give the batch a source")
         return self.decoder.predictions(batch, self.encode(batch.source.ids, batch.source.tokens))

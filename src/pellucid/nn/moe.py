@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.errors import UsageError
-from pellucid.nn.ffn import ACTIVATIONS
+from pellucid.nn.feed_forward import ACTIVATIONS
 from pellucid.nn.grouped import grouped_linear
-from pellucid.spec import GatedFFNSpec, MoESpec
+from pellucid.nn.registry import computes
+from pellucid.nn.wide import wide, wide_dtype
+from pellucid.spec import MoESpec
 from pellucid.taps import Tapped
 
 
 class ExpertLinear(nn.Module):
-    """As many linear maps as there are experts: weight (n_experts, d_out, d_in), bias (n_experts, d_out)."""
+    """A linear map for each expert: weight (n_experts, d_out, d_in), bias (n_experts, d_out)."""
 
     def __init__(self, n_experts: int, d_in: int, d_out: int, bias: bool):
         super().__init__()
@@ -31,6 +33,7 @@ class ExpertLinear(nn.Module):
         return y if self.bias is None else y + F.embedding(expert, self.bias).to(y.dtype)
 
 
+@computes(MoESpec)
 class MixtureOfExperts(Tapped):
     """Σ p_e · expert_e(x) over the top_k experts e of each token, p = softmax(router(x)) (Shazeer et al. 2017, eq. 1).
 
@@ -40,7 +43,7 @@ class MixtureOfExperts(Tapped):
     takes what comes, be it nothing or everything.
 
     Points: ``router_logits`` (batch, time, n_experts); ``expert_ids`` (batch, time, top_k), who is chosen, best first;
-    ``expert_weights`` (batch, time, top_k), their p_e; ``expert_out`` (batch, time, top_k, d_model), what each says.
+    ``expert_weights`` (batch, time, top_k), their p_e; ``expert_out`` (batch, time, top_k, d_model), what each gives.
     """
 
     def __init__(self, spec: MoESpec, d_model: int):
@@ -50,8 +53,7 @@ class MixtureOfExperts(Tapped):
         self.activation = ACTIVATIONS[expert.activation]
         self.router = nn.Linear(d_model, n, bias=False)
         self.up = ExpertLinear(n, d_model, expert.d_ff, expert.bias)
-        gated = isinstance(expert, GatedFFNSpec)
-        self.gate = ExpertLinear(n, d_model, expert.d_ff, expert.bias) if gated else None
+        self.gate = ExpertLinear(n, d_model, expert.d_ff, expert.bias) if expert.gated else None
         self.down = ExpertLinear(n, expert.d_ff, d_model, expert.bias)
 
     def points(self) -> dict[str, str]:
@@ -70,7 +72,7 @@ class MixtureOfExperts(Tapped):
         return ids, self.tap("expert_weights", weights)
 
     def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
-        """What each token's experts say, weighed by the router; padding is computed too, and touches nobody else."""
+        """The sum of what each token's experts give, weighed by the router; padding is computed and ignored."""
         logits = self.router(x)
         x = x.to(logits.dtype)  # under autocast the experts' products are made as the router's was
         ids, weights = self.route(self.tap("router_logits", logits))
@@ -78,8 +80,8 @@ class MixtureOfExperts(Tapped):
         ends = torch.searchsorted(expert, torch.arange(self.n_experts, device=x.device), right=True, out_int32=True)
         # a copy a choice, then a permutation: its gradient is one too, so nothing is added in an order that may vary
         copies = x[:, :, None].expand(*ids.shape, x.shape[-1]).reshape(-1, x.shape[-1])
-        said = self._experts(copies.index_select(0, order), expert, ends)
-        out = self.tap("expert_out", said.index_select(0, order.argsort()).view(*ids.shape, x.shape[-1]))
+        given = self._experts(copies.index_select(0, order), expert, ends)
+        out = self.tap("expert_out", given.index_select(0, order.argsort()).view(*ids.shape, x.shape[-1]))
         return (out * weights[..., None]).sum(2).to(x.dtype)
 
     def _experts(
@@ -91,7 +93,7 @@ class MixtureOfExperts(Tapped):
 
 
 def _probabilities(logits: Float[Tensor, "*axes experts"]) -> Float[Tensor, "*axes experts"]:
-    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return logits.softmax(-1, dtype=wide_dtype(logits.dtype))
 
 
 def load_balance(
@@ -128,7 +130,7 @@ def _counted(
     logits: Float[Tensor, "batch time experts"], valid: Bool[Tensor, "batch time"] | None
 ) -> tuple[Float[Tensor, "batch time experts"], Float[Tensor, "batch time 1"]]:
     """Logits in float32 at least, 0 for padding (whatever stood there), and weights that make a sum a mean."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = wide(logits)
     if valid is None:
         valid = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     weight = valid.to(logits.dtype)[..., None]

@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pellucid.nn.wide import wide, wide_dtype
 from pellucid.spec import LayerNormSpec, NormSpec, RMSNormSpec
 
 
 class LayerNorm(nn.Module):
     """y = (x - mean) / sqrt(var + eps) · weight (+ bias), over the last axis (Ba et al. 2016, equation 4)."""
 
-    starts_as_built: ClassVar = True  # the identity, under every rule of nn.init
+    keeps_initial_weights: ClassVar = True  # the identity, under every rule of nn.init
 
     def __init__(self, spec: LayerNormSpec, width: int):
         super().__init__()
@@ -31,7 +32,7 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x²) + eps) · (offset + weight), over the last axis (Zhang & Sennrich 2019, equation 4)."""
 
-    starts_as_built: ClassVar = True
+    keeps_initial_weights: ClassVar = True
 
     def __init__(self, spec: RMSNormSpec, width: int):
         super().__init__()
@@ -40,8 +41,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         gain = self.weight + self.offset if self.offset else self.weight
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), self.weight.shape, gain.to(wide), self.eps).to(x.dtype)
+        return F.rms_norm(wide(x), self.weight.shape, gain.to(wide_dtype(x.dtype)), self.eps).to(x.dtype)
 
 
 NORMS: dict[type[NormSpec], Callable[..., LayerNorm | RMSNorm]] = {LayerNormSpec: LayerNorm, RMSNormSpec: RMSNorm}

@@ -1,4 +1,4 @@
-"""x · Wᵀ + b for a matrix W as it is stored: who multiplies, and why.
+"""x · Wᵀ + b for a matrix W as it is stored: which product computes it, and why.
 
 A product takes (x, stored, bias) and gives what a plain matrix product with the opened matrix gives. ``register`` adds
 one; ``choose_product`` takes the newest that says it serves a call, and otherwise ``reference`` for quantised matrices

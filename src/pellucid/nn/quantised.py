@@ -28,6 +28,7 @@ class Matrix(nn.Module):
 
     @property
     def stored(self) -> Stored:
+        """Its numbers as they are kept: plain, or blocks of codes."""
         assert self.weight is not None
         return Plain(self.weight) if self.kind is None else Quantised(self.weight, self.kind)
 
@@ -36,7 +37,7 @@ class Matrix(nn.Module):
         return linear(x, self.stored)
 
     def hold(self, shape: Size, kind: str) -> None:
-        """Have blocks in the place of a plain weight of this shape; they hold anything until they are copied in."""
+        """Put blocks in the place of a plain weight of this shape; they hold anything until they are copied in."""
         if "weight" in self._parameters:
             del self.weight
         self.register_buffer("weight", torch.empty(*shape[:-1], row_bytes(shape[-1], kind), dtype=torch.uint8))
@@ -50,6 +51,7 @@ class Matrix(nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """Shape and kind of what is quantised, for torch's printed form of a module."""
         return "" if self.kind is None else f"{tuple(self.stored.shape)}, {self.kind}"
 
 
@@ -137,7 +139,7 @@ def _form_of(path: str, module: nn.Module) -> Callable[[Any, str], Matrix] | Non
 
 
 def hold_quantised(model: nn.Module, kinds: Mapping[str, str]) -> None:
-    """Have blocks of these formats in the place of these weights; the blocks hold anything until they are copied in.
+    """Put blocks of these formats in the place of these weights; the blocks hold anything until they are copied in.
 
     Raises KeyError for a weight that is not ``quantisable``.
     """
@@ -154,7 +156,7 @@ def hold_quantised(model: nn.Module, kinds: Mapping[str, str]) -> None:
 
 
 def open_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Have plain weights of this type in the place of all that are quantised: they take their memory, and gradients."""
+    """Put plain weights of this type in the place of all quantised ones; they need more memory, and have gradients."""
     for path, module in list(model.named_modules()):
         if isinstance(module, Matrix) and module.kind is not None:
             parent, _, leaf = path.rpartition(".")

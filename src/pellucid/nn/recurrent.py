@@ -6,35 +6,28 @@
      ↑     ↑     ↑
     x_1   x_2   x_3
 
-Packed rows and padding: each document is read as a row of its own. Sorted by length, those still going on at any time
-are the first ones, so the whole is a staircase, and each step of the stairs a rectangle that a kernel takes at once::
-
-    document 1   • • │ • • • │ • • •
-    document 2   • • │ • • • └──────      no place is spent on padding, and there are
-    document 3   • • │ • • • ┘            as many calls as there are different lengths
-    document 4   • • ┘
+Packed rows and padding: each document is read as a row of its own (``stairs``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.errors import UsageError
-from pellucid.nn.alignment import Scores, align, memory_of
-from pellucid.nn.cache import MemoryCache, StateCache
+from pellucid.nn.alignment import Scores, memory_of
 from pellucid.nn.documents import Documents
-from pellucid.nn.kernels.reference import hidden
+from pellucid.nn.kernels.reference import forbidden, masked_softmax
 from pellucid.nn.mixer import RunningState
+from pellucid.nn.registry import computes
+from pellucid.nn.stairs import State, climb, find_stairs, run_cell
+from pellucid.nn.stores import MemoryCache, StateCache
 from pellucid.nn.view import View
 from pellucid.spec import AttentiveRecurrentSpec, RecurrentSpec
-
-State: TypeAlias = tuple[Tensor, ...]  # (h,) of a GRU, (h, c) of an LSTM; (rows, d_hidden) each
 
 
 def open_forget_gates(cell: nn.LSTM | nn.LSTMCell) -> None:
@@ -53,78 +46,12 @@ def zero_state(cell: nn.Module, batch: int, like: Tensor) -> State:
     return (zeros, zeros) if isinstance(cell, nn.LSTM | nn.LSTMCell) else (zeros,)
 
 
-# --- rows, as kernels want them --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stairs:
-    """Documents sorted by length, the longest first, and their tokens in the order in which they are read.
-
-    order, back: where each token is in (batch · time), step after step of all that still go on; from the last to first.
-    sizes: (documents, steps) of each rectangle. row, doc: of each document, as in ``Documents``.
-    """
-
-    order: Int[Tensor, " tokens"]
-    back: Int[Tensor, " tokens"]
-    sizes: list[tuple[int, int]]
-    row: Int[Tensor, " documents"]
-    doc: Int[Tensor, " documents"]
-
-
-def find_stairs(view: Documents, like: Float[Tensor, "batch time d_model"]) -> Stairs:
-    """The stairs of a call; reads its sizes from the device."""
-    batch, time = like.shape[:2]
-    everywhere = torch.zeros(batch, time, dtype=torch.long, device=like.device)
-    doc = everywhere if view.doc is None else view.doc
-    valid = everywhere == 0 if view.valid is None else view.valid
-    at = valid.flatten().nonzero()[:, 0]
-    of_token = torch.arange(batch, device=like.device)[:, None] * (time + 1) + doc
-    _, document, length = of_token.flatten()[at].unique_consecutive(return_inverse=True, return_counts=True)
-    first = length.cumsum(0) - length
-    place = torch.arange(len(at), device=like.device) - first[document]
-    by_length = length.argsort(descending=True, stable=True)
-    rank = by_length.argsort()[document]
-    n_going, steps = place.bincount().unique_consecutive(return_counts=True)
-    begin = at[first[by_length]]
-    return Stairs(
-        at[(place * len(length) + rank).argsort()],
-        at[((length[document] - 1 - place) * len(length) + rank).argsort()],
-        list(zip(n_going.tolist(), steps.tolist(), strict=True)),
-        begin // time,
-        doc.flatten()[begin],
-    )
-
-
-def _run(cell: nn.LSTM | nn.GRU, x: Float[Tensor, "time rows d_in"], state: State) -> tuple[Tensor, State]:
-    """torch's kernel over a rectangle: h of each token (time, rows, d_hidden), and the newest state."""
-    if isinstance(cell, nn.LSTM):
-        h, new = cell(x, (state[0][None].contiguous(), state[1][None].contiguous()))
-        return h, (new[0][0], new[1][0])
-    h, new = cell(x, state[0][None].contiguous())
-    return h, (new[0],)
-
-
-def _climb(
-    cell: nn.LSTM | nn.GRU, x: Float[Tensor, "tokens d_in"], sizes: list[tuple[int, int]], state: State
-) -> tuple[Float[Tensor, "tokens d_hidden"], State]:
-    """All rectangles, one after the other: h of each token, and the last state of each document."""
-    out, done = [], []
-    for part, (n, steps) in zip(x.split([n * steps for n, steps in sizes]), sizes, strict=True):
-        done.append([s[n:] for s in state])
-        h, state = _run(cell, part.unflatten(0, (steps, n)), tuple(s[:n] for s in state))
-        out.append(h.flatten(0, 1))
-    ended = [list(state), *reversed(done)]  # the longest ends last
-    return torch.cat(out), tuple(torch.cat(parts) for parts in zip(*ended, strict=True))
-
-
 def _where(rows: Tensor, new: State, old: State) -> State:
     """``new`` for the rows that are True, ``old`` for others."""
     return tuple(torch.where(rows[:, None], a, b) for a, b in zip(new, old, strict=True))
 
 
-# --- the mixers ------------------------------------------------------------------------------------------------------
-
-
+@computes(RecurrentSpec)
 class Recurrent(RunningState):
     """o(h), h_t = cell(x_t, h_{t-1}), an LSTM (Hochreiter & Schmidhuber 1997) or a GRU (Cho et al. 2014).
 
@@ -176,9 +103,9 @@ class Recurrent(RunningState):
         before = state
         if view.doc is not None:
             state = _where(view.doc[:, 0] == 0, state, self.empty_state(len(x), x))
-        h, state = _run(self.cell, x.transpose(0, 1), state)
+        h, state = run_cell(self.cell, x.transpose(0, 1), state)
         if self.back is not None:
-            back = _run(self.back, x.transpose(0, 1).flip(0), self.empty_state(len(x), x))[0]
+            back = run_cell(self.back, x.transpose(0, 1).flip(0), self.empty_state(len(x), x))[0]
             h = torch.cat((h, back.flip(0)), -1)
         h = h.transpose(0, 1)
         if view.valid is not None:
@@ -194,11 +121,11 @@ class Recurrent(RunningState):
             return h.repeat(1, both).unflatten(0, x.shape[:2]), state
         empty = self.empty_state(len(stairs.row), x)
         start = _where(stairs.doc == 0, tuple(s[stairs.row] for s in state), empty)
-        said, ended = _climb(self.cell, flat[stairs.order], stairs.sizes, start)
-        parts = [h.index_copy(0, stairs.order, said)]
+        read, ended = climb(self.cell, flat[stairs.order], stairs.sizes, start)
+        parts = [h.index_copy(0, stairs.order, read)]
         if self.back is not None:
-            said = _climb(self.back, flat[stairs.back], stairs.sizes, empty)[0]
-            parts.append(h.index_copy(0, stairs.back, said))
+            read = climb(self.back, flat[stairs.back], stairs.sizes, empty)[0]
+            parts.append(h.index_copy(0, stairs.back, read))
         if view.doc is None:
             row = stairs.row
         else:
@@ -208,6 +135,7 @@ class Recurrent(RunningState):
         return torch.cat(parts, -1).unflatten(0, x.shape[:2]), state
 
 
+@computes(AttentiveRecurrentSpec)
 class AttentiveRecurrent(RunningState):
     """o(h), h_t = cell([x_t; c_t], h_{t-1}), where h_{t-1} chooses from the memory what c_t averages.
 
@@ -264,7 +192,7 @@ class AttentiveRecurrent(RunningState):
     ) -> tuple[Tensor, State]:
         """h of each token, and the newest state."""
         batch, time = x.shape[:2]
-        hide = hidden(cross.visible, x.new_empty(time, keys.shape[1]))
+        hide = forbidden(cross.visible, x.new_empty(time, keys.shape[1]))
         empty, out = self.empty_state(batch, x), [x.new_zeros(batch, 0, self.cell.hidden_size)]
         goes_on = None if view.doc is None else view.doc.diff(prepend=torch.zeros_like(view.doc[:, :1])) == 0
         patterns: list[Tensor] = []
@@ -273,10 +201,10 @@ class AttentiveRecurrent(RunningState):
             if goes_on is not None:
                 state = _where(goes_on[:, t], state, empty)
             scores = self.score(state[0][:, None], keys)
-            patterns.append(align(scores, None if hide is None else hide[..., t : t + 1, :]))
-            pattern = self._heard("pattern", patterns, time)
+            patterns.append(masked_softmax(scores, None if hide is None else hide[..., t : t + 1, :]))
+            pattern = self._tap_step("pattern", patterns, time)
             contexts.append(pattern[:, 0].to(memory.dtype) @ memory)
-            new = self._step(torch.cat((x[:, t], self._heard("z", contexts, time)[:, 0]), -1), state)
+            new = self._step(torch.cat((x[:, t], self._tap_step("z", contexts, time)[:, 0]), -1), state)
             h = new[0]
             if view.valid is not None:
                 valid = view.valid[:, t]
@@ -290,7 +218,7 @@ class AttentiveRecurrent(RunningState):
             return self.cell(x, (state[0], state[1]))
         return (self.cell(x, state[0]),)
 
-    def _heard(self, name: str, steps: list[Tensor], time: int) -> Tensor:
+    def _tap_step(self, name: str, steps: list[Tensor], time: int) -> Tensor:
         """The newest step of a point, after who listens has had it in its place among all ``time`` steps."""
         if not self.wants(name):
             return steps.pop()

@@ -24,7 +24,7 @@ from pellucid.spec import NormSpec, Placement, ResidualSpec
 class LayerScale(nn.Module):
     """A learned gain a channel, small at first (Touvron et al. 2021)."""
 
-    starts_as_built: ClassVar = True
+    keeps_initial_weights: ClassVar = True
 
     def __init__(self, initial: float, d_model: int):
         super().__init__()
@@ -52,6 +52,7 @@ class Sublayer(nn.Module):
     def branch(
         self, x: Float[Tensor, "batch time d_model"], f: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "batch time d_model"]:
+        """What a sublayer adds to the stream x: branch · gain · post(f(pre(x))), with dropout where it is set."""
         y = self.gain(self.post(f(self.pre(x))))
         if self.branch_factor != 1.0:
             y = y * self.branch_factor
@@ -60,6 +61,7 @@ class Sublayer(nn.Module):
     def join(
         self, x: Float[Tensor, "batch time d_model"], branch: Float[Tensor, "batch time d_model"]
     ) -> Float[Tensor, "batch time d_model"]:
+        """The stream x with a branch added: out(skip · x + branch)."""
         return self.out(self.skip(x) + branch) if self.skip_factor else self.out(branch)
 
     def skip(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:

@@ -35,6 +35,11 @@ class Slots(ABC):
         self.part: Int[Tensor, "batch slots"] | None = None
         self.keys = Tokens(self.pos[:, :0])
 
+    @property
+    def packed(self) -> bool:
+        """Whether a row may hold several documents."""
+        return self.seg is not None
+
     @abstractmethod
     def take(self, tokens: Tokens) -> None:
         """Choose slots for these tokens and set ``keys``."""
@@ -73,6 +78,15 @@ class Slots(ABC):
         """A layer's store (batch, kv_heads, slots, head_dim) with as many slots as there are, new ones being zero."""
         missing = self.pos.shape[1] - store.shape[2]
         return F.pad(store, (0, 0, 0, missing)) if missing else store
+
+
+def refuse_overflow(needed: int, capacity: int) -> None:
+    """Raise DataError where a row would have more tokens than the cache has room for."""
+    if needed > capacity:
+        raise DataError(
+            f"the cache holds {capacity} tokens, but this call needs {needed}",
+            "make it larger: model.new_cache(batch, capacity)",
+        )
 
 
 def _joined(a: Tensor | None, a_pos: Tensor, b: Tensor | None, b_pos: Tensor) -> Tensor | None:
@@ -192,11 +206,7 @@ class Contiguous(Slots):
 
     def _make_room(self, end: int, spare: int = 0) -> None:
         """Slots for rows of ``end`` tokens. Raises DataError where these are more than the capacity."""
-        if end > self.capacity:
-            raise DataError(
-                f"the cache holds {self.capacity} tokens, but this call needs {end}",
-                "make it larger: model.new_cache(batch, capacity)",
-            )
+        refuse_overflow(end, self.capacity)
         n = self.pos.shape[1] - self.spare
         self._widen(n if end <= n else min(self.capacity, max(end + 64, 2 * n)), spare)
 

@@ -12,10 +12,11 @@ from pellucid.batch import Tokens
 from pellucid.errors import DataError
 from pellucid.nn.biases import build_bias
 from pellucid.nn.block import Block
-from pellucid.nn.cache import Cache, Memory
+from pellucid.nn.cache import Cache
 from pellucid.nn.documents import Documents
-from pellucid.nn.masks import see
+from pellucid.nn.masks import lower
 from pellucid.nn.norms import build_norm
+from pellucid.nn.stores import Memory
 from pellucid.nn.view import View
 from pellucid.spec import BlockSpec, Full, StackSpec
 from pellucid.taps import Tapped, heard
@@ -80,7 +81,7 @@ class Stack(Tapped):
             raise DataError("this decoder attends to an encoder, but there is nothing from one", "pass its memory")
         cross = None
         if memory is not None:
-            cross = View(tokens, see(Full(), tokens, memory.tokens), None, None, memory.states)
+            cross = View(tokens, lower(Full(), tokens, memory.tokens), None, None, memory.states)
         views: dict[int, View | Documents] = {}
         for i, block in numbered:
             past, alike = None if cache is None else cache.layers[i], self._first_alike[i]

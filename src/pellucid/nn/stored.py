@@ -48,6 +48,7 @@ class Quantised:
 
     @property
     def format(self) -> Format:
+        """How blocks of this kind are laid out."""
         return FORMATS[self.kind]
 
     @property

@@ -25,6 +25,7 @@ from pellucid.predicates import big_bird as big_bird
 from pellucid.predicates import longformer as longformer
 from pellucid.predicates import sparse_transformer as sparse_transformer
 from pellucid.predicates import sparse_transformer_fixed as sparse_transformer_fixed
+from pellucid.spec.alignment import AlignmentSpec as AlignmentSpec
 from pellucid.spec.attention import CAUSAL as CAUSAL
 from pellucid.spec.attention import AttentionSpec as AttentionSpec
 from pellucid.spec.blocks import NO_NORM as NO_NORM
@@ -40,7 +41,6 @@ from pellucid.spec.feed_forward import Activation as Activation
 from pellucid.spec.feed_forward import FeedForwardSpec as FeedForwardSpec
 from pellucid.spec.feed_forward import FFNSpec as FFNSpec
 from pellucid.spec.feed_forward import GatedFFNSpec as GatedFFNSpec
-from pellucid.spec.feed_forward import MoESpec as MoESpec
 from pellucid.spec.heads import ClassifierHeadSpec as ClassifierHeadSpec
 from pellucid.spec.heads import EncoderHeadSpec as EncoderHeadSpec
 from pellucid.spec.heads import LMHeadSpec as LMHeadSpec
@@ -63,6 +63,7 @@ from pellucid.spec.models import InitRule as InitRule
 from pellucid.spec.models import ModelSpec as ModelSpec
 from pellucid.spec.models import PatchSpec as PatchSpec
 from pellucid.spec.models import load_spec as load_spec
+from pellucid.spec.moe import MoESpec as MoESpec
 from pellucid.spec.parts import ALiBiSpec as ALiBiSpec
 from pellucid.spec.parts import BiasSpec as BiasSpec
 from pellucid.spec.parts import BucketedBiasSpec as BucketedBiasSpec
@@ -78,7 +79,6 @@ from pellucid.spec.parts import RotaryScaling as RotaryScaling
 from pellucid.spec.parts import RotarySpec as RotarySpec
 from pellucid.spec.parts import SinusoidalSpec as SinusoidalSpec
 from pellucid.spec.parts import YaRNScaling as YaRNScaling
-from pellucid.spec.recurrent import AlignmentSpec as AlignmentSpec
 from pellucid.spec.recurrent import AttentiveRecurrentSpec as AttentiveRecurrentSpec
 from pellucid.spec.recurrent import Cell as Cell
 from pellucid.spec.recurrent import RecurrentSpec as RecurrentSpec

@@ -85,7 +85,7 @@ class BlockSpec(Value):
         return self.ahead is None
 
     def costs(self, d_model: int) -> list[Cost]:
-        """Of its sublayers, in their order: mixer, then cross-attention and feed-forward where it has them."""
+        """The costs of its sublayers in their order: mixer, then cross-attention and feed-forward if it has them."""
         found = [self.mixer.cost(d_model)]
         found += [self.cross.cost_across(d_model)] if self.cross else []
         return [*found, self.ffn.cost(d_model)] if self.ffn else found
@@ -97,7 +97,7 @@ class BlockSpec(Value):
         return [*found, self.ffn.part(d_model)] if self.ffn else found
 
     def norm_parameters(self, d_model: int) -> int:
-        """Trained values of all norms and gains around its sublayers, and of those inside them."""
+        """How many trained values all norms and gains around its sublayers have, and those inside them."""
         place, costs = self.placement, self.costs(d_model)
         each = (place.pre + place.post + place.out) * norm_parameters(self.norm, d_model)
         each += 0 if self.residual.layer_scale is None else d_model
@@ -142,5 +142,5 @@ class StackSpec(Value):
 
     @property
     def owners(self) -> tuple[int, ...]:
-        """For each block the number of the one whose weights it has."""
+        """For each block the number of the one whose weights it uses."""
         return self.shared or tuple(range(len(self.blocks)))

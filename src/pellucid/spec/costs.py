@@ -29,6 +29,6 @@ class Cost:
         return self.matrices + self.others + self.idle
 
     def flops(self, time: int, pairs: int, memory: int = 0) -> int:
-        """Of one forward over ``time`` tokens, with so many visible pairs, and ``memory`` tokens of an encoder."""
+        """FLOPs of a forward over ``time`` tokens with ``pairs`` visible pairs; ``memory``: tokens of an encoder."""
         own = 2 * time * (self.matrices - self.memory_matrices) + 2 * memory * self.memory_matrices
         return own + pairs * self.pair_flops + time * self.state_flops

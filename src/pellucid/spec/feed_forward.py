@@ -1,9 +1,9 @@
-"""Feed-forward layers: plain, gated, and many with a router."""
+"""Feed-forward layers: plain and gated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pellucid.spec.costs import Cost
 from pellucid.spec.parts import require
@@ -24,19 +24,19 @@ GATED: dict[Activation, str] = {"relu": "ReGLU", "gelu": "GeGLU", "gelu_tanh": "
 
 @dataclass(frozen=True)
 class FeedForwardSpec(Value, abstract=True):
-    """What a block does to each token by itself. Its module is found in ``nn.registry``."""
+    """What a block does to each token by itself. ``nn.registry`` finds the module that computes it."""
 
     @property
     def name(self) -> str:
-        """In a word or two."""
+        """What it is called, in a word or two."""
         return "feed-forward"
 
     def cost(self, d_model: int) -> Cost:
-        """What it has and does on a stream of this width."""
+        """Its parameters, work and activations on a stream of this width."""
         raise NotImplementedError
 
     def part(self, d_model: int) -> Part:
-        """In words."""
+        """The layer in words, for tables and drawings; ``d_model`` is for the sizes of its matrices."""
         raise NotImplementedError
 
 
@@ -44,6 +44,7 @@ class FeedForwardSpec(Value, abstract=True):
 class FFNSpec(FeedForwardSpec):
     """down(activation(up(x))), Vaswani et al. 2017, equation 2."""
 
+    gated: ClassVar[bool] = False
     d_ff: int
     activation: Activation = "gelu"
     bias: bool = True
@@ -72,6 +73,7 @@ class FFNSpec(FeedForwardSpec):
 class GatedFFNSpec(FeedForwardSpec):
     """down(activation(gate(x)) · up(x)), Shazeer 2020: SwiGLU with silu, GeGLU with gelu."""
 
+    gated: ClassVar[bool] = True
     d_ff: int
     activation: Activation = "silu"
     bias: bool = False
@@ -95,41 +97,3 @@ class GatedFFNSpec(FeedForwardSpec):
 
     def part(self, d_model: int) -> Part:
         return Part("ffn", self.name, tuple(self.words), self.matrices(d_model))
-
-
-@dataclass(frozen=True)
-class MoESpec(FeedForwardSpec):
-    """``n_experts`` feed-forward layers, of which a router gives each token its ``top_k`` (Shazeer et al. 2017).
-
-    None is ever full: no token is dropped. renormalise: the chosen experts' weights sum to one; of a single one it is
-    then always one, so that only the balance and z losses train its router, as in published models of that kind.
-    """
-
-    expert: FFNSpec | GatedFFNSpec
-    n_experts: int
-    top_k: int
-    renormalise: bool = True
-
-    def __post_init__(self) -> None:
-        ok = 1 <= self.top_k <= self.n_experts
-        require(ok, self, f"top_k = {self.top_k} of n_experts = {self.n_experts}", "1 <= top_k <= n_experts")
-
-    @property
-    def name(self) -> str:
-        return "experts"
-
-    def cost(self, d_model: int) -> Cost:
-        """Each token meets ``top_k`` of the experts, and all of the router."""
-        each = self.expert.cost(d_model)
-        return Cost(
-            self.top_k * each.matrices + d_model * self.n_experts,
-            others=self.n_experts * each.others,
-            idle=(self.n_experts - self.top_k) * each.matrices,
-            inner=self.top_k * (each.inner + 2 * d_model) + self.n_experts,
-        )
-
-    def part(self, d_model: int) -> Part:
-        weighed = [] if self.renormalise else ["weights not renormalised"]
-        details = (f"{self.n_experts} experts, {self.top_k} a token", *self.expert.words, *weighed)
-        each = (f"{self.n_experts} × {matrix}" for matrix in self.expert.matrices(d_model))
-        return Part("ffn", "mixture of experts", details, (f"router {d_model}→{self.n_experts}", *each))

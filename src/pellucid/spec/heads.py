@@ -15,7 +15,7 @@ LAYER_NORM = LayerNormSpec()
 
 @runtime_checkable
 class Sizes(Protocol):
-    """What a head must know of its model."""
+    """What a head must know of its model: vocab_size; d_model, the width of its states; d_embed, that of vectors."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -36,14 +36,19 @@ class HeadCost(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadSpec(Value, abstract=True):
-    """What makes the result of a model out of its states."""
+    """What makes the result of a model out of its states. ``nn.registry`` finds the module that computes it."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the result is a distribution over tokens or classes."""
+        return True
 
     def cost(self, s: Sizes) -> HeadCost:
-        """What it has and does in a model of these sizes."""
+        """Its parameters and work in a model of these sizes."""
         raise NotImplementedError
 
     def words(self, s: Sizes) -> tuple[str, list[str]]:
-        """What it gives, and how."""
+        """(what it gives, how) in words, in a model of these sizes."""
         raise NotImplementedError
 
 
@@ -112,6 +117,10 @@ class PoolerHeadSpec(HeadSpec):
         ok = self.dense or self.activation == "tanh"
         require(ok, self, f"activation = {self.activation} stands after a matrix that is not there", "dense=True")
 
+    @property
+    def predicts(self) -> bool:
+        return False
+
     def cost(self, s: Sizes) -> HeadCost:
         return HeadCost(s.d_model * s.d_model + s.d_model if self.dense else 0, 0, 0)  # once a row: nothing a token
 
@@ -134,6 +143,10 @@ class ClassifierHeadSpec(HeadSpec):
 
     def __post_init__(self) -> None:
         require(self.n_classes >= 1, self, f"n_classes = {self.n_classes} must be >= 1")
+
+    @property
+    def predicts(self) -> bool:
+        return self.n_classes > 1  # a single output is a score: there is no class to predict
 
     def cost(self, s: Sizes) -> HeadCost:
         return HeadCost(self.pooler.cost(s).parameters + (s.d_model + 1) * self.n_classes, 0, 0)

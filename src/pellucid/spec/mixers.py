@@ -1,7 +1,7 @@
 """What the two slots of a block for mixing tokens ask of a spec: a new mixer derives from these and answers.
 
-Its module is found in ``nn.registry``; everything that needs no tensor (what it costs, what it keeps, its words) is
-answered by the spec itself.
+The module of ``nn`` that computes it says so (``nn.registry``). Everything that needs no tensor (what it costs, what it
+keeps, its words) is answered by the spec itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MixerSpec(Value, abstract=True):
 
     @property
     def name(self) -> str:
-        """In a word or two."""
+        """What it is called, in a word or two."""
         raise NotImplementedError
 
     @property
@@ -55,15 +55,15 @@ class MixerSpec(Value, abstract=True):
         return None
 
     def cost(self, d_model: int) -> Cost:
-        """What it has and does on a stream of this width."""
+        """Its parameters, work and activations on a stream of this width."""
         raise NotImplementedError
 
     def kept_bytes(self, d_model: int, time: int, source_time: int, bytes_per_value: int) -> int:
-        """What a cache keeps for one row of ``time`` tokens, and of ``source_time`` tokens that an encoder has read."""
+        """Bytes that a cache keeps for a row of ``time`` tokens and the ``source_time`` tokens that an encoder read."""
         raise NotImplementedError
 
     def part(self, d_model: int, bias: BiasSpec | None = None) -> Part:
-        """In words; ``bias``: the stack's score term."""
+        """The mixer in words, for tables and drawings, on a stream of this width; ``bias``: the stack's score term."""
         raise NotImplementedError
 
 
@@ -76,13 +76,13 @@ class CrossSpec(Value, abstract=True):
         return None
 
     def cost_across(self, d_model: int) -> Cost:
-        """What it has and does on a stream of this width."""
+        """Its parameters, work and activations on a stream of this width."""
         raise NotImplementedError
 
     def kept_bytes_across(self, d_model: int, source_time: int, bytes_per_value: int) -> int:
-        """What a cache keeps of ``source_time`` tokens that an encoder has read, beside their states."""
+        """Bytes that a cache keeps of ``source_time`` tokens that an encoder has read, beside their states."""
         raise NotImplementedError
 
     def part_across(self, d_model: int) -> Part:
-        """In words."""
+        """The sublayer in words, for tables and drawings, on a stream of this width."""
         raise NotImplementedError

@@ -37,7 +37,7 @@ class PatchSpec(Value):
 
     @property
     def n_values(self) -> int:
-        """Of one patch: what its pixels hold."""
+        """How many values the pixels of one patch hold."""
         return self.channels * self.size**2
 
     @property
@@ -73,7 +73,7 @@ class EmbedSpec(Value):
         return rows * (self.d_embed or d_model) + (0 if self.d_embed is None else (self.d_embed + 1) * d_model)
 
     def flops(self, time: int, d_model: int) -> int:
-        """Of patches and of a factorised table, which have matrices; to look up a vector is no work."""
+        """FLOPs of patches and of a factorised table for ``time`` tokens; looking up a vector counts as none."""
         wider = 0 if self.d_embed is None else 2 * time * self.d_embed * d_model
         if self.patches is None:
             return wider
@@ -106,10 +106,12 @@ class StackModelSpec(Value, abstract=True):
 
     @property
     def n_layers(self) -> int:
+        """Blocks, one after the other."""
         return len(self.stack.blocks)
 
     @property
     def d_model(self) -> int:
+        """Width of the residual stream."""
         return self.stack.d_model
 
     @property
@@ -195,20 +197,22 @@ class EncoderDecoderSpec(Value):
 
     @property
     def vocab_size(self) -> int:
-        """Of the side that writes."""
+        """Entries of the vocabulary of the decoder."""
         return self.decoder.vocab_size
 
     @property
     def context(self) -> int:
-        """Of the side that writes."""
+        """Tokens that the decoder is made for."""
         return self.decoder.context
 
     @property
     def n_layers(self) -> int:
+        """Blocks of both sides together."""
         return self.encoder.n_layers + self.decoder.n_layers
 
     @property
     def d_model(self) -> int:
+        """Width of the residual stream, the same on both sides."""
         return self.decoder.d_model
 
 

@@ -217,7 +217,7 @@ class BucketedBiasSpec(Value):
 
     @property
     def words(self) -> str:
-        """In a few words."""
+        """The score term in a few words."""
         return f"{self.n_buckets} distance buckets"
 
     def parameters(self, n_heads: int) -> int:

@@ -19,7 +19,7 @@ from pellucid.nn.kernels.flex import fits, flex
 from pellucid.nn.kernels.reference import Listen, reference
 from pellucid.nn.kernels.sdpa import sdpa
 from pellucid.nn.layout import Layout
-from pellucid.nn.masks import Visible, see
+from pellucid.nn.masks import Visible, lower
 from pellucid.spec import AttentionSpec
 
 __all__ = ["Choice", "attend", "blocked", "choose", "flex", "kernel_for", "reference", "sdpa"]
@@ -46,8 +46,8 @@ class Kernel(Protocol):
 class Choice:
     """Which kernel runs, and ``why``; ``str()`` says both.
 
-    ``layout`` is there where blocks decided. Its numbers are put into words only for who asks: in a compiled block each
-    number that is read would be one more thing to compile again for.
+    ``layout`` is there where blocks decided. Its numbers are formatted only when ``why`` is read, because in a compiled
+    block each number that is read adds a guard, and so perhaps a compilation.
     """
 
     kernel: Kernel
@@ -60,6 +60,7 @@ class Choice:
 
     @property
     def why(self) -> str:
+        """The reason, with the numbers of a layout. They are formatted only here, since reading them adds guards."""
         if self.layout is None:
             return self.reason
         live, total, size = self.layout.live, self.layout.total, f"{self.layout.block} × {self.layout.block}"
@@ -105,7 +106,7 @@ def kernel_for(
     """
     tokens = Tokens.plain(1, time, device=device)
     q = torch.empty((), dtype=dtype, device=device).expand(1, attention.n_heads, time, attention.head_dim)
-    visible = see(attention.mask, tokens, tokens, sparse=not biased)
+    visible = lower(attention.mask, tokens, tokens, sparse=not biased)
     return choose(q, visible, biased=biased, soft_cap=attention.soft_cap)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.nn.layout import FULL
-from pellucid.nn.masks import Visible, zero_blind
+from pellucid.nn.masks import Visible, zero_without_keys
+from pellucid.nn.wide import wide, wide_dtype
 
 _HIDDEN = -1e30  # added to a score: exp makes exactly 0 of it beside any other; a row of these alone stays finite
 _SCORES, _SCORES_ELSEWHERE = 2**20, 2**26  # scores held at once: 4 MiB of float32, a cache; more on other devices
@@ -31,13 +32,13 @@ def blocked(
     scale: float,
     soft_cap: float | None = None,
 ) -> Tensor:
-    """The kernel for a ``visible`` with a layout. Has no bias: ``choose`` never sends one here."""
+    """The kernel for a ``visible`` with a layout. It has no bias: ``choose`` never sends one here."""
     layout = visible.layout
     assert bias is None and layout is not None
     q, k, v, time = _whole(q, layout.block), _whole(k, layout.block), _whole(v, layout.block), q.shape[2]
     plan = (layout.groups, layout.order, layout.pairs, layout.patterns)
     z = torch.ops.pellucid.blocked(q, k, v, *plan, scale, soft_cap)
-    return zero_blind(z[:, :, :time], visible)
+    return zero_without_keys(z[:, :, :time], visible)
 
 
 def _whole(x: Tensor, block: int) -> Tensor:
@@ -64,10 +65,10 @@ class _Chunk:
         """From (group, time, head_dim), the heads of a group under each other: (blocks, group · block, head_dim)."""
         cut = x.unflatten(1, (-1, self.block))
         taken = cut.index_select(1, self.queries) if self.stretch is None else cut[:, self.stretch]
-        return taken.transpose(0, 1).flatten(1, 2).to(_wide(x.dtype))
+        return wide(taken.transpose(0, 1).flatten(1, 2))
 
     def put_queries(self, x: Tensor, new: Tensor) -> None:
-        """The inverse."""
+        """The inverse of ``take_queries``, into ``x``."""
         cut, new = x.unflatten(1, (-1, self.block)), new.unflatten(1, (-1, self.block)).transpose(0, 1).to(x.dtype)
         if self.stretch is None:
             cut.index_copy_(1, self.queries, new)
@@ -82,19 +83,15 @@ class _Chunk:
         else:
             strides = (block * x.stride(0), *x.stride())
             taken = x[self.window :].as_strided((n, width * block, x.shape[1]), strides)
-        return taken.to(_wide(x.dtype))
+        return wide(taken)
 
     def add_keys(self, x: Tensor, new: Tensor) -> None:
-        """The transpose: each key block's part is added at its place."""
+        """The transpose of ``take_keys``: each key block's part is added to ``x`` at its place."""
         x.unflatten(0, (-1, self.block)).index_add_(0, self.keys, new.view(-1, self.block, x.shape[1]))
 
 
 def _in_order(numbers: Tensor) -> bool:
     return torch.equal(numbers, torch.arange(len(numbers)) + numbers[0])
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _chunks(
@@ -121,7 +118,7 @@ def _hide(patterns: Tensor, kinds: Tensor, q: Tensor) -> Tensor | None:
     if bool((kinds == kinds[:1]).all()):
         kinds = kinds[:1]
     seen = patterns[kinds.to(patterns.device)].transpose(1, 2).flatten(2)  # (blocks, block, keys)
-    hide = torch.zeros(seen.shape, dtype=_wide(q.dtype), device=q.device).masked_fill_(~seen, _HIDDEN)
+    hide = torch.zeros(seen.shape, dtype=wide_dtype(q.dtype), device=q.device).masked_fill_(~seen, _HIDDEN)
     return hide.repeat(1, q.shape[2], 1)
 
 
@@ -170,7 +167,7 @@ def backward(
     """Gradients with respect to q, k and v."""
     q, dz = q.unflatten(1, (k.shape[1], -1)), dz.unflatten(1, (k.shape[1], -1))
     dq = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    dk, dv = (torch.zeros(k.shape, dtype=_wide(k.dtype), device=k.device) for _ in range(2))
+    dk, dv = (torch.zeros(k.shape, dtype=wide_dtype(k.dtype), device=k.device) for _ in range(2))
     for chunk in _chunks(q, groups, order, pairs, patterns, held=2):
         for at in ((row, head) for row in chunk.rows for head in range(k.shape[1])):
             queries, d_out = chunk.take_queries(q[at]), chunk.take_queries(dz[at])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from pellucid.nn.masks import Visible, zero_blind
+from pellucid.nn.masks import Visible, zero_without_keys
 
 
 def fits(q: Tensor) -> bool:
@@ -44,7 +44,7 @@ def flex(
         q, k, v, score_mod=None if soft_cap is None else bend, block_mask=visible.block_mask, scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
-    return zero_blind(z, visible)
+    return zero_without_keys(z, visible)
 
 
 @lru_cache(maxsize=1)

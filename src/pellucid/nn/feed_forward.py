@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pellucid.nn.registry import computes
 from pellucid.spec import Activation, FFNSpec, GatedFFNSpec
 from pellucid.taps import Tapped
 
@@ -28,6 +29,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+@computes(FFNSpec, GatedFFNSpec)
 class FeedForward(Tapped):
     """down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
 
@@ -39,7 +41,7 @@ class FeedForward(Tapped):
         super().__init__()
         self.activation = ACTIVATIONS[spec.activation]
         self.up = nn.Linear(d_model, spec.d_ff, bias=spec.bias)
-        self.gate = nn.Linear(d_model, spec.d_ff, bias=spec.bias) if isinstance(spec, GatedFFNSpec) else None
+        self.gate = nn.Linear(d_model, spec.d_ff, bias=spec.bias) if spec.gated else None
         self.down = nn.Linear(spec.d_ff, d_model, bias=spec.bias)
 
     def points(self) -> dict[str, str]:

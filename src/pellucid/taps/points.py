@@ -1,0 +1,89 @@
+"""Modules with activation points, and the full names of these."""
+
+from __future__ import annotations
+
+import fnmatch
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pellucid.errors import TapError, suggest
+from pellucid.taps.listener import Listener
+
+
+class _Ears(threading.local):
+    """Who listens to one module, for each thread by itself; a thread that never asked has nobody.
+
+    Compiled code reads ``listener`` in the thread that runs it, and is guarded by what it finds. Both are set in
+    ``__init__``: an attribute that appeared later would cost one more compilation.
+    """
+
+    def __init__(self) -> None:
+        self.listener: Listener | None = None
+        self.plain = False  # somebody listens in here in a way that cannot be compiled
+
+    def __reduce__(self) -> tuple[type[_Ears], tuple[()]]:
+        return _Ears, ()  # a copied or saved module has no listeners
+
+
+class Tapped(nn.Module):
+    """A module with activation points. Their full names are ``path`` + short name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ears = _Ears()
+        self.path = ""
+
+    def points(self) -> dict[str, str]:
+        """Short name -> axes of each of the module's own points, in the order of the forward pass."""
+        return {}
+
+    def prefix(self, child: str) -> str:
+        """What the names of a child's points begin with, after this module's own ``path``."""
+        return child + "."
+
+    def tap(self, name: str, x: Tensor) -> Tensor:
+        """x, unless someone listens to this point."""
+        listener = self.ears.listener
+        return x if listener is None else listener(name, x)
+
+    def wants(self, name: str) -> bool:
+        """Whether someone listens: asked only where a point costs extra work to compute."""
+        listener = self.ears.listener
+        return listener is not None and listener.wants(name)
+
+    def refuse_edit(self, name: str, why: str) -> None:
+        """Raise TapError where this point is edited by someone, in a call that does not pass it."""
+        listener = self.ears.listener
+        if listener is not None and listener.edits(name):
+            raise TapError(f"the edit of {self.path}{name} would change nothing: {why}; edit an earlier point")
+
+
+def heard(module: Tapped) -> Callable[..., Any]:
+    """``module``, to be called; its plain code, if it is compiled and someone listens as no compiled code can."""
+    return module._call_impl if module.ears.plain else module  # pyright: ignore[reportPrivateUsage]
+
+
+def name_points(module: nn.Module, path: str = "") -> None:
+    """Give every tapped module its place in full names, as its owners put it (``Tapped.prefix``)."""
+    if isinstance(module, Tapped):
+        module.path = path
+    for name, child in module.named_children():
+        name_points(child, path + (module.prefix(name) if isinstance(module, Tapped) else name + "."))
+
+
+def point_axes(model: nn.Module) -> dict[str, str]:
+    """Full name -> axes of all points of a model, in the order of its modules."""
+    tapped_ = (module for module in model.modules() if isinstance(module, Tapped))
+    return {module.path + name: axes for module in tapped_ for name, axes in module.points().items()}
+
+
+def match_points(model: nn.Module, pattern: str) -> list[str]:
+    """Names that a glob matches. Raises TapError, with a suggestion, when there is none."""
+    names = list(point_axes(model))
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        raise TapError(f"no activation point matches {pattern!r}; {suggest(pattern, names)}")
+    return found
