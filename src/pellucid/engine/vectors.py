@@ -95,7 +95,7 @@ def _pooled(model: Encoder, rows: Sequence[Sequence[int]], skipped: int) -> Floa
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     there = torch.arange(longest, device=model.device) < lengths[:, None]
     tokens = Tokens.padded(there)
-    states = model.hidden(ids, tokens)
+    states = model.states(ids, tokens)
     assert isinstance(model.head, PoolerHead)
     pooled = replace(tokens, pos=tokens.pos.masked_fill(tokens.pos < skipped, -1)) if skipped else tokens
     return model.head(states, pooled)
