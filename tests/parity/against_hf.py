@@ -22,6 +22,7 @@ from pellucid.families.table import Table
 from pellucid.families.weights import export_weights, load_weights, to_theirs
 from pellucid.nn.models import Decoder, build_model
 from pellucid.spec import BlockSpec, ModelSpec
+from pellucid.verify import hugging_face_facts as facts
 
 TOLERANCE = 1e-5  # fp32; the closest trap, exact for tanh GELU, is larger
 VISIBLE = 1e-3  # what a wrong model must differ by
@@ -94,15 +95,23 @@ def padded_gap(model: Decoder, theirs: Any, side: str) -> float:
     return gap(model(ids, tokens)[valid], theirs_logits[valid])
 
 
+def their_cache_name(theirs: Any) -> str:
+    """What this release of the library calls the cache that a model reads."""
+    name = facts.cache_name(facts.arguments(theirs))
+    assert name is not None
+    return name
+
+
 @torch.no_grad()
 def cached_gap(model: Decoder, theirs: Any) -> float:
     """A prefill, a chunk, then token by token, over either cache: all logits, against the full forward too."""
     ids, full = random_ids(), theirs(random_ids()).logits
     cuts = [0, 9, 14, *range(15, TIME + 1)]
     past, cache, worst = None, model.new_cache(BATCH, TIME), 0.0
+    name = their_cache_name(theirs)
     for start, end in pairwise(cuts):
-        step = theirs(ids[:, start:end], past_key_values=past, use_cache=True)
-        past, logits = step.past_key_values, model(ids[:, start:end], cache=cache)
+        step = theirs(ids[:, start:end], **{name: past}, use_cache=True)
+        past, logits = facts.cache_of(step), model(ids[:, start:end], cache=cache)
         worst = max(worst, gap(logits, step.logits), gap(logits, full[:, start:end]))
     return worst
 

@@ -9,12 +9,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from against_hf import BATCH, TIME, VOCAB, every_block, gap, loss_gradient_gap
+from against_hf import BATCH, TIME, VOCAB, every_block, gap, loss_gradient_gap, their_cache_name
 from torch import Tensor
 
 from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.nn.models import EncoderDecoder
 from pellucid.spec import EncoderDecoderSpec
+from pellucid.verify import hugging_face_facts as facts
 
 SOURCE_TIME = 19  # another length than the target's, so that no one confuses the two
 
@@ -54,16 +55,16 @@ def cached_pair_gap(model: EncoderDecoder, theirs: Any) -> float:
     mask, read = valid.long(), theirs.get_encoder()(input_ids=source, attention_mask=valid.long())
     full = theirs(encoder_outputs=read, attention_mask=mask, decoder_input_ids=ids).logits
     cache = model.new_cache(source, Tokens.padded(valid), TIME)
-    past, worst = None, 0.0
+    past, name, worst = None, their_cache_name(theirs), 0.0
     for start, end in pairwise([0, 9, *range(10, TIME + 1)]):
         step = theirs(
             encoder_outputs=read,
             attention_mask=mask,
             decoder_input_ids=ids[:, start:end],
-            past_key_values=past,
             use_cache=True,
+            **{name: past},
         )
-        past, logits = step.past_key_values, model.decoder(ids[:, start:end], cache=cache)
+        past, logits = facts.cache_of(step), model.decoder(ids[:, start:end], cache=cache)
         worst = max(worst, gap(logits, step.logits), gap(logits, full[:, start:end]))
     return worst
 

@@ -21,6 +21,7 @@ from pellucid.nn.models import Decoder, EncoderDecoder
 from pellucid.nn.slots import Contiguous
 from pellucid.nn.stores import LayerCache, Memory
 from pellucid.spec import PoolerHeadSpec
+from pellucid.verify import hugging_face_facts as facts
 
 Patch = pytest.MonkeyPatch
 
@@ -285,7 +286,7 @@ def positions_restart(given: dict[str, Any]) -> dict[str, Any]:
 
 def mask_lost_later(given: dict[str, Any]) -> dict[str, Any]:
     """The mask comes with the prompt alone."""
-    return given | {"attention_mask": None} if given.get("past_key_values") is not None else given
+    return given | {"attention_mask": None} if facts.cache_of(given) is not None else given
 
 
 CACHE = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -52,7 +51,7 @@ class HuggingFace(Subject):
         self.pad_id = 0 if pad is None or not 0 <= pad < self.vocab else pad
         self.start_id = getattr(self.config, "decoder_start_token_id", None)
         self.dtype = model.dtype
-        self.arguments = set(inspect.signature(model.forward).parameters)
+        self.arguments = facts.arguments(model)
         self.takes_positions = "position_ids" in self.arguments and not self._counts_positions
         self.per_token = not type(model).__name__.endswith(facts.ONE_A_ROW)
 
@@ -137,8 +136,9 @@ class HuggingFace(Subject):
 
     @torch.no_grad()
     def in_pieces(self, reading: Reading, cuts: Sequence[int]) -> Float[Tensor, "batch places features"]:
-        if not {"use_cache", "past_key_values"} <= self.arguments or self.kind == "encoder":
-            self._cannot("takes no past_key_values: it has no cache that can be asked for in pieces")
+        name = facts.cache_name(self.arguments)
+        if name is None or self.kind == "encoder":
+            self._cannot("takes no cache, by any name that the library has had for it, so it cannot read in pieces")
         if self._counts_positions and reading.valid is not None:
             self._cannot("counts positions in each piece by itself, and the padding that a cache holds as tokens")
         whole, past, out = self._arguments(reading), None, list[Tensor]()
@@ -150,8 +150,9 @@ class HuggingFace(Subject):
             mask = "decoder_attention_mask" if reading.source is not None else "attention_mask"
             if reading.valid is not None:
                 piece[mask] = whole[mask][:, :end]
-            step = self._call(**piece, past_key_values=past, use_cache=True)
-            past = step.past_key_values
+            step = self._call(**piece, **{name: past}, use_cache=True)
+            if (past := facts.cache_of(step)) is None:
+                self._cannot("gives no cache back, though it takes one")
             out.append(self._outputs(step))
         return torch.cat(out, 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from pellucid.verify.subject import Kind
 WINDOWS = ("sliding_window", "window_size", "attention_window", "local_attention", "attention_chunk_size")
 DISTANCES = ("relative_attention_num_buckets", "relative_attention")
 ONE_A_ROW = ("ForSequenceClassification", "ForNextSentencePrediction")
+CACHES = ("cache", "past_key_values")  # what the library calls a cache since 5.24, and what it called one before
 
 
 def kind_of(model: Any) -> Kind:
@@ -29,6 +31,23 @@ def kind_of(model: Any) -> Kind:
     if name in causal.values() and name not in masked.values():
         return "decoder"
     return "decoder" if family in causal and family not in masked else "encoder"
+
+
+def arguments(model: Any) -> set[str]:
+    """What its forward takes by name. Many models with a cache take ``use_cache`` among the rest, and hand it on."""
+    parameters = inspect.signature(model.forward).parameters
+    rest = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {*parameters, *(("use_cache",) if rest and not parameters.keys().isdisjoint(CACHES) else ())}
+
+
+def cache_name(names: Collection[str]) -> str | None:
+    """The argument, of those that a forward takes, by which it is given a cache; None where it keeps none."""
+    return next((name for name in CACHES if name in names and "use_cache" in names), None)
+
+
+def cache_of(out: Mapping[str, Any]) -> Any:
+    """The cache that a forward gives back, under either name."""
+    return next((out[name] for name in CACHES if out.get(name) is not None), None)
 
 
 def counts_positions(model: nn.Module) -> bool:
