@@ -76,5 +76,4 @@ def test_a_model_without_a_cache_is_not_asked_for_pieces() -> None:
 @pytest.mark.parametrize("name", THEIRS)
 def test_every_model_that_writes_has_a_cache_in_this_release(name: str) -> None:
     model = THEIRS[name]()
-    writes = facts.kind_of(model) != "encoder"
-    assert writes == (facts.cache_name(facts.arguments(model)) is not None)
+    assert facts.kind_of(model) == "encoder" or facts.cache_name(facts.arguments(model)) is not None
