@@ -101,8 +101,7 @@ def stream_weights(model: nn.Module, source: Source, found: Plan, dtype: torch.d
     doubles: dict[str, list[Double]] = {}
     for double in found.doubles:
         doubles.setdefault(double.original, []).append(double)
-    order = {name: place for place, name in enumerate(ours)}  # weights lie in memory as they are used: that is faster
-    for link in sorted(found.links, key=lambda link: order[link.ours[0]]):
+    for link in found.links:
         read = refuse_nonfinite(source.read(link.theirs, dtype), f"{source.where}: {link.theirs}", dtype)
         for double in doubles.get(link.theirs, []):
             _refuse_different(source.read(double.copy, dtype).opened(dtype), read.opened(dtype), double)
