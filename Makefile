@@ -58,9 +58,10 @@ bench: .venv/.bench .venv-litgpt/.run ## every benchmark, with the peers beside 
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 .PHONY: docs
-docs: .venv/.docs ## put the code into the documentation, draw its figures, test that it tells the truth
+docs: .venv/.docs .venv/.checkpoints ## put the code into the documentation, draw its figures, test that it tells the truth
 	$(BIN)/python docs/include.py
 	$(BIN)/python docs/families.py
+	$(BIN)/python docs/looks.py
 	$(BIN)/python docs/figures.py
 	$(PYTEST) tests/architecture/test_readme.py tests/docs $(ARGS)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import looks
 import torch
 from drawing import COLOURS, name_axes, panels, save, squares
 from torch import Tensor
@@ -24,6 +25,7 @@ from pellucid.cli.diagram import draw
 from pellucid.designs import DESIGNS
 from pellucid.generate.sample import temperature, top_p
 from pellucid.generate.speculate import accept
+from pellucid.look.seen import Head
 from pellucid.nn import loss
 from pellucid.nn.biases import ALiBi, BucketedBias
 from pellucid.nn.feed_forward import ACTIVATIONS
@@ -100,6 +102,35 @@ def attention() -> Any:
     name_axes(left, "largest of 64 weights, mean over queries", "head_dim", "weight", log="x")
     name_axes(right, "slope of the softmax: norm of its Jacobian", "head_dim", "‖∂ pattern / ∂ scores‖", log="x")
     left.legend(frameon=False)
+    return figure
+
+
+def attention_heads() -> Any:
+    """Of a trained model, the plainest head of each of four kinds, over one sentence."""
+    seen = looks.seen(
+        "SmolLM2-135M-Instruct.Q4_1.gguf", "The old sailor met a young sailor. The old sailor told a story."
+    )
+    tokens = [token.id for token in seen.tokens]
+    # (query, key): the key follows an earlier token that is the query's own
+    repeats = [(q, k) for q in range(len(tokens)) for k in range(2, q) if tokens[k - 1] == tokens[q]]
+
+    def after_same(head: Head) -> float:
+        return sum(float(seen.attention.patterns[head.layer][head.head][pair]) for pair in repeats)
+
+    kinds: dict[str, Callable[[Head], float]] = {
+        "the first token": lambda head: head.first,
+        "the token before": lambda head: head.previous,
+        "the token itself": lambda head: head.itself,
+        "what came after the same word": after_same,
+    }
+    figure, axes = panels(4, 12.0, 3.7)
+    for place, (kind, measure) in zip(axes, kinds.items(), strict=True):
+        head = max(seen.attention.heads, key=measure)
+        pattern = torch.from_numpy(seen.attention.patterns[head.layer][head.head])
+        squares(place, pattern, f"{head.layer}.{head.head}: {kind}")
+        labels = [token.label.replace("␣", " ") for token in seen.tokens]
+        place.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
+        place.set_yticks(range(len(labels)), labels, fontsize=6)
     return figure
 
 
@@ -407,7 +438,7 @@ def losses() -> Any:
 FIGURES: dict[str, Callable[[], Any]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        *(attention, masks, positions, residual_and_norms, feed_forward, mixture_of_experts),
+        *(attention, attention_heads, masks, positions, residual_and_norms, feed_forward, mixture_of_experts),
         *(encoder, encoder_decoder, recurrence, the_quadratic_cost, sparse_attention, linear_attention),
         *(hybrids, caches, decoding, losses),
     )

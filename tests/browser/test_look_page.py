@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from pellucid.look.seen import (
 from pellucid.look.text import label, prose
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome"))), None
 )
 HOSTILE = [
     "<|endoftext|>",
@@ -49,6 +50,7 @@ HOSTILE = [
     "\n    ",
     "漢字",
 ]
+POINTS = ("resid_pre", "attn_out", "ffn_out", "resid_post")
 VOID = {"meta", "link", "img", "br", "input"}
 
 
@@ -80,6 +82,10 @@ def synthetic(time: int = 10, n_layers: int = 2, n_heads: int = 3, name: str = "
         {t: label(text) for t, text in enumerate(HOSTILE)},
         Attention(tuple(patterns), heads),
         {stream: 1 + floats(n_layers, time) for stream in streams},
+        {
+            what: tuple(f"blocks.{i}.{point}" for i in range(n_layers))
+            for what, point in {**dict(zip(streams, POINTS, strict=True)), "pattern": "attn.pattern"}.items()
+        },
         guesses=Guesses(
             1,
             rows[-1].ids,
@@ -103,7 +109,8 @@ def without_heads(look: Look, layers: tuple[int, ...]) -> Look:
     norms["state"][[i for i in range(len(kinds)) if i not in layers]] = np.nan
     norms = {stream: values for stream, values in norms.items() if not np.isnan(values).all()}
     facts = replace(look.model, n_heads=max(map(len, patterns)))
-    return replace(look, model=facts, layers=kinds, attention=Attention(patterns, heads), norms=norms)
+    found = {**look.points, "state": tuple(f"blocks.{i}.rnn.h" for i in range(len(kinds)))}
+    return replace(look, model=facts, layers=kinds, attention=Attention(patterns, heads), norms=norms, points=found)
 
 
 def with_experts(look: Look, n_experts: int = 5) -> Look:
@@ -113,7 +120,9 @@ def with_experts(look: Look, n_experts: int = 5) -> Look:
     weights = np.full((time, 2), 0.5, np.float32)
     loads = [np.bincount(chosen.ravel(), minlength=n_experts) / chosen.size for chosen in ids]
     experts = tuple(Experts(layer, n_experts, ids[layer], weights, load) for layer, load in enumerate(loads))
-    return replace(look, layers=(Layer("attention", "experts"),) * len(look.layers), experts=experts)
+    chosen = {"experts": tuple(f"blocks.{layer}.expert_ids" for layer in range(len(look.layers)))}
+    kinds = (Layer("attention", "experts"),) * len(look.layers)
+    return replace(look, layers=kinds, experts=experts, points={**look.points, **chosen})
 
 
 class Page(HTMLParser):
@@ -226,12 +235,13 @@ def test_a_long_text_in_a_large_model_is_merged_not_dropped(monkeypatch: pytest.
     assert 2 * 3 * len(stored) <= 2_000 < 2 * 3 * (50 * 51 // 2)
 
 
-def dump(page: Path, fragment: str, profile: Path) -> tuple[str, str]:
+def dump(page: Path, fragment: str, profile: Path, size: tuple[int, int] = (1400, 900)) -> tuple[str, str]:
     """The page's elements after its script ran, and what the browser's console said."""
     assert CHROMIUM is not None
     quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--disable-sync"]
-    command += [f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=4000", "--dump-dom"]
+    command += [f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", "--enable-logging=stderr"]
+    command += ["--virtual-time-budget=4000", "--dump-dom"]
     done = subprocess.run(
         [*command, page.as_uri() + fragment], capture_output=True, text=True, timeout=120, check=True, encoding="utf-8"
     )
@@ -248,13 +258,15 @@ def test_page_draws_without_an_error(tmp_path: Path, time: int, n_layers: int, n
     page = tmp_path / "look.html"
     page.write_text(html_page.to_html(synthetic(time, n_layers, n_heads)), encoding="utf-8")
     drawn, console = dump(
-        page, f"#theme=dark&position={time - 1}&layer={n_layers}&head={n_heads}", tmp_path / "profile"
+        page, f"#theme=dark&position={time - 1}&layer={n_layers - 1}&head={n_heads - 1}", tmp_path / "profile"
     )
     assert console == ""
     assert 'data-ready="yes"' in drawn
     assert 'data-theme="dark"' in drawn
     assert drawn.count('class="head"') == n_layers * n_heads
-    assert f"Layer {n_layers}, head {n_heads}" in drawn
+    assert f"Layer {n_layers - 1}, head {n_heads - 1}" in drawn
+    assert f"blocks.{n_layers - 1}.attn.pattern[0, {n_heads - 1}]" in drawn
+    assert f">output ({n_layers - 1})</th>" in drawn
     assert drawn.count('aria-selected="true"') == 1
     assert drawn.count("<td data-position=") + drawn.count('<td class="') >= time * (n_layers + 1)
     assert "<img" not in drawn
@@ -271,6 +283,136 @@ def draw(tmp_path: Path, look: Look, fragment: str = "") -> str:
     return drawn
 
 
+def driven(tmp_path: Path, look: Look, actions: str, fragment: str = "", size: tuple[int, int] = (1400, 900)) -> Any:
+    """What ``actions``, JavaScript within the page, return; the policy of the page, which forbids them, is left out."""
+    page = tmp_path / "driven.html"
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html_page.to_html(look))
+    script = f"{HELPERS}(async () => {{{actions}}})().then((said) => ($('name').dataset.said = JSON.stringify(said)));"
+    page.write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    drawn, console = dump(page, fragment, tmp_path / "profile", size)
+    assert console == ""
+    said = re.search(r'<h1 id="name" data-said="([^"]*)"', drawn)
+    assert said is not None
+    return json.loads(unescape(said[1]))
+
+
+# for actions: a key pressed where nothing has been clicked, or in a place, and time for what waits
+HELPERS = """
+const press = (key, more, where = document.body) =>
+  where.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true, ...more }));
+const rest = () => new Promise((done) => setTimeout(done, 400));
+const shows = () => [$("head-title").textContent, state.position];
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("size", [(1400, 900), (390, 844)], ids=["desk", "phone"])
+def test_enlarged_head_is_seen_beside_each_of_thirty_layers(tmp_path: Path, size: tuple[int, int]) -> None:
+    """It stood 1,800 px away from the head that was clicked, and on a phone below all of them."""
+    look = synthetic(time=24, n_layers=30, n_heads=9)
+    seen = driven(
+        tmp_path,
+        look,
+        """
+        const found = [];
+        $("attention").scrollIntoView();
+        scrollBy(0, -70);
+        for (const [layer, head] of [[29, 8], [0, 0], [14, 4]]) {
+          const button = document.querySelector(`.head[data-layer="${layer}"][data-head="${head}"]`);
+          button.click();
+          await rest();
+          const [here, map] = [button, $("head-map").firstChild].map((node) => node.getBoundingClientRect());
+          const part = (box) => (Math.min(box.bottom, innerHeight) - Math.max(box.top, 0)) / box.height;
+          found.push([$("head-title").textContent.slice(0, 17), part(here), part(map)]);
+        }
+        return [found, innerWidth, document.documentElement.scrollWidth];
+        """,
+        size=size,
+    )
+    (found, inner, scrolled) = seen
+    assert scrolled <= inner, "nothing stands out at the side"
+    assert [title for title, _, _ in found] == ["Layer 29, head 8 ", "Layer 0, head 0 b", "Layer 14, head 4 "]
+    assert all(button > 0.9 and pattern > 0.6 for _, button, pattern in found), found
+
+
+@needs_chromium
+def test_keys_select_at_once_and_the_address_keeps_the_selection(tmp_path: Path) -> None:
+    look = without_heads(synthetic(time=10, n_layers=5, n_heads=3), (2,))
+    at_once, up, twice_down, shifted, address, restored, kept = driven(
+        tmp_path,
+        look,
+        """
+        const said = [shows()];
+        press("ArrowUp"); said.push(shows());
+        press("ArrowDown"); press("ArrowDown"); press("ArrowRight"); said.push(shows());
+        press("ArrowRight", { shiftKey: true }); press("ArrowUp", { ctrlKey: true }); said.push(shows());
+        await rest();
+        said.push(location.hash);
+        location.hash = "position=2&layer=4&head=1"; await rest(); said.push(shows());
+        location.hash = "text-panel"; await rest(); said.push(shows());
+        return said;
+        """,
+        "#position=5&layer=3&head=0&theme=dark",
+    )
+    point = "blocks.{0}.attn.pattern[0, {1}]".format
+    assert at_once == [f"Layer 3, head 0 {point(3, 0)}", 5]
+    assert up == [f"Layer 4, head 0 {point(4, 0)}", 5]
+    assert twice_down == [f"Layer 1, head 0 {point(1, 0)}", 6], "the layer without heads is passed over"
+    assert shifted == [f"Layer 1, head 1 {point(1, 1)}", 6], "a browser's own shortcut is left to it"
+    assert address == "#position=6&layer=1&head=1&theme=dark"
+    assert restored == kept == [f"Layer 4, head 1 {point(4, 1)}", 2]
+
+
+@needs_chromium
+def test_pointing_and_clicking_tell_of_what_is_there(tmp_path: Path) -> None:
+    told, clicked, in_radios = driven(
+        tmp_path,
+        synthetic(),
+        """
+        const point = (node) => {
+          node.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: 5, clientY: 5 }));
+          return $("tip").textContent;
+        };
+        const told = ["#text .token:nth-child(4)", "#lens tbody tr:first-child td", "#norms [data-row]", "#heads .head"]
+          .map((where) => point(document.querySelector(where)));
+        document.querySelector('#lens td[data-row="1"][data-position="3"]').click();
+        const clicked = shows();
+        press("ArrowRight", {}, document.querySelector("#norms-which [role=radio]"));
+        const checked = document.querySelector("#norms-which [aria-checked=true]").textContent;
+        return [told, clicked, [state.position, checked]];
+        """,
+    )
+    token, cell, norm, head = told
+    assert "expected here:" in token
+    assert "point 2, reading" in cell
+    assert "blocks.0.resid_pre" in norm
+    assert "layer 1, head 0" in head
+    assert clicked[0].startswith("Layer 0, head") and clicked[1] == 3
+    assert in_radios == [3, "What attention adds"], "keys within a choice belong to it"
+
+
+@needs_chromium
+def test_one_long_vector_leaves_the_shades_of_the_others(tmp_path: Path) -> None:
+    """The first token of real models is often a hundred times as long as the others."""
+    look = synthetic(time=12, n_layers=4)
+    norms = {stream: values.copy() for stream, values in look.norms.items()}
+    norms["resid_post"][1:, 0] = 22_700.0
+    spread, note, ticks = driven(
+        tmp_path,
+        replace(look, norms=norms),
+        """
+        const others = document.querySelectorAll('#norms rect[data-row]:not([data-position="0"])');
+        const shades = [...others].map((cell) => Number(cell.getAttribute("fill").split(" ")[1]));
+        select({ position: 0 });
+        const ticks = [...document.querySelectorAll("#lines text")].map((text) => text.textContent);
+        return [Math.max(...shades) - Math.min(...shades), $("norms-far").textContent, ticks];
+        """,
+    )
+    assert spread > 100, "of 255"
+    assert "22,700" in note
+    assert {"1", "10", "100", "10,000"} <= set(ticks)
+
+
 def hidden(drawn: str, element: str) -> bool:
     tag = re.search(rf'<[^>]*\bid="{element}"[^>]*>', drawn)
     assert tag is not None
@@ -280,9 +422,9 @@ def hidden(drawn: str, element: str) -> bool:
 @needs_chromium
 def test_page_opens_at_a_layer_that_has_heads(tmp_path: Path) -> None:
     look = without_heads(synthetic(n_layers=4, n_heads=2), (0, 1, 2))
-    for fragment in ("", "#layer=2"):
+    for fragment in ("", "#layer=1"):
         drawn = draw(tmp_path, look, fragment)
-        assert "Layer 4, head 1" in drawn
+        assert "Layer 3, head 0" in drawn
         assert drawn.count('class="head"') == 2
         assert drawn.count("LSTM: a running state") == 3
         assert "4 layers (3 LSTM, 1 attention)" in drawn
@@ -307,7 +449,7 @@ def test_page_draws_which_experts_got_which_tokens(tmp_path: Path) -> None:
     assert "What the experts add" in drawn
     cells = re.findall(r'<td data-row="1" data-position="(\d+)"[^>]*>(.*?)</td>', drawn)
     shown = {int(at): [int(expert) for expert in re.findall(r">(\d+)</span>", marks)] for at, marks in cells}
-    assert shown == {at: [expert + 1 for expert in ids] for at, ids in enumerate(look.experts[1].ids.tolist())}
+    assert shown == dict(enumerate(look.experts[1].ids.tolist()))
 
 
 def encoding(look: Look, guesses: bool = False, n_layers: int = 2) -> Look:
@@ -387,7 +529,9 @@ def test_page_draws_both_sides_of_an_encoder_decoder(tmp_path: Path) -> None:
     writes, reads = synthetic(time=6, name="writes"), encoding(synthetic(time=9, name="reads"))
     cross = np.random.default_rng(3).random((2, 3, 6, 9), dtype=np.float32)
     heads = tuple(Head(i, h, 0.1, 0.0, 0.0, 1, 2, 0.5) for i in range(2) for h in range(3))
-    look = replace(writes, across=Across(reads, Attention(tuple(cross / cross.sum(-1, keepdims=True)), heads)))
+    points = {**writes.points, "cross": tuple(f"decoder.blocks.{i}.cross.pattern" for i in range(2))}
+    across = Across(reads, Attention(tuple(cross / cross.sum(-1, keepdims=True)), heads))
+    look = replace(writes, across=across, points=points)
     drawn = draw(tmp_path, look, "#position=2")
     assert not hidden(drawn, "cross-panel")
     assert "What it read" in drawn

@@ -55,7 +55,7 @@ def test_table_of_families_and_formats_is_current() -> None:
 def test_a_page_has_all_its_parts(path: Path) -> None:
     page = path.read_text(encoding="utf-8")
     headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
-    for part in ("Formula", "Shapes", "Code", "Exercise"):
+    for part in ("Formula", "Shapes", "Code", "Look", "Exercise"):
         assert part in headings, part
     assert re.search(r"!\[[^\]]+\]\([^)]+\.(svg|png)\)", page), "one figure, with words for who cannot see it"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -24,6 +25,8 @@ from pellucid.interpret.lens import logit_lens
 from pellucid.interpret.record import capture
 from pellucid.look.ink import percent
 from pellucid.look.look import Look, look
+from pellucid.look.page.html import to_html
+from pellucid.look.seen import Attention, Head
 from pellucid.look.terminal import show
 from pellucid.look.text import label, prose
 from pellucid.nn.models import AnyModel, Decoder, EncoderDecoder
@@ -214,12 +217,12 @@ def test_experts_are_the_routers_choices(tokenizer: Tokenizer) -> None:
     np.testing.assert_allclose(experts.weights, (best.values / best.values.sum(-1, keepdim=True)).numpy(), rtol=1e-4)
     assert experts.load.sum() == pytest.approx(1)
     assert experts.load[3] == pytest.approx((best.indices == 3).sum().item() / best.indices.numel())
-    last = "·".join(f"{expert + 1}" for expert in experts.ids[-1])
-    row = next(line for line in printed(seen, 80).split("Experts")[1].splitlines() if line.startswith("layer 2"))
+    last = "·".join(f"{expert}" for expert in experts.ids[-1])
+    row = next(line for line in printed(seen, 80).split("Experts")[1].splitlines() if line.startswith("layer 1"))
     assert row.split()[-1] == last
     assert look(decoder(tokenizer), TEXT).experts == ()
     assert max(map(len, printed(seen, 40).splitlines())) <= 40
-    assert "layer 2" in printed(look(model, [7]), 80).split("Experts")[1]
+    assert "layer 1" in printed(look(model, [7]), 80).split("Experts")[1]
 
 
 EVERYWHERE = AttentionSpec(4, 4, 8, Full())
@@ -538,3 +541,94 @@ def test_markup_in_a_text_is_text(tokenizer: Tokenizer) -> None:
     text = printed(look(decoder(tokenizer), "[bold]x[/bold] [link=a]"), 120)
     letters = re.sub(r"[\[\]]", "", text.split("What comes next")[0])
     assert "boldx/bold" in letters.replace("\n", "")
+
+
+def many_heads(seen: Look) -> Look:
+    """The same with forty heads: thirty-six rest on the first token, three look back by one, one at no such place."""
+    first = [Head(i // 4, i % 4, 0.99 - i / 100, 0.0, 0.0, 5, 3, 0.3) for i in range(36)]
+    back = [Head(9, h, 0.1, 0.6 + h / 10, 0.1, 5, 4, 0.9) for h in range(3)]
+    patterns = (np.zeros((4, 1, 1), np.float32),) * 10
+    heads = (*first, *back, Head(9, 3, 0.3, 0.1, 0.1, 6, 2, 0.8))
+    points = {**seen.points, "pattern": tuple(f"blocks.{layer}.attn.pattern" for layer in range(10))}
+    layers = seen.layers[:1] * 10
+    return replace(seen, attention=Attention(patterns, heads), points=points, layers=layers)
+
+
+def test_heads_are_listed_by_kind_and_no_kind_crowds_out_another(seen: Look) -> None:
+    """Of 270 heads the 24 that were listed all rested on the first token."""
+    lines = printed(many_heads(seen), 100).split("Attention")[1].split("\n\n")[0].splitlines()
+    kinds = [line.split() for line in lines if line.startswith(("first", "previous", "mixed"))]
+    assert kinds == [["first", "36", "█████████·"], ["previous", "3", "·········▇"], ["mixed", "1", "·········▃"]]
+    listed = [line.split()[0] for line in lines[:-1] if re.match(r"\d", line)]
+    assert "24 of 40 heads" in lines[0]
+    assert listed == [*(f"{i // 4}.{i % 4}" for i in range(20)), "9.2", "9.1", "9.0", "9.3"]
+    assert lines[-1] == "9.3 is head 3 of blocks.9.attn.pattern"
+    assert max(map(len, printed(many_heads(seen), 40).splitlines())) <= 40
+
+
+def test_layers_and_heads_are_numbered_as_the_points_are(seen: Look, tokenizer: Tokenizer) -> None:
+    assert seen.points["pattern"] == tuple(f"blocks.{layer}.attn.pattern" for layer in range(3))
+    assert seen.points["ffn_out"][2] == "blocks.2.ffn_out"
+    rows = [line.split("  ")[0] for line in printed(seen, 80).split("Logit lens")[1].splitlines() if line]
+    assert [row for row in rows if row.startswith(("layer", "embed", "output"))][:4] == [
+        "output",
+        "layer 1",
+        "layer 0",
+        "embed",
+    ]
+    hybrid = look(designed("lstm_attention", tokenizer), TEXT)
+    assert hybrid.points["mixer_out"][2:] == ("blocks.2.rnn_out", "blocks.3.attn_out")
+    assert hybrid.points["state"] == ("blocks.0.rnn.h", "blocks.1.rnn.h", "blocks.2.rnn.h", "")
+    pair = look(drawn(pair_spec(), tokenizer), "the cat", target="a dog")
+    assert pair.across is not None and pair.guesses is not None
+    assert pair.points["cross"][1] == "decoder.blocks.1.cross.pattern"
+    assert pair.across.source.points["pattern"][0] == "encoder.blocks.0.attn.pattern"
+    assert [row.point for row in pair.guesses.lens][:2] == ["decoder.embed", "decoder.blocks.0.resid_post"]
+
+
+def test_every_point_that_is_named_can_be_read(tokenizer: Tokenizer) -> None:
+    for model in (decoder(tokenizer), designed("moe", tokenizer, 2), drawn(pair_spec(), tokenizer)):
+        seen = look(model, "the cat")
+        named = {name for names in seen.points.values() for name in names if name}
+        assert named <= set(model.point_names())
+
+
+def test_one_long_vector_leaves_the_bars_of_the_others(seen: Look) -> None:
+    """A first token of length 22,700 drew all others as equally short."""
+    norms = {stream: values.copy() for stream, values in seen.norms.items()}
+    norms["resid_post"][:, 0] = 22_700.0
+    rows = printed(replace(seen, norms=norms), 120).split("Residual stream")[1].splitlines()
+    plain = printed(seen, 120).split("Residual stream")[1].splitlines()
+    for row, before in zip(rows, plain, strict=True):
+        if row.startswith("layer"):
+            bars = row.split()[2]
+            assert bars[0] == "↑" and len(set(bars)) > 4
+            assert row.split()[-2:] == before.split()[-2:], "what layers add is as it was"
+
+
+def test_sections_can_be_chosen(seen: Look) -> None:
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    show(seen, console, only=("lens", "stream"))
+    assert isinstance(console.file, io.StringIO)
+    titles = re.findall(r"^([A-Z][\w ?]+?)(?:  |$)", console.file.getvalue(), flags=re.MULTILINE)
+    assert titles == ["Logit lens", "Residual stream"]
+
+
+def test_reprs_are_short(seen: Look, tokenizer: Tokenizer) -> None:
+    assert seen.guesses is not None
+    mean = float(seen.guesses.bits.mean())
+    n = len(seen.tokens)
+    assert repr(seen) == f"<Look: tiny reads {n} tokens; 3 layers × 4 heads, mean {mean:.2f} bits a token>"
+    encoded = look(drawn(encoder_spec(None), tokenizer), TEXT)
+    assert repr(encoded) == f"<Look: model reads {n} tokens; 2 layers × 4 heads>"
+    parts = [*vars(seen).values(), *vars(encoded).values(), seen.guesses.lens[0]]
+    short = [repr(part) for part in parts if type(part).__module__ == "pellucid.look.seen"]
+    assert max(map(len, short)) < 400
+    assert repr(seen.guesses).startswith(f"Guesses(ahead=1, top_ids=int64[{n} × 10], top_probs=float32[{n} × 10]")
+
+
+def test_a_notebook_shows_the_page_in_a_frame(seen: Look) -> None:
+    shown = seen._repr_html_()  # pyright: ignore[reportPrivateUsage]
+    frame = re.fullmatch(r'<iframe srcdoc="([^"<>]*)" sandbox="allow-scripts"[^<>]*></iframe>', shown)
+    assert frame is not None, "no character of the page ends the attribute"
+    assert html.unescape(frame[1]) == to_html(seen)

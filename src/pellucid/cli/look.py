@@ -10,10 +10,12 @@ from typing import Annotated
 import tyro
 
 from pellucid.cli.parse import parse, text_of
+from pellucid.look.ink import Section
 
 EXAMPLES = """
 look runs/book "To be, or not to be"
 look runs/book "To be, or not to be" --html look.html
+look runs/book "To be, or not to be" --only attention lens
 look SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is"
 look bert-base-uncased "Paris is the [MASK] of France."
 look opus-mt-en-de "The cat sat on the mat." --target "Die Katze saß auf der Matte."
@@ -26,6 +28,7 @@ def look(
     target: str | None = None,
     html: Path | None = None,
     top: int = 10,
+    only: tuple[Section, ...] = (),
     quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ignore_key: tuple[str, ...] = (),
 ) -> None:
@@ -40,6 +43,7 @@ def look(
         target: What an encoder–decoder writes; without it, what it would write itself.
         html: Also write one self-contained page, to be opened in any browser.
         top: How many guesses to list.
+        only: The sections to show in the terminal, all by default; the page has all.
         quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
         ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
@@ -57,7 +61,7 @@ def look(
     if html is not None:
         write_text(html, to_html(seen))  # first: who reads what is shown may stop reading (`| head`)
     console = Console()
-    show(seen, console)
+    show(seen, console, only)
     if html is not None:
         console.print(f"page: [bold]{html.resolve()}[/]", highlight=False, soft_wrap=True)
 

@@ -103,7 +103,7 @@ def _side(
     both_ways = isinstance(model, Encoder)
     points = ["embed", *(f"blocks.{layer}.resid_post" for layer in range(spec.n_layers))]
     attention = measure.attention(acts, spec.n_layers, ids.shape[1], both_ways=both_ways)
-    guesses = _guesses(model, {point: acts[point] for point in points}, ids, tokenizer, top)
+    guesses = _guesses(model, {model.path + point: acts[point] for point in points}, ids, tokenizer, top)
     guessed = set[int]() if guesses is None else {int(token) for row in guesses.lens for token in row.ids.flatten()}
     # in the order in which they have always been listed: those of the text, then those that are only guessed
     named = [*sorted(set(tokens)), *sorted(guessed - set(tokens))]
@@ -114,6 +114,7 @@ def _side(
         labels={token: label(read(token)) for token in named},
         attention=attention,
         norms=measure.norms(acts, spec.n_layers),
+        points=measure.points(acts, spec.n_layers, model.path),
         experts=measure.experts(spec.stack, acts),
         guesses=guesses,
         encoding=measure.encoding(model, acts, points) if isinstance(model, Encoder) else None,

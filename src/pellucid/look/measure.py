@@ -33,6 +33,8 @@ STREAMS = {
 }
 # where patterns stand: over the text itself, and over an encoder's (a recurrence that looks back has them as its own)
 OWN, ACROSS = ("attn.pattern",), ("cross.pattern", "rnn.pattern")
+# everything that a look tells the point of, under the name that it has there
+POINTS = {**STREAMS, "pattern": OWN, "cross": ACROSS, "experts": ("expert_ids",)}
 Acts = Mapping[str, Tensor]  # by the points' names within one stack; (1, ...) each
 
 
@@ -48,12 +50,22 @@ def norms(acts: Acts, n_layers: int) -> dict[str, Float[np.ndarray, "layer time"
     for stream, points in STREAMS.items():
         rows = np.full((n_layers, time), np.nan, np.float32)
         for layer in range(n_layers):
-            for name in (f"blocks.{layer}.{point}" for point in points):
-                if name in acts:
-                    rows[layer] = lengths(acts[name])[0].cpu().numpy()
+            if name := _point(acts, layer, points):
+                rows[layer] = lengths(acts[name])[0].cpu().numpy()
         if not np.isnan(rows).all():
             found[stream] = rows
     return found
+
+
+def points(acts: Acts, n_layers: int, path: str) -> dict[str, tuple[str, ...]]:
+    """Where each measure is read, layer by layer, as ``Look.points`` has it. path: of the stack within the model."""
+    names = {what: [_point(acts, layer, each) for layer in range(n_layers)] for what, each in POINTS.items()}
+    return {what: tuple(path + name if name else "" for name in each) for what, each in names.items() if any(each)}
+
+
+def _point(acts: Acts, layer: int, points: Sequence[str]) -> str:
+    """The first of ``points`` that this layer has, by its name within the stack; "" where it has none."""
+    return next((name for point in points if (name := f"blocks.{layer}.{point}") in acts), "")
 
 
 def experts(stack: StackSpec, acts: Acts) -> tuple[Experts, ...]:
@@ -103,9 +115,8 @@ def _patterns(acts: Acts, n_layers: int, points: Sequence[str], n_keys: int) -> 
     """The patterns of every layer, at whichever of ``points`` it has; no heads where it has none."""
     found: list[Tensor] = []
     for layer in range(n_layers):
-        names = [name for point in points if (name := f"blocks.{layer}.{point}") in acts]
-        none = acts["embed"].new_zeros(1, 0, acts["embed"].shape[1], n_keys)
-        found.append((acts[names[0]] if names else none).float().cpu())
+        name, none = _point(acts, layer, points), acts["embed"].new_zeros(1, 0, acts["embed"].shape[1], n_keys)
+        found.append((acts[name] if name else none).float().cpu())
     return found
 
 

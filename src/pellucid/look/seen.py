@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from pellucid.look.numbers import plain
+from pellucid.look.numbers import Brief, plain
 
 NATS_TO_BITS = 1 / np.log(2.0)
 
@@ -47,8 +48,8 @@ class Token:
     special: bool = False
 
 
-@dataclass(frozen=True)
-class LensRow:
+@dataclass(frozen=True, repr=False)
+class LensRow(Brief):
     """One layer of the logit lens (``interpret.lens.Lens`` without batch; entropy and kl in bits)."""
 
     point: str
@@ -60,8 +61,8 @@ class LensRow:
     kl: Float[np.ndarray, " time"]
 
 
-@dataclass(frozen=True)
-class Guesses:
+@dataclass(frozen=True, repr=False)
+class Guesses(Brief):
     """What a model guesses. Position t of each field is the distribution that the model gives there.
 
     ahead: how far it looks: 1, the next token, after reading 0..t; 0, the token in this very place, seeing the whole
@@ -111,16 +112,16 @@ class Head:
     last: float = 0.0
 
 
-@dataclass(frozen=True)
-class Attention:
+@dataclass(frozen=True, repr=False)
+class Attention(Brief):
     """patterns: one array a layer, rows sum to 1; no heads where a layer has no softmax attention. heads: of all."""
 
     patterns: tuple[Float[np.ndarray, "_ query key"], ...]
     heads: tuple[Head, ...]
 
 
-@dataclass(frozen=True)
-class Experts:
+@dataclass(frozen=True, repr=False)
+class Experts(Brief):
     """Which experts a layer gave each token to, best first (numbered from 0), and what each one's word weighed.
 
     load: the share of all choices that fell on each expert.
@@ -133,8 +134,8 @@ class Experts:
     load: Float[np.ndarray, " experts"]
 
 
-@dataclass(frozen=True)
-class Pooled:
+@dataclass(frozen=True, repr=False)
+class Pooled(Brief):
     """The one vector that an encoder's head makes of a text: of whose states, how long, how near to each token's.
 
     likeness: cosine between the vector and each token's last state; empty where a dense layer stands between them.
@@ -146,8 +147,8 @@ class Pooled:
     likeness: Float[np.ndarray, " _"]
 
 
-@dataclass(frozen=True)
-class Encoding:
+@dataclass(frozen=True, repr=False)
+class Encoding(Brief):
     """What an encoder makes of a text, all of which it sees at once.
 
     alike: cosines between its tokens' states, at the embedding and after each layer.
@@ -160,22 +161,24 @@ class Encoding:
     class_names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Across:
+@dataclass(frozen=True, repr=False)
+class Across(Brief):
     """The other side of an encoder–decoder: what its encoder read, and how the decoder's layers attend to that."""
 
     source: Look
     attention: Attention
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Look:
-    """What ``look`` saw.
+    """What ``look`` saw. Layers, heads and experts are numbered from 0, as the model's points are.
 
     labels: how to write every token id that occurs as a token or guess.
     norms: Euclidean lengths of each layer's vectors: the stream before and after it (``resid_pre``, ``resid_post``),
     what its token mixer, its attention to an encoder and its feed-forward layer add (``mixer_out``, ``cross_out``,
     ``ffn_out``), and the ``state`` of a recurrent one; NaN for a layer without it, left out where no layer has it.
+    points: names of the model's points where each of these, the "pattern", the "cross" pattern and the chosen "experts"
+    are read, layer by layer; "" for a layer without it.
     experts: of the layers that have some. guesses: None where the model guesses no tokens. encoding: of an encoder.
     across: of an encoder–decoder, whose decoder's side this look is.
     """
@@ -186,6 +189,7 @@ class Look:
     labels: dict[int, str]
     attention: Attention
     norms: dict[str, Float[np.ndarray, "layer time"]]
+    points: dict[str, tuple[str, ...]]
     experts: tuple[Experts, ...] = ()
     guesses: Guesses | None = None
     encoding: Encoding | None = None
@@ -195,6 +199,24 @@ class Look:
     def both_ways(self) -> bool:
         """Whether each token sees those behind it as well."""
         return self.encoding is not None
+
+    def __repr__(self) -> str:
+        """What was seen, in a line."""
+        facts = self.model
+        heads = f" × {facts.n_heads} heads" if facts.n_heads else ""
+        bits = self.guesses.bits if self.guesses is not None and self.guesses.ahead else ()
+        mean = f", mean {np.mean(bits):.2f} bits a token" if len(bits) else ""
+        return f"<Look: {facts.name} reads {len(self.tokens)} tokens; {facts.n_layers} layers{heads}{mean}>"
+
+    def _repr_html_(self) -> str:
+        """The page, in a frame of its own: a notebook shows it where the look is a cell's value."""
+        from pellucid.look.page.html import to_html
+
+        page = html.escape(to_html(self), quote=True)
+        return (
+            f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="pellucid look"'
+            ' style="width:100%;height:760px;border:0"></iframe>'
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values, floats to four significant digits; causal pattern rows end at their query.
@@ -211,6 +233,7 @@ class Look:
                 **(vars(self.guesses) if self.guesses else dict.fromkeys(_GUESSES, ()) | {"ahead": 0}),
                 **vars(self.attention),
                 "norms": self.norms,
+                "points": self.points,
                 "experts": self.experts,
                 **vars(self.encoding or Encoding(alike=())),
                 "cross": across.attention.patterns if across else (),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,19 +10,22 @@ import numpy as np
 from pellucid.look.ink import (
     CELL,
     CERTAIN,
+    FAR_OFF,
     LABEL,
     SURPRISE,
+    Section,
     add_row,
     certain_step,
     fit,
-    habit_cells,
     heading,
+    layer_name,
     new_table,
     percent,
     spark,
     surprise_step,
 )
-from pellucid.look.seen import Guesses, Head, Look
+from pellucid.look.seen import Guesses, Look
+from pellucid.look.terminal_attention import show_attention
 from pellucid.look.terminal_encoding import show_encoding
 
 if TYPE_CHECKING:
@@ -30,9 +33,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_PLACES = ("first", "previous", "itself", "next", "last")  # where a head may look
-_MAX_HEADS = 24
 _MAX_BARS = 32  # the load of so many experts is drawn, not of more
+_FAR = 4  # a vector so many times as long as the median one leaves the scale on which the others are drawn
 
 
 def _text(look: Look, colour: bool) -> Text:
@@ -87,40 +89,14 @@ def _lens(look: Look, guesses: Guesses, width: int) -> tuple[Table, int]:
             padding = " " * (CELL - 5 - Text(guess).cell_len)
             step = certain_step(probability)
             cells.append(Text(f"{mark}{guess}{padding}{percent(probability):>4}", style=CERTAIN[step]))
-        name = "embed" if depth == 0 else "output" if depth == len(guesses.lens) - 1 else f"layer {depth}"
+        name = "output" if depth == len(guesses.lens) - 1 else layer_name(depth - 1)
         add_row(table, Text(name, "dim"), *cells)
     add_row(table, Text("token read", "dim"), *(Text(fit(look.tokens[t].label, CELL), "bold") for t in places))
     return table, shown
 
 
-def _shares(head: Head, both_ways: bool) -> tuple[float, ...]:
-    """The shares of a head's looking, in the order of ``_PLACES``."""
-    beyond = (head.following, head.last) if both_ways else ()
-    return head.first, head.previous, head.itself, *beyond
-
-
-def _plainest(heads: Sequence[Head]) -> list[Head]:
-    """The heads to list: all, or those with the most marked habit, in the model's order."""
-    marked = sorted(heads, key=lambda head: -max(_shares(head, True)))[:_MAX_HEADS]
-    return sorted(marked, key=lambda head: (head.layer, head.head))
-
-
-def _heads(look: Look, heads: Sequence[Head], width: int) -> Table:
-    both_ways = look.both_ways
-    # the last column of two does without its long name where there are more before it
-    link = "strongest link" if both_ways else "strongest link (query → key)"
-    table = new_table("layer.head", *_PLACES[: 5 if both_ways else 3], link)
-    room = max(3, (width - (53 if both_ways else 42)) // 2)  # the columns before take 45 or 34, " →  100%" 8
-    for head in heads:
-        cells = habit_cells(_shares(head, both_ways))
-        query, key = (fit(look.tokens[place].label, room) for place in (head.query, head.key))
-        link = f"{query} → {key} {percent(head.weight)}" if head.query != head.key else ""
-        add_row(table, f"{head.layer + 1}.{head.head + 1}", *cells, link)
-    return table
-
-
 def _experts(look: Look, width: int) -> tuple[Table, int]:
-    """Deep layers above: how even the load is, and where each of the last tokens went; experts count from 1."""
+    """Deep layers above: how even the load is, and where each of the last tokens went."""
     from rich.text import Text
 
     most = max(experts.n_experts for experts in look.experts)
@@ -131,8 +107,8 @@ def _experts(look: Look, width: int) -> tuple[Table, int]:
     table = new_table("", "load", *(fit(look.tokens[t].label, cell) for t in places))
     for experts in reversed(look.experts):
         load = spark([0.0, *experts.load.tolist()])[1:] if bars else ""
-        went = ("·".join(f"{expert + 1}" for expert in experts.ids[t]) for t in places)
-        add_row(table, Text(f"layer {experts.layer + 1}", "dim"), Text(load, "blue"), *went)
+        went = ("·".join(f"{expert}" for expert in experts.ids[t]) for t in places)
+        add_row(table, Text(layer_name(experts.layer), "dim"), Text(load, "blue"), *went)
     return table, shown
 
 
@@ -149,12 +125,13 @@ def _norms(look: Look, width: int) -> tuple[Table, int]:
     stream = np.concatenate([look.norms["resid_pre"][:1], look.norms["resid_post"]])
     columns = _added(look)
     shown = min(len(look.tokens), max(width - LABEL - 14 - 8 * len(columns), 8))
-    table = new_table("", "stream, token by token", "mean", *columns)
+    table = new_table("", "stream, token by token", "median", *columns)
     for depth in reversed(range(len(stream))):
-        means = [] if depth == 0 else [look.norms[part][depth - 1].mean() for part in columns.values()]
-        added = ["" if np.isnan(mean) else f"{mean:.3g}" for mean in means]  # the stream begins with the embedding
-        name = "embed" if depth == 0 else f"layer {depth}"
-        add_row(table, name, spark(stream[depth, -shown:].tolist()), f"{stream[depth].mean():.3g}", *added)
+        middles = [] if depth == 0 else [np.median(look.norms[part][depth - 1]) for part in columns.values()]
+        added = ["" if np.isnan(middle) else f"{middle:.3g}" for middle in middles]  # at first nothing is added
+        middle = float(np.median(stream[depth]))
+        bars = spark(stream[depth, -shown:].tolist(), most=_FAR * middle)
+        add_row(table, layer_name(depth - 1), bars, f"{middle:.3g}", *added)
     return table, shown
 
 
@@ -168,18 +145,6 @@ def _kinds(look: Look) -> str:
     if len(set(mixers)) == 1:
         return "" if mixers[0] == "attention" else f" · {mixers[0]}"
     return " · " + ", ".join(f"{mixers.count(mixer)} {mixer}" for mixer in dict.fromkeys(mixers))
-
-
-def show(look: Look, console: Console) -> None:
-    """Print the look: the text, guesses, logit lens, attention habits, what an encoder makes of it, residual norms."""
-    if look.across is not None:
-        show(look.across.source, console)
-        console.print()
-    _show_text(look, console)
-    _show_guesses(look, console)
-    _show_attention(look, console)
-    show_encoding(look, console)
-    _show_depth(look, console)
 
 
 def _show_text(look: Look, console: Console) -> None:
@@ -206,37 +171,53 @@ def _show_text(look: Look, console: Console) -> None:
         console.print(Text("[6 bits of surprise or more]  [[10 or more]]", "dim"))
 
 
-def _show_guesses(look: Look, console: Console) -> None:
-    guesses = look.guesses
-    if guesses is None:
-        return
-    if guesses.ahead:
-        console.print(heading("What comes next?", f"entropy {guesses.entropy[-1]:.1f} bits"))
-        console.print(_next(look, guesses, console.width))
-    lens, shown = _lens(look, guesses, console.width)
-    cut = _cut_note(shown, len(look.tokens))
-    console.print(heading("Logit lens", f"best guess if the model stopped here; ✓ right{cut}"))
-    console.print(lens)
+def _show_next(look: Look, console: Console) -> None:
+    if look.guesses is not None and look.guesses.ahead:
+        console.print(heading("What comes next?", f"entropy {look.guesses.entropy[-1]:.1f} bits"))
+        console.print(_next(look, look.guesses, console.width))
 
 
-def _show_attention(look: Look, console: Console) -> None:
-    heads, all_heads = _plainest(look.attention.heads), look.attention.heads
-    cut = len(heads) < len(all_heads)
-    note = f"; {len(heads)} of {len(all_heads)} heads, those with the plainest habit" if cut else ""
-    if heads:
-        console.print(heading("Attention", f"share of each head's looking, on average{note}"))
-        console.print(_heads(look, heads, console.width))
-    else:
-        console.print(heading("Attention", "none to show: every layer keeps what it read in a running state"))
+def _show_lens(look: Look, console: Console) -> None:
+    if look.guesses is not None:
+        lens, shown = _lens(look, look.guesses, console.width)
+        cut = _cut_note(shown, len(look.tokens))
+        console.print(heading("Logit lens", f"best guess if the model stopped here; ✓ right{cut}"))
+        console.print(lens)
 
 
-def _show_depth(look: Look, console: Console) -> None:
-    time = len(look.tokens)
+def _show_experts(look: Look, console: Console) -> None:
     if look.experts:
         experts, shown = _experts(look, console.width)
-        console.print(heading("Experts", f"those each token was given to, strongest first{_cut_note(shown, time)}"))
+        cut = _cut_note(shown, len(look.tokens))
+        console.print(heading("Experts", f"those each token was given to, strongest first{cut}"))
         console.print(experts)
+
+
+def _show_stream(look: Look, console: Console) -> None:
     norms, shown = _norms(look, console.width)
-    cut = _cut_note(shown, time)
-    console.print(heading("Residual stream", f"length of each token's vector, each row on its own scale{cut}"))
+    far = f"; {FAR_OFF} over {_FAR} times the median"
+    cut = _cut_note(shown, len(look.tokens))
+    console.print(heading("Residual stream", f"length of each token's vector, each row on its own scale{far}{cut}"))
     console.print(norms)
+
+
+SECTIONS: dict[Section, Callable[[Look, Console], None]] = {
+    "text": _show_text,
+    "next": _show_next,
+    "lens": _show_lens,
+    "attention": show_attention,
+    "encoding": show_encoding,
+    "experts": _show_experts,
+    "stream": _show_stream,
+}
+
+
+def show(look: Look, console: Console, only: Collection[Section] = ()) -> None:
+    """Print the look, or ``only`` some of its sections; of an encoder–decoder both sides. A section without anything to
+    show is left out."""
+    if look.across is not None:
+        show(look.across.source, console, only)
+        console.print()
+    for name, section in SECTIONS.items():
+        if not only or name in only:
+            section(look, console)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from pellucid.look.ink import LABEL, add_row, fit, habit_cells, heading, new_table, percent
+from pellucid.look.ink import LABEL, add_row, fit, habit_cells, head_name, heading, layer_name, new_table, percent
 from pellucid.look.seen import Across, Encoding, Guesses, Look, Pooled
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _links(look: Look, across: Across, width: int) -> Table:
     for head in sorted(strongest, key=lambda head: (head.layer, head.head)):
         written, read = look.tokens[head.query].label, across.source.tokens[head.key].label
         link = f"{fit(written, room)} → {fit(read, room)} {percent(head.weight)}"
-        add_row(table, f"{head.layer + 1}.{head.head + 1}", *habit_cells((head.first, head.last)), link)
+        add_row(table, head_name(head), *habit_cells((head.first, head.last)), link)
     return table
 
 
@@ -81,7 +81,7 @@ def _alike(look: Look, encoding: Encoding, width: int) -> Table:
         among[same] = -2.0
         a, b = (int(i) for i in np.unravel_index(int(among.argmax()), among.shape))
         pair = f"{fit(look.tokens[words[a]].label, room)} ~ {fit(look.tokens[words[b]].label, room)} {among[a, b]:.2f}"
-        add_row(table, "embed" if depth == 0 else f"layer {depth}", f"{mean:.2f}", pair if among[a, b] > -2.0 else "")
+        add_row(table, layer_name(depth - 1), f"{mean:.2f}", pair if among[a, b] > -2.0 else "")
     return table
 
 

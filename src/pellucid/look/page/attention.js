@@ -40,7 +40,7 @@ function habit(layer, head) {
   return { shares, word: most < 0.5 ? "" : PLACES[shares.indexOf(most)][0] };
 }
 
-const anyHeads = data.patterns.heads.some((heads) => heads.length > 0);
+const headTitle = (layer = state.layer, head = state.head) => `layer ${layer}, head ${head}`;
 
 function headsPanel() {
   $("no-heads").hidden = anyHeads;
@@ -50,23 +50,21 @@ function headsPanel() {
   const widest = Math.max(...data.patterns.heads.map((heads) => heads.length));
   const body = el("tbody");
   data.patterns.heads.forEach((heads, layer) => {
-    const row = el("tr", {}, el("th", { scope: "row" }, `${layer + 1}`));
+    const row = el("tr", {}, el("th", { scope: "row", title: data.points.pattern[layer] }, `${layer}`));
     heads.forEach((_, head) => {
       const canvas = el("canvas", { class: size > 90 ? "fine" : "" });
-      const name = `layer ${layer + 1}, head ${head + 1}`;
-      const button = el("button", { type: "button", class: causal ? "head" : "head full", "aria-label": name, "data-layer": layer, "data-head": head }, canvas, el("span", {}, habit(layer, head).word));
-      button.addEventListener("click", () => {
-        Object.assign(state, { layer, head });
-        select(state.position);
-      });
+      const button = el("button", { type: "button", class: causal ? "head" : "head full", "aria-label": headTitle(layer, head), "data-layer": layer, "data-head": head }, canvas, el("span", {}, habit(layer, head).word));
+      button.addEventListener("click", () => select({ layer, head }));
       buttons.push({ layer, head, button, canvas });
       row.append(el("td", {}, button));
     });
     if (heads.length === 0) row.append(el("td", { class: "headless", colspan: widest }, `${data.layers[layer][0]}: a running state, no pattern to draw`));
     body.prepend(row);
   });
-  const numbers = Array.from({ length: widest }, (_, head) => el("th", { scope: "col" }, `${head + 1}`));
-  $("heads").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, el("th", { "aria-label": "layer" }), ...numbers)), body));
+  const numbers = Array.from({ length: widest }, (_, head) => el("th", { scope: "col" }, `${head}`));
+  const corner = el("th", { "aria-label": "layer" });
+  $("heads").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, corner, ...numbers)), body));
+  $("heads").firstChild.style.minWidth = `${30 + 44 * widest}px`;
   if (stride > 1) $("merged").textContent = `To keep this page small, every cell is the strongest of ${stride} × ${stride} tokens.`;
   hover($("heads"), (target) => {
     const button = target.closest(".head");
@@ -74,7 +72,7 @@ function headsPanel() {
     const [layer, head] = [Number(button.dataset.layer), Number(button.dataset.head)];
     const { shares } = habit(layer, head);
     const lines = PLACES.map(([, name], i) => pair(name, percent(shares[i])));
-    return [el("b", {}, `layer ${layer + 1}, head ${head + 1}`), el("div", { class: "dim" }, "looks on average at"), ...lines];
+    return [el("b", {}, headTitle(layer, head)), el("div", { class: "dim" }, "looks on average at"), ...lines];
   });
   let drawing = 0;
   return {
@@ -89,7 +87,15 @@ function headsPanel() {
       some();
     },
     select() {
-      for (const { layer, head, button } of buttons) button.setAttribute("aria-pressed", layer === state.layer && head === state.head);
+      const focused = $("heads").contains(document.activeElement);
+      for (const { layer, head, button } of buttons) {
+        const pressed = layer === state.layer && head === state.head;
+        button.setAttribute("aria-pressed", pressed);
+        button.tabIndex = pressed ? 0 : -1; // the arrow keys lead to the others
+        if (!pressed) continue;
+        reveal($("heads"), button, [corner.offsetHeight, corner.offsetWidth]);
+        if (focused) button.focus({ preventScroll: true });
+      }
     },
   };
 }
@@ -99,7 +105,6 @@ function headPanel() {
   const canvas = el("canvas", { role: "img", tabindex: 0 });
   const bitmap = document.createElement("canvas");
   node.replaceChildren(canvas);
-  arrowKeys(canvas);
   const spans = addTokens($("head-text"));
   let frame = { left: 0, top: 0, cell: 1 };
   let pointed = null;
@@ -111,7 +116,7 @@ function headPanel() {
   };
 
   function drawMap() {
-    const total = node.clientWidth;
+    const total = Math.min(node.clientWidth, Math.max(260, 0.66 * innerHeight)); // seen whole beside the bar of the selection
     const margin = Math.min(96, 12 + 7 * Math.max(...data.tokens.map(([, , label]) => Math.min(12, label.length))));
     const cell = Math.min(30, (total - margin - 4) / size);
     frame = { left: margin, top: margin, cell };
@@ -168,7 +173,7 @@ function headPanel() {
   });
   canvas.addEventListener("click", (event) => {
     const at = cellAt(event);
-    if (at) select(Math.min(n - 1, at[0] * stride));
+    if (at) select({ position: at[0] * stride });
   });
   hover($("head-text"), (target) => {
     if (!target.dataset.position) return null;
@@ -180,11 +185,11 @@ function headPanel() {
     const { layer, head, position } = state;
     paint(bitmap, layer, head);
     const { shares } = habit(layer, head);
-    const name = `Layer ${layer + 1}, head ${head + 1}`;
-    $("head-title").textContent = name;
+    const name = headTitle();
+    $("head-title").replaceChildren(`${name[0].toUpperCase()}${name.slice(1)} `, el("code", { class: "muted" }, `${data.points.pattern[layer]}[0, ${head}]`));
     $("head-habit").textContent = `on average ${PLACES.map(([, place], i) => `${percent(shares[i])} to ${place}`).join(", ")}`;
     canvas.setAttribute("aria-label", `${name}: attention of every token (rows) to every token (columns)`);
-    $("head-text-title").replaceChildren("Where ", glyph(labelOf(position)), ` (outlined) looks, in layer ${layer + 1}, head ${head + 1}:`);
+    $("head-text-title").replaceChildren("Where ", glyph(labelOf(position)), ` (outlined) looks, in ${name}:`);
     spans.forEach((span, at) => {
       const value = Math.sqrt(weight(layer, head, groupOf(position), groupOf(at)));
       const unseen = causal && at > position;

@@ -1,5 +1,6 @@
 "use strict";
-// What all panels share: the data, how numbers and colours are written, the selected token, the tooltip.
+// What all panels share: the data, how numbers and colours are written, the selection, the tooltip.
+// Layers, heads and experts are numbered from 0, as the model's points are.
 
 const whole = JSON.parse(document.getElementById("data").textContent);
 // an encoder–decoder has two sides: the one that writes, and with #side=encoder the one that reads
@@ -13,6 +14,11 @@ const ahead = data.ahead; // 1: a place guesses the next token; 0: its own, with
 // bits[i]: surprisal of token i itself, where the text before predicted it; nothing predicted the first one
 const bits = guesses && ahead ? [null, ...data.loss.map(bitsOf)] : data.tokens.map(() => null);
 const labelOf = (position) => data.tokens[position][2];
+const depthName = (row) => (row === 0 ? "embed" : `layer ${row - 1}`); // rows of what is seen after each layer
+const headsOf = (layer) => data.patterns.heads[layer].length;
+const anyHeads = data.layers.some((_, layer) => headsOf(layer) > 0);
+// layers that can be selected: those with heads, or all where none has any
+const layers = [...data.layers.keys()].filter((layer) => headsOf(layer) > 0 || !anyHeads);
 
 // --- elements. Text only ever enters as text nodes: no token can become markup.
 
@@ -120,22 +126,69 @@ function drawLegend(node) {
 
 const state = { position: 0, layer: 0, head: 0 };
 const panels = []; // {draw(), select()}
-function select(position) {
-  state.position = Math.max(0, Math.min(n - 1, position));
+const clamp = (value, most) => Math.max(0, Math.min(most, value));
+/** Select another position, layer or head; of what there is not, the nearest that there is. */
+function select(change) {
+  Object.assign(state, change);
+  const far = (layer) => Math.abs(layer - state.layer);
+  state.position = clamp(state.position, n - 1);
+  state.layer = layers.reduce((best, layer) => (far(layer) < far(best) ? layer : best));
+  state.head = clamp(state.head, headsOf(state.layer) - 1);
   for (const panel of panels) panel.select?.();
 }
 function draw() {
   document.querySelectorAll("[data-legend]").forEach(drawLegend);
   for (const panel of panels) panel.draw?.();
-  select(state.position);
+  select({});
 }
-function arrowKeys(node) {
+/** What a key selects: arrows go along the text, and up and down the layers; with shift, along the heads. */
+function selects({ key, shiftKey }) {
+  const across = { ArrowRight: 1, ArrowLeft: -1 }[key];
+  if (across) return shiftKey ? { head: state.head + across } : { position: state.position + across };
+  const up = { ArrowUp: 1, ArrowDown: -1 }[key];
+  if (up) return { layer: layers[clamp(layers.indexOf(state.layer) + up, layers.length - 1)] };
+  return { Home: { position: 0 }, End: { position: n - 1 } }[key];
+}
+document.addEventListener("keydown", (event) => {
+  if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey) return;
+  const change = selects(event);
+  if (!change) return;
+  event.preventDefault();
+  select(change);
+});
+
+/** Scroll `node`, and nothing else, as little as shows `child`; [top, left]: what is frozen at its edges. */
+function reveal(node, child, [top, left] = [0, 0]) {
+  const [outer, inner, margin] = [node.getBoundingClientRect(), child.getBoundingClientRect(), 8];
+  const step = (start, end, from, to) => (start < from ? start - from : end > to ? Math.min(end - to, start - from) : 0);
+  node.scrollTop += step(inner.top, inner.bottom, outer.top + top + margin, outer.top + node.clientHeight - margin);
+  node.scrollLeft += step(inner.left, inner.right, outer.left + left + margin, outer.left + node.clientWidth - margin);
+}
+
+/** Buttons of which one is chosen, at first the first; arrow keys within them choose another. */
+function radios(node, names, choose) {
+  let chosen = 0;
+  const buttons = names.map((name) => el("button", { type: "button", role: "radio" }, name));
+  const mark = () =>
+    buttons.forEach((button, i) => {
+      button.setAttribute("aria-checked", i === chosen);
+      button.tabIndex = i === chosen ? 0 : -1;
+    });
+  const pick = (i) => {
+    chosen = (i + names.length) % names.length;
+    mark();
+    choose(chosen);
+  };
+  buttons.forEach((button, i) => button.addEventListener("click", () => pick(i)));
   node.addEventListener("keydown", (event) => {
-    const to = { ArrowRight: state.position + 1, ArrowLeft: state.position - 1, Home: 0, End: n - 1 }[event.key];
-    if (to === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step || event.shiftKey) return;
     event.preventDefault();
-    select(to);
+    pick(chosen + step);
+    buttons[chosen].focus();
   });
+  node.replaceChildren(...buttons);
+  mark();
 }
 
 // --- tooltip
@@ -178,6 +231,6 @@ function tokenTip(position) {
   if (position === 0) return [title, el("div", { class: "dim" }, "the first token: nothing before it could predict it")];
   const before = position - 1;
   const cost = `${inBits(bits[position])} · loss ${short(data.loss[before] ?? Infinity)} nats · guess #${data.rank[before].toLocaleString("en")}`;
-  const guesses = data.topIds[before].slice(0, 4).map((id, i) => pair(glyph(data.labels[id]), percent(data.topProbs[before][i])));
-  return [title, el("div", {}, cost), el("div", { class: "dim" }, "expected here:"), ...guesses];
+  const expected = data.topIds[before].slice(0, 4).map((id, i) => pair(glyph(data.labels[id]), percent(data.topProbs[before][i])));
+  return [title, el("div", {}, cost), el("div", { class: "dim" }, "expected here:"), ...expected];
 }

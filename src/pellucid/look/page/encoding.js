@@ -22,11 +22,10 @@ function drawGrid(node, rows, labels, ramp, follow, explain) {
   });
   node.replaceChildren(svg);
   hover(node, (target) => target.dataset.row && explain(Number(target.dataset.row), Number(target.dataset.column)));
-  node.onclick = (event) => follow && event.target.dataset.column && select(Number(event.target.dataset.column));
+  node.onclick = (event) => follow && event.target.dataset.column && select({ position: Number(event.target.dataset.column) });
 }
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
-const depthName = (row) => (row === 0 ? "embed" : `layer ${row}`);
 
 function alikePanel() {
   if (!data.alike) return {};
@@ -43,7 +42,7 @@ function alikePanel() {
       const shown = rows.map((_, row) => [depthName(row), groups.map((_, i) => cosine(row, at, i))]);
       const explain = (row, column) => [
         el("div", {}, glyph(groups[at]), " and ", glyph(groups[column])),
-        el("div", { class: "dim" }, row === 0 ? "before the first layer" : `after layer ${row}`),
+        el("div", { class: "dim" }, row === 0 ? "before the first layer" : `after ${depthName(row)}`),
         el("b", {}, `cosine ${shown[row][1][column].toFixed(2)}`),
       ];
       drawGrid(node, shown, groups, "alike", stride === 1, explain);
@@ -65,22 +64,16 @@ function crossPanel() {
   const node = $("cross");
   node.dataset.name = "Where the selected token looks in the source";
   let which = -1; // -1: all layers, the mean of their heads
-  const buttons = ["all layers", ...weights.map((_, layer) => `layer ${layer + 1}`)].map((name, i) => {
-    const button = el("button", { type: "button", role: "radio" }, name);
-    button.addEventListener("click", () => {
-      which = i - 1;
-      select(state.position);
-    });
-    return button;
+  radios($("cross-which"), ["all layers", ...weights.map((_, layer) => `layer ${layer}`)], (i) => {
+    which = i - 1;
+    select({});
   });
-  $("cross-which").replaceChildren(...buttons);
   return {
     select() {
-      buttons.forEach((button, i) => button.setAttribute("aria-checked", i === which + 1));
       const row = Math.min(rows - 1, Math.floor(state.position / stride));
-      const layers = weights.map((_, layer) => layer).filter((layer) => weights[layer].length);
-      const shown = which < 0 ? layers.map((layer) => [`layer ${layer + 1}`, mean(layer, row)]) : weights[which].map((_, head) => [`head ${head + 1}`, weightAt(which, head, row)]);
-      const explain = (r, column) => [el("div", {}, glyph(labelOf(state.position)), " looks at ", glyph(labels[column])), el("div", { class: "dim" }, shown[r][0]), el("b", {}, percent(shown[r][1][column]))];
+      const across = [...weights.keys()].filter((layer) => weights[layer].length);
+      const shown = which < 0 ? across.map((layer) => [`layer ${layer}`, mean(layer, row)]) : weights[which].map((_, head) => [`head ${head}`, weightAt(which, head, row)]);
+      const explain = (r, column) => [el("div", {}, glyph(labelOf(state.position)), " looks at ", glyph(labels[column])), el("div", { class: "dim" }, shown[r][0], ": ", glyph(data.points.cross[which < 0 ? across[r] : which])), el("b", {}, percent(shown[r][1][column]))];
       drawGrid(node, shown, labels, "attention", false, explain);
     },
   };
@@ -135,7 +128,6 @@ function sideSwitch() {
   button.hidden = false;
   button.textContent = reading ? "What it writes →" : "← What it read";
   button.addEventListener("click", () => {
-    location.hash = reading ? "" : "side=encoder";
-    location.reload();
+    location.hash = reading ? "side=decoder" : "side=encoder";
   });
 }

@@ -19,7 +19,7 @@ function expertsPanel() {
   data.experts.forEach(({ layer, ids, load }, row) => {
     const cells = ids.map((experts, position) => {
       const marks = experts.map((expert) => {
-        const mark = el("span", { "data-row": row, "data-position": position }, `${expert + 1}`);
+        const mark = el("span", { "data-row": row, "data-position": position }, `${expert}`);
         coloured.push([mark, expert]);
         return mark;
       });
@@ -28,33 +28,32 @@ function expertsPanel() {
       return cell;
     });
     const shares = load.map((share, expert) => {
-      const part = el("span", { "data-row": row, "data-expert": expert }, share >= 0.07 ? `${expert + 1}` : "");
+      const part = el("span", { "data-row": row, "data-expert": expert }, share >= 0.07 ? `${expert}` : "");
       part.style.flexGrow = share;
       part.hidden = share === 0; // an idle expert has no width, not two pixels
       coloured.push([part, expert]);
       return part;
     });
-    const name = el("th", { scope: "row" }, `layer ${layer + 1}`);
+    const name = el("th", { scope: "row", title: data.points.experts[layer] }, `layer ${layer}`);
     body.prepend(el("tr", {}, name, el("td", { class: "load" }, el("div", {}, ...shares)), ...cells));
   });
   const top = el("tr", {}, el("th", { scope: "row" }), el("th", { class: "load" }, "share of the work"), ...heads);
   node.replaceChildren(el("table", {}, el("thead", {}, top), body));
   node.addEventListener("click", (event) => {
     const at = event.target.closest("[data-position]");
-    if (at) select(Number(at.dataset.position));
+    if (at) select({ position: Number(at.dataset.position) });
   });
-  arrowKeys(node);
   hover(node, (target) => {
     if (target.dataset.row === undefined) return null;
     const { layer, ids, weights, load } = data.experts[Number(target.dataset.row)];
-    const title = (...what) => el("div", { class: "dim" }, `layer ${layer + 1}: `, ...what);
+    const title = (...what) => el("div", { class: "dim" }, `layer ${layer}: `, ...what);
     if (target.dataset.expert !== undefined) {
       const expert = Number(target.dataset.expert);
       const even = `${percent(1 / load.length)} if all had the same`;
-      return [title(`expert ${expert + 1} of ${load.length}`), el("b", {}, `${percent(load[expert])} of the work`), el("div", { class: "dim" }, even)];
+      return [title(`expert ${expert} of ${load.length}`), el("b", {}, `${percent(load[expert])} of the work`), el("div", { class: "dim" }, even)];
     }
     const at = Number(target.dataset.position);
-    return [title(glyph(labelOf(at)), " is given to"), ...ids[at].map((expert, i) => pair(`expert ${expert + 1}`, `weight ${percent(weights[at][i])}`))];
+    return [title(glyph(labelOf(at)), " is given to"), ...ids[at].map((expert, i) => pair(`expert ${expert}`, `weight ${percent(weights[at][i])}`))];
   });
   let marked = [];
   return {
@@ -65,10 +64,7 @@ function expertsPanel() {
       marked.forEach((cell) => cell.classList.remove("selected"));
       marked = columns[state.position];
       marked.forEach((cell) => cell.classList.add("selected"));
-      const cell = heads[state.position];
-      const fixed = heads[0].offsetLeft; // what the frozen first columns hide
-      if (cell.offsetLeft < node.scrollLeft + fixed || cell.offsetLeft + cell.offsetWidth > node.scrollLeft + node.clientWidth)
-        node.scrollLeft = cell.offsetLeft - fixed - (node.clientWidth - fixed) / 2;
+      reveal(node, heads[state.position], [0, heads[0].offsetLeft]); // the first columns are frozen
     },
   };
 }

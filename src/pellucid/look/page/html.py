@@ -32,6 +32,7 @@ def payload(look: Look) -> dict[str, Any]:
         "tokens": [[token.id, token.prose, token.label, token.special] for token in look.tokens],
         "labels": {str(token): text for token, text in look.labels.items()},
         **_guesses(look.guesses, both_ways=look.both_ways),
+        "points": look.points,
         "norms": {point: _short(values) for point, values in look.norms.items()},
         "heads": [
             [round(share, 3) for share in (head.first, head.previous, head.itself, head.following, head.last)]

@@ -25,25 +25,38 @@ function header() {
   $("summary").replaceChildren(...facts.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value))));
 }
 
-// #theme=dark&position=12&layer=3&head=2 opens the page there (layers and heads count from 1, as on the page)
+// #position=12&layer=3&head=2&theme=dark opens the page there, and follows what is selected
+const addressed = () => new URLSearchParams(location.hash.slice(1));
 function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const number = (name, most, otherwise) => {
-    const value = Number.parseInt(asked.get(name) ?? "", 10);
-    return Number.isNaN(value) ? otherwise : Math.max(0, Math.min(most, value));
-  };
+  const asked = addressed();
   const wanted = asked.get("theme");
   if (wanted === "dark" || wanted === "light") document.documentElement.dataset.theme = wanted;
-  const layers = data.patterns.heads.length;
-  // open in the middle of the text and of the model, where there is something to see
-  state.position = number("position", n - 1, Math.floor((n - 1) * 0.6));
-  state.layer = number("layer", layers, Math.ceil(layers / 2)) - 1;
-  state.layer = Math.max(0, state.layer);
-  // of layers without heads, the nearest that has some
-  const far = (layer) => Math.abs(layer - state.layer);
-  const headed = data.patterns.heads.flatMap((heads, layer) => (heads.length ? [layer] : []));
-  state.layer = headed.sort((a, b) => far(a) - far(b))[0] ?? state.layer;
-  state.head = Math.max(0, number("head", data.patterns.heads[state.layer].length, 1) - 1);
+  for (const name of ["position", "layer", "head"]) {
+    const value = Number.parseInt(asked.get(name) ?? "", 10);
+    if (!Number.isNaN(value)) state[name] = value;
+  }
+}
+
+let writing = 0;
+/** Written when the selection rests: browsers allow a page only so many changes of its address. */
+function writeAddress() {
+  clearTimeout(writing);
+  writing = setTimeout(() => {
+    const chosen = document.documentElement.dataset.theme;
+    const now = new URLSearchParams({ ...(reading && { side: "encoder" }), ...state, ...(chosen && { theme: chosen }) });
+    try {
+      history.replaceState(null, "", `#${now}`);
+    } catch {
+      // a page within another page has no address of its own
+    }
+  }, 200);
+}
+
+/** Open in the middle of the text and of the model, at the head that rests least on the first token. */
+function begin() {
+  select({ position: Math.floor((n - 1) * 0.6), layer: Math.floor((data.layers.length - 1) / 2) });
+  const firsts = data.patterns.heads[state.layer].map((_, head) => habit(state.layer, head).shares[0]);
+  select({ head: Math.max(0, firsts.indexOf(Math.min(...firsts))) });
 }
 
 function redraw() {
@@ -51,15 +64,21 @@ function redraw() {
   draw();
 }
 
+begin();
 readAddress();
 header();
 sideSwitch();
-panels.push(textPanel(), selectedPanel(), nextPanel(), lossPanel(), lensPanel(), headsPanel(), headPanel(), crossPanel(), alikePanel(), verdictPanel(), expertsPanel(), normsPanel(), linesPanel());
+panels.push(textPanel(), selectedPanel(), nextPanel(), lossPanel(), lensPanel(), headsPanel(), headPanel(), crossPanel(), alikePanel(), verdictPanel(), expertsPanel(), normsPanel(), linesPanel(), { select: writeAddress });
 $("theme").addEventListener("click", () => {
   document.documentElement.dataset.theme = theme() === "dark" ? "light" : "dark";
   redraw();
 });
 systemDark.addEventListener("change", redraw);
+window.addEventListener("hashchange", () => {
+  if ((addressed().get("side") === "encoder") !== reading && whole.source) return location.reload();
+  readAddress();
+  redraw();
+});
 let width = window.innerWidth;
 let waiting = 0;
 window.addEventListener("resize", () => {

@@ -8,16 +8,9 @@ function addTokens(node) {
   });
   node.replaceChildren(...spans);
   node.addEventListener("click", (event) => {
-    if (event.target.dataset.position) select(Number(event.target.dataset.position));
+    if (event.target.dataset.position) select({ position: Number(event.target.dataset.position) });
   });
   return spans;
-}
-
-/** Scroll `node`, and nothing else, as little as shows `child`. */
-function reveal(node, child) {
-  const [top, bottom] = [child.offsetTop - 8, child.offsetTop + child.offsetHeight + 8];
-  if (top < node.scrollTop) node.scrollTop = top;
-  else if (bottom > node.scrollTop + node.clientHeight) node.scrollTop = bottom - node.clientHeight;
 }
 
 function textPanel() {
@@ -25,7 +18,6 @@ function textPanel() {
   const spans = addTokens(node);
   spans.forEach((span) => span.setAttribute("role", "option"));
   hover(node, (target) => target.dataset.position && tokenTip(Number(target.dataset.position)));
-  arrowKeys(node);
   return {
     draw() {
       spans.forEach((span, position) => {
@@ -44,9 +36,9 @@ function textPanel() {
 }
 
 function selectedPanel() {
-  $("back").addEventListener("click", () => select(state.position - 1));
-  $("forward").addEventListener("click", () => select(state.position + 1));
-  arrowKeys($("selected"));
+  $("back").addEventListener("click", () => select({ position: state.position - 1 }));
+  $("forward").addEventListener("click", () => select({ position: state.position + 1 }));
+  $("keys").textContent = anyHeads ? "← → token · ↑ ↓ layer · shift ← → head" : "← → token · ↑ ↓ layer";
   return {
     select() {
       const at = state.position;
@@ -57,6 +49,7 @@ function selectedPanel() {
       if (bits[at] !== null) parts.push(` cost ${inBits(bits[at])}`);
       if (guesses && ahead && at < n - 1) parts.push(";  then comes ", glyph(labelOf(at + 1)), `, guess #${data.rank[at].toLocaleString("en")}`);
       $("selected-text").replaceChildren(...parts);
+      $("selected-layer").textContent = anyHeads ? headTitle() : `layer ${state.layer}`;
     },
   };
 }
@@ -121,7 +114,7 @@ function lossPanel() {
   const mean = finite.reduce((sum, x) => sum + x, 0) / Math.max(1, finite.length);
   hover(node, (target) => target.dataset.position && tokenTip(Number(target.dataset.position)));
   node.addEventListener("click", (event) => {
-    if (event.target.dataset.position) select(Number(event.target.dataset.position));
+    if (event.target.dataset.position) select({ position: Number(event.target.dataset.position) });
   });
   return {
     draw() {
