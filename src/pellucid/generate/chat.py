@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from pathlib import Path
 
+from pellucid.arguments import checked
+from pellucid.checkpoints.by_name import opened
 from pellucid.engine.session import Session
 from pellucid.errors import UsageError
-from pellucid.generate.decode import Completion, generate, stream
+from pellucid.generate.decode import REMEDIES, Completion, generate, stream
 from pellucid.generate.policy import Policy
 from pellucid.generate.sample import Sampling
 from pellucid.nn.models import Decoder, EncoderDecoder, Model
@@ -16,8 +19,9 @@ from pellucid.text.chat import ChatTemplate, Message, encode_chat
 MAX_NEW_TOKENS = 1024
 
 
+@checked(**REMEDIES)
 def chat(
-    model: Model,
+    model: Model | str | Path,
     messages: str | Sequence[Message],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -34,6 +38,7 @@ def chat(
         model = pellucid.load("SmolLM2-135M-Instruct.Q4_1.gguf")
         print(pellucid.chat(model, "What is the capital of France?"))
     """
+    model = opened(model)
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     ids = conversation_ids(model, given, template)
     return generate(model, [ids], max_new_tokens=max_new_tokens, sampling=sampling, policy=policy, seed=seed)[0]
