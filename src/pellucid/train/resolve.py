@@ -14,6 +14,7 @@ import torch
 from pellucid.data.feed import Feed
 from pellucid.designs import design, width
 from pellucid.engine.compiling import compiler_here
+from pellucid.engine.memory import free_bytes
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import EncoderDecoderSpec, InitRule, ModelSpec
@@ -34,6 +35,7 @@ from pellucid.train.config import (
 )
 from pellucid.train.feeds import PreparedPairs, open_feed
 from pellucid.train.fits import DESIGN_OF, choose_objective, refuse_unfit_feed
+from pellucid.train.needs import refuse_too_large, training_needs
 from pellucid.train.optim import default_eps
 from pellucid.train.options import declared
 from pellucid.train.precision import measure_peak
@@ -156,14 +158,17 @@ class Numbers:
 
     @derived
     def depth(self) -> tuple[int, str]:
-        best = 2
+        why = f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is"
+        best, free = 2, free_bytes()
         for depth in range(2, MAX_DEPTH + 1):
             spec = self._spec(depth)
             parameters = count_parameters(spec)
             if self._affordable(spec) < TOKENS_PER_PARAMETER * (parameters.mixers + parameters.ffn):
                 break
+            if free is not None and training_needs(spec, 1, self.context, self.asked.optimizer).total > free:
+                why = "the deepest that can be trained in the memory that is free"
+                break
             best = depth
-        why = f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is"
         return best, why
 
     @derived
@@ -284,15 +289,23 @@ class Numbers:
 
 
 def resolve(
-    texts: tuple[str, ...], options: TrainOptions, prepared: Known, base: Base | None = None, world: World = ALONE
+    texts: tuple[str, ...],
+    options: TrainOptions,
+    prepared: Known,
+    base: Base | None = None,
+    world: World = ALONE,
+    *,
+    spec: ModelSpec | None = None,
 ) -> tuple[Run, Feed]:
     """Fix every number of a run that learns from texts; its feed beside it. base: the model that it goes on from.
+    spec: the model's, where it is settled: that of ``base``, or one of a person's own.
 
     With ``minutes``, the number of steps is measured on this machine: the one number that another machine would choose
     differently, besides the size and precision that follow from its speed. Raises DataError for a text shorter than a
     context, UsageError or SpecError for sizes that do not fit together.
     """
-    numbers = Numbers(options, prepared, None if base is None else base.model.spec, gently=base is not None)
+    spec = spec if base is None else base.model.spec
+    numbers = Numbers(options, prepared, spec, gently=base is not None)
     runtime = numbers.runtime()
     _ = numbers.context
     numbers.note_sizes()
@@ -326,7 +339,11 @@ def resolve_feed(
 
 
 def _measured(numbers: Numbers, run: Run, feed: Feed, base: Base | None, world: World) -> Run:
-    """The run with what follows from the time of a step, measured by a trainer of this very run that is thrown away."""
+    """The run with what follows from the time of a step, measured by a trainer of this very run that is thrown away.
+
+    Raises TooLargeError, before anything is allocated, where a step would not fit into memory.
+    """
+    refuse_too_large(run, world)
     trainer = Trainer(run, feed, World(world.device), base=None if base is None else copy.deepcopy(base.model))
     numbers.seconds = trainer.measure() / world.size
     return replace(run, schedule=numbers.part(Schedule, minutes=numbers.minutes), keeping=numbers.part(Keeping))
