@@ -41,6 +41,7 @@ def parse(command: Callable[..., None], arguments: Sequence[str], examples: str)
 # --- hints, before the parser gives up --------------------------------------------------------------------------------
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+SURE, LIKELY = 0.8, 0.6  # how alike what is given and what is meant are, of 1
 _OF_MINUTES = {"s": 1 / 60, "sec": 1 / 60, "m": 1, "min": 1, "h": 60, "hours": 60, "d": 1440}
 
 
@@ -71,12 +72,13 @@ def refuse_misspelt(command: str, flags: dict[str, set[Any]], arguments: Sequenc
             continue
         name, _, value = argument.partition("=")
         name = name.replace("_", "-")
-        if name not in flags and not name.startswith("--tyro-"):
-            near = get_close_matches(name[2:], [flag[2:] for flag in flags], 1, 0.5)
-            remedy = f"did you mean --{near[0]}?" if near else f"pellucid {command} --help lists them"
-            raise UsageError(f"{command} has no flag {name}", remedy)
+        if name not in flags:
+            near = [get_close_matches(name, flags, 1, cutoff) for cutoff in (SURE, LIKELY)]
+            if near[1] and not near[0]:  # the parser itself says what is surely meant
+                raise UsageError(f"{command} has no flag {name}", f"did you mean {near[1][0]}?")
+            continue
         value = value or next(iter(arguments[place + 1 : place + 2]), "")
-        kinds = flags.get(name, set())
+        kinds = flags[name]
         if kinds & {int, float} and not kinds - {int, float, NoneType} and (number := _NUMBER.match(value)):
             unit = value[number.end() :].lower()
             if unit.isalpha():
