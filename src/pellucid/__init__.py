@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pellucid.api import build, convert, load, save
     from pellucid.engine.vectors import embed
+    from pellucid.evaluate.texts import evaluate, logprob
     from pellucid.generate.beam import Beams
     from pellucid.generate.chat import chat
     from pellucid.generate.decode import Completion, generate, stream
@@ -42,6 +43,7 @@ _HOMES = {
     "load": "api",
     "save": "api",
     "embed": "engine.vectors",
+    "logprob": "evaluate.texts",
     "chat": "generate.chat",
     "Completion": "generate.decode",
     "stream": "generate.decode",
@@ -53,7 +55,7 @@ _HOMES = {
     "DecoderSpec": "spec",
     "TrainOptions": "train.config",
 }
-_VERBS = ("generate", "look", "train", "verify")  # rooms that can be called: see pellucid.rooms
+_VERBS = ("evaluate", "generate", "look", "train", "verify")  # rooms that can be called: see pellucid.rooms
 
 __all__ = [
     "Beams",
@@ -68,8 +70,10 @@ __all__ = [
     "chat",
     "convert",
     "embed",
+    "evaluate",
     "generate",
     "load",
+    "logprob",
     "look",
     "save",
     "stream",

@@ -8,13 +8,16 @@ from typing import Literal, TypeAlias, overload
 
 import torch
 
+from pellucid.arguments import checked
 from pellucid.checkpoints.by_name import is_ours as is_ours
 from pellucid.checkpoints.by_name import load as load
 from pellucid.checkpoints.by_name import locate as locate
 from pellucid.checkpoints.native import RUN, SPEC, save_model
 from pellucid.checkpoints.safetensors_files import CONFIG
+from pellucid.engine.memory import require
 from pellucid.errors import UsageError
 from pellucid.files import write_folder
+from pellucid.nn.flops import count_parameters
 from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder, build_model
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, InitRule, ModelSpec
@@ -29,16 +32,24 @@ def build(spec: DecoderSpec, *, init: InitRule = ..., seed: int = ...) -> Decode
 def build(spec: EncoderSpec, *, init: InitRule = ..., seed: int = ...) -> Encoder: ...
 @overload
 def build(spec: EncoderDecoderSpec, *, init: InitRule = ..., seed: int = ...) -> EncoderDecoder: ...
+@checked(spec="describe the model: pellucid.designs.modern(vocab_size, context, n_layers, d_model, head_dim)")
 def build(spec: ModelSpec, *, init: InitRule = "normal", seed: int = 0) -> AnyModel:
-    """A new model of this spec, its weights drawn reproducibly (the rules are in ``pellucid.nn.init``)."""
+    """A new model of this spec, its weights drawn reproducibly (the rules are in ``pellucid.nn.init``).
+
+    Raises TooLargeError where its weights do not fit into the memory that is free.
+    """
+    needed = 4 * count_parameters(spec).total
+    require(needed, "this model", lambda free: f"choose sizes of up to {free // 4 / 1e6:,.0f} M parameters")
     return initialise(build_model(spec), init, seed)
 
 
+@checked()
 def save(model: AnyModel, folder: str | Path) -> None:
     """Write the model and its tokenizer into a folder, in our own format, which keeps every model exactly."""
     save_model(model, Path(folder))
 
 
+@checked(model="give a model, or the name of one")
 def convert(
     model: AnyModel | str | Path,
     out: str | Path,

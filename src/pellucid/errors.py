@@ -63,6 +63,10 @@ class UsageError(PellucidError, ValueError):
     """A call or command line that asks for something impossible."""
 
 
+class TooLargeError(PellucidError, MemoryError):
+    """Something that would need more memory than is free; nothing of it was taken."""
+
+
 def suggest(wrong: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the known names when nothing is close."""
     names = sorted(known)

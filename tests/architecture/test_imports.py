@@ -16,7 +16,7 @@ from pellucid.cli.main import COMMANDS
 # Planned rooms stand here already, so that each is built in its place.
 STOREYS: list[set[str]] = [
     {"errors", "rooms"},
-    {"files"},
+    {"files", "arguments"},
     {"values"},
     {"predicates"},
     {"spec", "batch", "taps", "text"},

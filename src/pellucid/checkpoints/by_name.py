@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from pellucid.arguments import checked
 from pellucid.checkpoints.hub import fetch, is_name
 from pellucid.checkpoints.load import load_checkpoint, open_checkpoint, without
 from pellucid.checkpoints.native import SPEC, TOKENIZER, load_model
@@ -17,8 +18,10 @@ from pellucid.checkpoints.sentence import MODULES
 from pellucid.errors import CheckpointError, UsageError
 from pellucid.families.source import Checkpoint
 from pellucid.files import nearest
-from pellucid.nn.models import AnyModel
+from pellucid.nn.models import AnyModel, Model
 from pellucid.text.tokenizer import Tokenizer
+
+M = TypeVar("M", bound=Model)
 
 # where one of these is, there is a tokenizer, whether it can be read or not
 TOKENIZER_FILES = """tokenizer.json tokenizer.model spiece.model sentencepiece.model sentencepiece.bpe.model spm.model
@@ -57,6 +60,7 @@ def is_ours(path: Path) -> bool:
     return path.is_dir() and ((path / SPEC).is_file() or not published)
 
 
+@checked(name="give the name of a folder or file, or ORG/NAME")
 def load(
     name: str | Path,
     dtype: torch.dtype = torch.float32,
@@ -114,6 +118,11 @@ def load(
 
 def _ignoring(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
     return replace(checkpoint, config=without(checkpoint.config, names, checkpoint.where)) if names else checkpoint
+
+
+def opened(model: M | str | Path) -> M | AnyModel:
+    """The model itself, or what ``load`` finds under a name."""
+    return load(model) if isinstance(model, str | Path) else model
 
 
 def open_quantised(path: Path) -> Checkpoint:

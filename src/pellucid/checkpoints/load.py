@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pellucid.checkpoints.room import refuse_too_large
 from pellucid.checkpoints.sentence import encoder_folder, reading, sentence_head
 from pellucid.errors import CheckpointError, UsageError, suggest
 from pellucid.families.config import SAMPLING, TOKENS
@@ -68,9 +69,13 @@ def load_checkpoint(
     source = checkpoint.source
     spec, found = _planned(checkpoint, architecture)
     generation = _generation(checkpoint)
+    if not quantised:
+        refuse_too_large(checkpoint.where, shapes_of(spec), dtype)
     model = build_undrawn(spec)
     if quantised:
-        hold_quantised(model, found.stays(source.kinds, quantisable(model)))
+        kinds = found.stays(source.kinds, quantisable(model))
+        refuse_too_large(checkpoint.where, shapes_of(spec), dtype, kinds)  # what is only reserved takes no memory yet
+        hold_quantised(model, kinds)
     stream_weights(model, source, found, dtype)
     model.generation, model.class_names = generation, class_names(checkpoint.config, spec)
     if architecture is None and isinstance(spec, EncoderSpec):

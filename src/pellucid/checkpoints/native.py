@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Size, Tensor
 
+from pellucid.checkpoints.room import refuse_too_large
 from pellucid.checkpoints.sentence import is_reading
 from pellucid.checkpoints.tensors import TensorFile, save_tensors
 from pellucid.errors import CheckpointError, SpecError, suggest
@@ -112,6 +113,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:
                 f"{folder}: {name} is missing or not the one this model was trained with", "restore it from the run"
             )
     refuse_misfit(_shapes_on_disk(spec, metadata.get("quantised", {}), file.path), file.shapes, file.path)
+    refuse_too_large(folder, shapes_of(spec), dtype, metadata.get("quantised", {}))
     model = build_undrawn(spec)
     hold_quantised(model, metadata.get("quantised", {}))
     _take(model, file, dtype)

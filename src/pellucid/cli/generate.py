@@ -86,6 +86,7 @@ def generate(
         _show_whole(text, completions, numbered=n > 1)
     if sys.stdout.isatty() and sys.stderr.isatty():
         _say_how_it_ended(completions, time.perf_counter() - started)
+    _say_what_is_full(completions, opened.spec.context)
 
 
 def _show_as_written(text: str, pieces: Generator[str, None, Completion]) -> Completion:
@@ -119,6 +120,17 @@ def _say_how_it_ended(completions: Sequence[Completion], seconds: float) -> None
         told += f"; {ENDS[completion.finish_reason]}"
         told += "" if completion.score is None else f"; score {completion.score}"
     Console(stderr=True).print(told, style="dim", highlight=False)
+
+
+def _say_what_is_full(completions: Sequence[Completion], context: int) -> None:
+    """Also where nobody watches: a text that the context has cut looks like one that was meant to end."""
+    from rich.console import Console
+
+    full = sum(completion.finish_reason == "context" for completion in completions)
+    if full:
+        which = "the text ends" if len(completions) == 1 else f"{full} of {len(completions)} texts end"
+        told = f"{which} where the model's context of {context:,} tokens is full; a shorter prompt leaves more room"
+        Console(stderr=True, soft_wrap=True).print(told, style="yellow", highlight=False)
 
 
 def main(arguments: Sequence[str]) -> None:

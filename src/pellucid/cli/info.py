@@ -20,6 +20,7 @@ EXAMPLES = """
 info
 info runs/book
 info modern --depth 12
+info --params 1B
 info hybrid --depth 8 --context 4096 --svg hybrid.svg
 info attention_is_all_you_need
 info runs/book/spec.json --tokens 8192
@@ -36,6 +37,7 @@ def info(
     vocab_size: int | None = None,
     context: int | None = None,
     tokens: int | None = None,
+    params: str | None = None,
     svg: Path | None = None,
     quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ignore_key: tuple[str, ...] = (),
@@ -51,6 +53,7 @@ def info(
         vocab_size: Vocabulary of a design [default: 32768].
         context: Context of a design [default: 1024].
         tokens: Length at which costs are counted [default: the model's context].
+        params: Parameters of a design, e.g. 125M or 1B, in place of its depth; also says what training it would take.
         svg: Draw the model into this file.
         quantised: Say also which weights of a .gguf file can stay quantised in memory, and what they take.
         ignore_key: Attributes of a published config.json to leave out, which no code reads.
@@ -58,12 +61,15 @@ def info(
     """
     from rich.console import Console
 
+    from pellucid.cli.training import number_of, of_parameters, training_table
+
     sizes = {"depth": depth, "d_model": d_model, "vocab_size": vocab_size, "context": context}
     asked = {name: value for name, value in sizes.items() if value is not None}
     for name, value in [*asked.items(), ("tokens", tokens)]:
         if value is not None and value < 1:
             raise UsageError(f"{name} = {value} cannot be used", f"{_flag(name)} must be at least 1")
     console = Console()
+    subject = "modern" if subject is None and params is not None else subject
     if subject is None or list_:
         extra = [_flag(name) for name in asked] + ["--tokens"] * bool(tokens) + ["--svg"] * bool(svg)
         if extra or subject is not None:
@@ -71,13 +77,17 @@ def info(
             raise UsageError(f"{wrong} does not go with a list of all designs", "name one, without --list")
         show_list(console)
         return
-    spec = read_spec(subject, asked, ignore_key)
+    wanted = None if params is None else number_of(params)
+    spec = read_spec(subject, asked, ignore_key) if wanted is None else of_parameters(subject, asked, wanted)
     if svg is not None:
         from pellucid.cli.diagram import draw
         from pellucid.files import write_text
 
         write_text(svg, draw(spec, subject))
     explain(console, subject, spec, tokens or spec.context)
+    if wanted is not None:
+        console.print()
+        console.print(training_table(spec))
     show_run(console, Path(subject))
     if quantised:
         _stored(console, subject)
@@ -107,16 +117,16 @@ def read_spec(subject: str, sizes: dict[str, int], ignore: Collection[str] = ())
     from pellucid.checkpoints.hub import fetch, fetch_config, is_name
     from pellucid.checkpoints.load import without
     from pellucid.checkpoints.safetensors_files import read_object
-    from pellucid.designs import PUBLISHED, sized, width
+    from pellucid.designs import PUBLISHED, design, is_own, sized, width
     from pellucid.errors import SpecError, suggest
     from pellucid.families.registry import spec_of
 
     path = Path(subject)
-    if subject in sized() and not path.exists():
+    if (subject in sized() or is_own(subject)) and not path.exists():
         depth = sizes.get("depth", DEPTH)
         d_model = sizes.get("d_model", width(depth))
         vocab_size, context = sizes.get("vocab_size", VOCAB_SIZE), sizes.get("context", CONTEXT)
-        return sized()[subject](vocab_size, context, depth, d_model, math.gcd(d_model, 64))
+        return design(subject)(vocab_size, context, depth, d_model, math.gcd(d_model, 64))
     if sizes and (path.exists() or subject in PUBLISHED):
         raise UsageError(f"{_flag(next(iter(sizes)))} is for a design, and {subject} has its own", "leave it out")
     if path.exists():

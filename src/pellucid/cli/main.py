@@ -18,6 +18,8 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model that was taught to answer",
     "look": "see attention, guesses and losses, layer by layer",
+    "evaluate": "how well a model predicts a text: bits per byte, perplexity",
+    "compare": "two trained runs or more: curves, seeds, intervals",
     "convert": "write a model for transformers or llama.cpp",
     "verify": "does a model keep its promises? ours, or any of transformers",
     "info": "sizes and costs of a model, a spec or a design",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from pellucid.errors import DataError
+from pellucid.errors import DataError, UsageError
 
 
 def parse(command: Callable[..., None], arguments: Sequence[str], examples: str) -> None:
@@ -19,8 +21,10 @@ def parse(command: Callable[..., None], arguments: Sequence[str], examples: str)
     shown = "\n".join(f"  $ pellucid {line}" for line in examples.strip().splitlines())
     parameters = inspect.signature(command).parameters.values()
     hints = get_type_hints(command, include_extras=True)
+    form = _form(command, {p.name: (hints[p.name], p.default) for p in parameters})
+    refuse_misspelt(command.__name__, _flags(form), arguments)
     given = tyro.cli(
-        _form(command, {p.name: (hints[p.name], p.default) for p in parameters}),
+        form,
         args=list(arguments),
         prog=f"pellucid {command.__name__}",
         description=f"{_summary(command)}\n\nexamples\n{shown}",
@@ -32,6 +36,56 @@ def parse(command: Callable[..., None], arguments: Sequence[str], examples: str)
             asked = [vars(values.pop(f"{name}_{title}")) for title, _, _ in _groups(hint)]
             values[name] = hint(**{field: value for part in asked for field, value in part.items()})
     command(**values)
+
+
+# --- hints, before the parser gives up --------------------------------------------------------------------------------
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+SURE, LIKELY = 0.8, 0.6  # how alike what is given and what is meant are, of 1
+_OF_MINUTES = {"s": 1 / 60, "sec": 1 / 60, "m": 1, "min": 1, "h": 60, "hours": 60, "d": 1440}
+
+
+def _flags(form: type) -> dict[str, set[Any]]:
+    """Every flag of a form, and the types of its values."""
+    found: dict[str, set[Any]] = {"--help": set()}
+    for name, hint in get_type_hints(form, include_extras=True).items():
+        asked, *said = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if isinstance(asked, type) and dataclasses.is_dataclass(asked):
+            found |= _flags(asked)
+        elif tyro.conf.Positional not in said:
+            own = [one for one in (getattr(each, "name", None) for each in said) if isinstance(one, str)]
+            others = [alias for each in said for alias in getattr(each, "aliases", None) or ()]
+            kinds = set(get_args(asked) or (asked,))
+            flag = f"--{(own or [name])[-1].replace('_', '-')}"
+            found |= dict.fromkeys((flag, *others), kinds)
+            if bool in kinds:
+                found[flag.replace("--", "--no-", 1)] = set()
+    return found
+
+
+def refuse_misspelt(command: str, flags: dict[str, set[Any]], arguments: Sequence[str]) -> None:
+    """Raise UsageError, with what was meant, for a flag that there is not and a number with a unit behind it."""
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            return
+        if not argument.startswith("--"):
+            continue
+        name, _, value = argument.partition("=")
+        name = name.replace("_", "-")
+        if name not in flags:
+            near = [get_close_matches(name, flags, 1, cutoff) for cutoff in (SURE, LIKELY)]
+            if near[1] and not near[0]:  # the parser itself says what is surely meant
+                raise UsageError(f"{command} has no flag {name}", f"did you mean {near[1][0]}?")
+            continue
+        value = value or next(iter(arguments[place + 1 : place + 2]), "")
+        kinds = flags[name]
+        if kinds & {int, float} and not kinds - {int, float, NoneType} and (number := _NUMBER.match(value)):
+            unit = value[number.end() :].lower()
+            if unit.isalpha():
+                minutes = float(number[0]) * _OF_MINUTES.get(unit, 1) if name == "--minutes" else None
+                right = number[0] if minutes is None else f"{minutes:g}"
+                what = "whole number" if float not in kinds else "number"
+                raise UsageError(f"{name} {value} cannot be used", f"it is a {what} without a unit: {name} {right}")
 
 
 def text_of(argument: str) -> str:
@@ -93,7 +147,8 @@ def _groups(options: type) -> list[tuple[str, type, dict[str, tuple[Any, Any]]]]
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
         hint, told = hints[field.name], field.metadata.get("help")
-        hint = Annotated[hint, tyro.conf.arg(help=told)] if told else hint
+        alias = field.metadata.get("alias")
+        hint = Annotated[hint, tyro.conf.arg(help=told, aliases=[alias] if alias else None)] if told else hint
         groups.setdefault(field.metadata.get("part", options), {})[field.name] = (hint, field.default)
     return [
         (part.__name__.removesuffix("Options").removesuffix("Spec").lower(), part, of) for part, of in groups.items()

@@ -15,7 +15,8 @@ train book.txt --minutes 5
 train notes/ articles.jsonl --out runs/notes --depth 6 --minutes 30
 train - --out runs/corpus --steps 2000 < corpus.txt
 train book.txt --out runs/again --run runs/book/run.json
-train more.txt --out runs/more --init-from runs/book
+train more.txt --out runs/more --from runs/book
+train articles.jsonl --field body --design mine.py:model
 train notes/ --out runs/reader --objective mlm
 train en-de.tsv --out runs/translator --objective seq2seq --smoothing 0.1
 """
@@ -26,6 +27,7 @@ def train(
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
     out: Path | None = None,
     run: Path | None = None,
+    spec: Path | None = None,
 ) -> None:
     """Train a Transformer on your text. Every number you do not give is derived, and its reason printed.
 
@@ -36,9 +38,11 @@ def train(
             objective seq2seq: files of tab-separated pairs.
         out: Folder of the run [default: runs/NAME of the first text].
         run: A run.json whose numbers are repeated exactly, instead of options.
+        spec: A spec.json of the model, instead of a design and its sizes.
     """
     from pellucid.cli.display import display, write_sample
     from pellucid.errors import UsageError
+    from pellucid.spec import load_spec
     from pellucid.train.pace import load_run
     from pellucid.train.run import train as train_texts
 
@@ -46,8 +50,11 @@ def train(
         raise UsageError("no text was named", "pellucid train book.txt, or pellucid train --help")
     folder = out or default_folder(texts[0])
     resolved = None if run is None else load_run(run)
+    model = None if spec is None else load_spec(spec)
     with display() as shown:
-        result = train_texts(texts, folder, resolved, options=options, reporter=shown, sampler=write_sample)
+        result = train_texts(
+            texts, folder, resolved, options=options, model=model, reporter=shown, sampler=write_sample
+        )
         shown.finished(result, folder)
 
 

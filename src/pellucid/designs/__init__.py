@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import get_args
 
 from pellucid.designs import language_models, published, readers
 from pellucid.designs.language_models import HEAD_DIM as HEAD_DIM
 from pellucid.designs.language_models import classic as classic
 from pellucid.designs.language_models import modern as modern
 from pellucid.designs.language_models import width as width
+from pellucid.designs.own import function_of
 from pellucid.designs.published import attention_is_all_you_need as attention_is_all_you_need
-from pellucid.errors import SpecError, suggest
+from pellucid.errors import SpecError, UsageError, suggest
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, ModelSpec
 
+SIZES = "vocab_size, context, n_layers, d_model and head_dim"
 _MODELS = (
     *(language_models.modern, language_models.classic, language_models.parallel, language_models.moe),
     *(language_models.nope, language_models.alibi, language_models.t5_bias),
@@ -42,10 +46,36 @@ def sized() -> dict[str, Callable[[int, int, int, int, int], ModelSpec]]:
 
 
 def design(name: str) -> Callable[[int, int, int, int, int], ModelSpec]:
-    """(vocab_size, context, n_layers, d_model, head_dim) -> spec, by name. Raises SpecError with a suggestion."""
+    """(vocab_size, context, n_layers, d_model, head_dim) -> spec, by name, or of one's own as ``module:function``.
+
+    Raises SpecError with a suggestion for a name, UsageError for a function that is none or gives no spec.
+    """
+    if is_own(name):
+        return _own(name)
     if name not in sized():
         raise SpecError(f"there is no design {name!r}", suggest(name, sized()))
     return sized()[name]
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is ``module:function`` or ``file.py:function``, and so is run when the design is asked for."""
+    return re.fullmatch(r".+:[A-Za-z_]\w*", name) is not None
+
+
+def _own(name: str) -> Callable[[int, int, int, int, int], ModelSpec]:
+    function = function_of(name)
+
+    def sized(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int) -> ModelSpec:
+        sizes = vocab_size, context, n_layers, d_model, head_dim
+        try:
+            spec = function(*sizes)
+        except TypeError as error:
+            raise UsageError(f"{name} cannot be called: {error}", f"it is given {SIZES}") from error
+        if not isinstance(spec, get_args(ModelSpec)):
+            raise UsageError(f"{name} gave a {type(spec).__name__}, no spec", "e.g. return pellucid.designs.modern(…)")
+        return spec
+
+    return sized
 
 
 def summary(name: str) -> str:

@@ -23,12 +23,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pellucid.arguments import checked
 from pellucid.errors import UsageError
 from pellucid.generate.policy import Decision, Line, Next, Score, Vocabulary
 from pellucid.generate.sample import Seen, repetition_penalty
 from pellucid.nn.base import Model
 
 
+@checked()
 @dataclass(frozen=True)
 class Beams:
     """Beam search: several texts at once, of which the likeliest go on. Nothing is drawn, and nothing can be streamed.
@@ -57,13 +59,10 @@ class Beams:
     streams: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check("width", self.width, is_whole(self.width) and self.width >= 1, "a whole number of at least 1")
-        _check("length_penalty", self.length_penalty, is_finite(self.length_penalty), "a finite number")
-        known = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
-        _check("early_stopping", self.early_stopping, known, 'True, False or "never"')
-        positive = is_finite(self.repetition_penalty) and self.repetition_penalty > 0
+        _check("width", self.width, self.width >= 1, "a whole number of at least 1")
+        _check("length_penalty", self.length_penalty, math.isfinite(self.length_penalty), "a finite number")
+        positive = 0 < self.repetition_penalty < math.inf
         _check("repetition_penalty", self.repetition_penalty, positive, "more than 0 and finite (1 changes nothing)")
-        _check("penalise", self.penalise, self.penalise in ("logits", "logprobs"), '"logits" or "logprobs"')
 
     @property
     def lookahead(self) -> int:
@@ -188,16 +187,6 @@ class _Search:
 def _score(line: Line) -> float:
     assert line.score is not None
     return float(line.score)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether it is an int; True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether it is an int, or a float that is neither infinite nor nan."""
-    return (isinstance(value, float) and math.isfinite(value)) or is_whole(value)
 
 
 def _check(field: str, value: Any, legal: bool, words: str) -> None:

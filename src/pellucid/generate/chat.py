@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from pathlib import Path
 
+from pellucid.arguments import checked
+from pellucid.checkpoints.by_name import opened
 from pellucid.engine.session import Session
 from pellucid.errors import DataError, UsageError
-from pellucid.generate.decode import Completion, generate, stream
+from pellucid.generate.decode import REMEDIES, Completion, generate, stream
 from pellucid.generate.policy import Policy
 from pellucid.generate.sample import Sampling
 from pellucid.nn.base import Model
@@ -18,8 +21,9 @@ from pellucid.text.disguise import Spoken
 MAX_NEW_TOKENS = 1024
 
 
+@checked(**REMEDIES)
 def chat(
-    model: Model,
+    model: Model | str | Path,
     messages: str | Sequence[Message],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -36,6 +40,7 @@ def chat(
         model = pellucid.load("SmolLM2-135M-Instruct.Q4_1.gguf")
         print(pellucid.chat(model, "What is the capital of France?"))
     """
+    model = opened(model)
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     ids, show = conversation_ids(model, given, template), markers(model, template)
     return generate(

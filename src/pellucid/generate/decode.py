@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeAlias
 
+from pellucid.arguments import checked
+from pellucid.checkpoints.by_name import opened
+from pellucid.engine.memory import refuse_large_cache
 from pellucid.engine.prompts import refuse_unreadable
 from pellucid.engine.session import Row, Session, writer_of
 from pellucid.errors import UsageError
@@ -22,6 +26,9 @@ from pellucid.nn.models import EncoderDecoder
 from pellucid.spec import EncoderDecoderSpec
 
 Prompt: TypeAlias = str | Sequence[int]
+REMEDIES = {"model": "give a model, e.g. of pellucid.load, or the name of one"} | {
+    each.name: f"pass sampling=pellucid.Sampling({each.name}=…)" for each in fields(Sampling)
+}
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,9 @@ class Completion:
         return f"Completion({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
+@checked(**REMEDIES, prompts="give a text, a list of texts, or a list of lists of token ids: [[1, 2, 3]]")
 def generate(
-    model: Model,
+    model: Model | str | Path,
     prompts: str | Sequence[Prompt],
     *,
     max_new_tokens: int = 256,
@@ -81,6 +89,7 @@ def generate(
 ) -> list[Completion]:
     """Continue each prompt: a text (encoded behind the begin-of-text token) or token ids; of one or of unequal lengths.
 
+    model: also the name of one, which is then loaded at each call.
     An encoder–decoder reads the prompts and writes what answers them, from its ``start_id`` on.
 
     The same seed gives the same completion, alone or in any batch (up to the rounding of differently shaped matrix
@@ -99,6 +108,7 @@ def generate(
         print(pellucid.generate(model, "Once upon a time", sampling=pellucid.Sampling(temperature=0.0))[0])
         best, second = pellucid.generate(model, "Once upon a time", policy=pellucid.Beams(4), n=2)
     """
+    model = opened(model)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     policy = _policy(sampling, policy)
     lines = _lines(model, prompts, policy, n, max_new_tokens, stop, seed, ignore_eos, show)
@@ -112,8 +122,9 @@ def generate(
     return [_completion(prompts[line.request], line) for line in ended]
 
 
+@checked(**REMEDIES)
 def stream(
-    model: Model,
+    model: Model | str | Path,
     prompt: Prompt,
     *,
     max_new_tokens: int = 256,
@@ -136,6 +147,7 @@ def stream(
         for piece in pellucid.stream(model, "Once upon a time"):
             print(piece, end="", flush=True)
     """
+    model = opened(model)
     policy = _policy(sampling, policy)
     if not policy.streams:
         raise UsageError(
@@ -178,6 +190,7 @@ def _policy(sampling: Sampling | None, policy: Policy | None) -> Policy:
 def _session_for(model: Model, lines: Sequence[Line], policy: Policy) -> Session:
     """A session with room for these lines; the last token of a text is never read."""
     capacity = max(len(line.prompt_ids) + line.room - 1 for line in lines)
+    refuse_large_cache(model, len(lines), capacity, max(len(line.source) for line in lines))
     return Session(model, capacity=capacity, slack=policy.lookahead)
 
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pellucid.arguments import checked
 from pellucid.errors import UsageError
 from pellucid.generate.policy import Decision, Line, Next, Vocabulary
 from pellucid.nn.base import Model
@@ -175,6 +176,7 @@ class Seen:
         return torch.cat((self.table[:, None], self.table[:, None] | (new.cumsum(1) > 0)), 1)
 
 
+@checked()
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen: penalty, then temperature, then top-k, then top-p, then min-p, then a draw.

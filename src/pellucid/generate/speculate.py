@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pellucid.arguments import checked
 from pellucid.engine.session import Session
 from pellucid.errors import UsageError
 from pellucid.generate.policy import Decision, Line, Next, Vocabulary
@@ -30,6 +31,7 @@ from pellucid.nn.base import Model
 from pellucid.nn.models import Decoder, EncoderDecoder
 
 
+@checked()
 @dataclass(frozen=True)
 class Speculation:
     """Sampling, sooner: several tokens are guessed, and the model reads them together. The distribution is the same.
@@ -59,7 +61,7 @@ class Speculation:
     def __post_init__(self) -> None:
         for name in ("guesses", "longest"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if value < 1:
                 raise UsageError(f"{name} is {value!r}", "it must be a whole number of at least 1")
 
     @property

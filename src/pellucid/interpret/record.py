@@ -10,6 +10,7 @@ Only what is yielded is kept, so ten million tokens take no more memory than one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -18,10 +19,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pellucid.batch import IGNORE, Batch, Source, Tokens
+from pellucid.engine.memory import require
 from pellucid.engine.modes import evaluating
 from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel, Encoder, EncoderDecoder
-from pellucid.taps import point_axes
+from pellucid.spec import EncoderDecoderSpec
+from pellucid.taps import match_points, point_axes
 
 # (batch, time), or (batch, source time) and (batch, time); sizes differ from one to the next
 Readable: TypeAlias = Batch | Int[Tensor, "_ _"] | tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]
@@ -72,13 +75,16 @@ def record(
     reduce: a function of each activation (and gradient) after ``positions``, e.g. ``lambda x: x.mean(0)``.
     dtype, device: what is floating point is converted at last, and all is moved; default: as it is.
 
+    What the points would take together is compared with the memory that is free before anything runs (TooLargeError).
     The model's modes are given back, and it is not listened to between the batches. Raises TapError for a point that
     does not exist, and UsageError for positions that a row does not have.
     """
     loss = _own_loss if gradients is True else gradients or None
     names, axes, here = [points] if isinstance(points, str) else list(points), point_axes(model), _device(model)
+    read_at = {name: axes[name] for glob in names for name in match_points(model, glob)}
     for given in batches:
         batch = as_batch(given).to(here)
+        refuse_large_record(model, read_at, batch)
         with evaluating(model), torch.set_grad_enabled(loss is not None):
             with model.taps(read=names, gradients=loss is not None) as acts:
                 total = None if loss is None else loss(model, batch)
@@ -129,6 +135,42 @@ def read(model: AnyModel, batch: Batch) -> Tensor:
     if isinstance(model, Encoder):
         return model(batch.ids, batch.tokens, batch.types)
     return model(batch.ids, batch.tokens)
+
+
+def refuse_large_record(model: AnyModel, points: Mapping[str, str], batch: Batch) -> None:
+    """Raise TooLargeError where the activations at these points do not fit into memory. points: name -> axes."""
+
+    def size(share: float) -> int:
+        return model.dtype.itemsize * sum(_numbers(model, *of, batch, share) for of in points.items())
+
+    def remedy(free: int) -> str:
+        time = batch.ids.shape[1]
+        fitting = next((time >> k for k in range(1, time.bit_length()) if size(0.5**k) <= free), 0)
+        return f"about {fitting:,} tokens a row would fit: read fewer points, rows or tokens"
+
+    tokens = f"{batch.ids.shape[0]} × {batch.ids.shape[1]} tokens"
+    require(size(1.0), f"recording {len(points)} points of {tokens}", remedy, model.device)
+
+
+def _numbers(model: AnyModel, name: str, axes: str, batch: Batch, share: float) -> int:
+    """How many numbers a point has for ``share`` of a batch's time, by the names of its axes; an estimate.
+
+    Of an axis of unknown size it is the stream's width that is taken, or 1 where that is an axis already.
+    """
+    spec = side = model.spec
+    if isinstance(spec, EncoderDecoderSpec):
+        side = spec.encoder if name.startswith("encoder.") else spec.decoder
+    rows, time = batch.ids.shape[0], batch.ids.shape[1] * share
+    of_source = 0.0 if batch.source is None else batch.source.ids.shape[1] * share
+    reads = of_source if name.startswith("encoder.") else time
+    keys = of_source if ".cross." in name else reads
+    layer = next((int(part) for part in name.split(".") if part.isdigit()), 0)
+    heads = getattr(side.stack.blocks[layer].mixer, "n_heads", 1)
+    sizes = {"batch": rows, "time": reads, "query": reads, "key": keys, "heads": heads, "vocab": spec.vocab_size}
+    known = [sizes[axis] for axis in axes.split() if axis in sizes]
+    inner = set(axes.split()) - set(sizes)
+    width = (side.d_model / heads if "heads" in axes else side.d_model) if inner else 1
+    return round(math.prod(known) * width)
 
 
 def choose(x: Tensor, axes: str, batch: Batch, positions: Positions | None, name: str) -> Tensor:

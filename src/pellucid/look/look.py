@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from jaxtyping import Int
 from torch import Tensor
 
+from pellucid.arguments import checked
+from pellucid.checkpoints.by_name import opened
 from pellucid.errors import UsageError
 from pellucid.interpret.lens import logit_lens
 from pellucid.interpret.record import capture
@@ -19,8 +22,9 @@ from pellucid.spec import MaskedLMHeadSpec
 from pellucid.text.tokenizer import Tokenizer
 
 
+@checked(model="give a model, e.g. of pellucid.load, or the name of one")
 def look(
-    model: AnyModel,
+    model: AnyModel | str | Path,
     text_or_ids: str | Sequence[int],
     top: int = 10,
     name: str = "model",
@@ -28,11 +32,13 @@ def look(
 ) -> Look:
     """Read a text (or token ids) once and keep everything worth seeing.
 
+    model: also the name of one, which is then loaded.
     A text is read as the model expects one: begun with <|endoftext|>, in [CLS] … [SEP]; for a model that fills in
     masks, a mask written in the text is one. target: what an encoder–decoder writes, by default what it would write
     itself. Raises UsageError for a model of images, an empty text, one longer than the model's context, ids outside the
     vocabulary, ``top`` below 1, and a target where there is no encoder.
     """
+    model = opened(model)
     if top < 1:
         raise UsageError(f"top = {top}", "show at least 1 guess")
     if isinstance(model, EncoderDecoder):

@@ -46,6 +46,17 @@ class Patches(nn.Module):
         return torch.cat((self.first.expand(len(images), 1, -1), self.project(patches)), 1)
 
 
+def refuse_unreadable(ids: object) -> None:
+    """Raise DataError, with what makes it readable, for what is no batch of token ids or images."""
+    if not isinstance(ids, Tensor):
+        raise DataError(f"token ids come as a tensor, not as a {type(ids).__name__}", "torch.tensor([ids]) is one row")
+    if ids.ndim not in (2, 4):
+        remedy = "ids[None] is a batch of one row" if ids.ndim == 1 else "token ids have the shape (batch, time)"
+        raise DataError(f"ids of shape {tuple(ids.shape)} are no batch of rows", remedy)
+    if ids.ndim == 2 and ids.is_floating_point():
+        raise DataError(f"token ids are whole numbers, not {ids.dtype}", "ids.long()")
+
+
 class Embedding(nn.Module):
     """norm(tokens[id] · scale + types[type] + positions[pos]) (Vaswani et al. 2017, section 3.4).
 
@@ -71,7 +82,11 @@ class Embedding(nn.Module):
         self.dropout = 0.0  # of the sum (Vaswani et al. 2017, section 5.4); a setting of training
 
     def places(self, ids: Inputs) -> Tokens:
-        """Where each token stands unless the caller says it: one document a row, or the patches of one image."""
+        """Where each token stands unless the caller says it: one document a row, or the patches of one image.
+
+        Raises DataError as ``refuse_unreadable`` does.
+        """
+        refuse_unreadable(ids)
         time = ids.shape[1] if self.n_places is None else self.n_places
         return Tokens.plain(ids.shape[0], time, device=ids.device)
 

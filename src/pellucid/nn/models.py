@@ -65,7 +65,7 @@ class Decoder(Stack, Model):
     ) -> Float[Tensor, "batch time d_model"]:
         """The residual stream after the final norm: what the head reads."""
         if tokens is None:
-            tokens = Tokens.plain(*ids.shape, device=ids.device) if cache is None else cache.continuing(ids.shape[1])
+            tokens = self.embed.places(ids) if cache is None else cache.continuing(ids.shape[1])
         if cache is not None:
             memory = cache.memory if memory is None else memory
             cache.take(tokens)
@@ -213,7 +213,7 @@ class EncoderDecoder(Model):
 
     def encode(self, ids: Int[Tensor, "batch time"], tokens: Tokens | None = None) -> Memory:
         """Read the source once; what comes back is what the decoder attends to."""
-        tokens = Tokens.plain(*ids.shape, device=ids.device) if tokens is None else tokens
+        tokens = self.encoder.embed.places(ids) if tokens is None else tokens
         return Memory(self.encoder.states(ids, tokens), tokens)
 
     def forward(

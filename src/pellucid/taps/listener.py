@@ -96,6 +96,11 @@ class Listener:
     def _checked(self, name: str, x: Tensor, edited: Any) -> Tensor:
         if not isinstance(edited, Tensor):
             raise TapError(f"the edit of {self.path}{name} returned {edited!r}, not a tensor of shape {tuple(x.shape)}")
+        if edited.dtype != x.dtype:
+            raise TapError(
+                f"the edit of {self.path}{name} changed its type from {x.dtype} to {edited.dtype}",
+                "let it return its result as x.dtype: result.to(x.dtype)",
+            )
         if edited.shape != x.shape:
             raise TapError(
                 f"the edit of {self.path}{name} changed its shape from {tuple(x.shape)} to {tuple(edited.shape)}"

@@ -40,6 +40,10 @@ def tapped(
         raise TapError(f"keep = {keep!r}; it is 'last' or 'all'")
     globs = [read] if isinstance(read, str) else list(read)
     wanted = {name for glob in globs for name in match_points(model, glob)}
+    for glob, f in (edit or {}).items():
+        if not callable(f):
+            what = f"a tensor of shape {tuple(f.shape)}" if isinstance(f, Tensor) else repr(f)
+            raise TapError(f"the edit of {glob} is {what}", "give a function of the activation: lambda x: 0 * x")
     edits = {name: f for glob, f in (edit or {}).items() for name in match_points(model, glob)}
     listeners: dict[Tapped, Listener] = {}
     for module in model.modules():

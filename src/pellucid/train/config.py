@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pellucid.designs import sized
+from pellucid.designs import is_own, sized
 from pellucid.errors import SpecError, UsageError, suggest
 from pellucid.files import read_json
 from pellucid.spec import InitRule, ModelSpec
@@ -46,13 +46,20 @@ class Sizing(Part):
         "Time to train, all in all: the number of steps follows on the way, from the speed. Default: 5.", POSITIVE
     )
     design: str = option(
-        "modern, classic, window, moe, delta, hybrid, lstm, ...: `pellucid info` lists them all. Default: modern; "
-        "encoder or encoder_decoder where the objective needs one."
+        "modern, classic, window, moe, delta, hybrid, lstm, ...: `pellucid info` lists them all; or one of your own, "
+        "module:function. Default: modern; encoder or encoder_decoder where the objective needs one."
     )
     depth: int = option("Layers; the width follows (64 for each above two).", COUNT)
     d_model: int = option("Width of the residual stream.", COUNT)
     head_dim: int = option("Width of one attention head.", COUNT)
     vocab_size: int = option("Entries of the tokenizer that is trained on the text.", COUNT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Part):
+    """How the texts are read; a run holds the hash of what came of it."""
+
+    field: str = option("Where a row of JSON, or of a dataset, holds its text.", default="text")
 
 
 # --- the parts of a run ----------------------------------------------------------------------------------------------
@@ -110,7 +117,9 @@ class Start(Part):
     """The weights before the first step. weights: hash of those that ``init_from`` held."""
 
     init: InitRule = option("normal, fan_in or xavier.")
-    init_from: str | None = option("A model to go on from: ours or a published one, with its tokenizer.", default=None)
+    init_from: str | None = option(
+        "A model to go on from: ours or a published one, with its tokenizer.", default=None, alias="--from"
+    )
     weights: str | None = None
     freeze: tuple[str, ...] = option(
         "Parameters that stay as they are, by name or pattern, e.g. 'embed.*' 'blocks.0.*'.", default=()
@@ -212,7 +221,7 @@ class Seed(Part):
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 
-@asking(Sizing, Schedule, Seed, TextSpec, ObjectiveSpec, Start, Optimiser, Runtime, Keeping)
+@asking(Sizing, Schedule, Seed, Reading, TextSpec, ObjectiveSpec, Start, Optimiser, Runtime, Keeping)
 class TrainOptions(Value):
     """What is asked of a run. What is not (None) follows from the text's size and the time there is."""
 
@@ -226,11 +235,14 @@ class TrainOptions(Value):
         def __getattr__(self, name: str) -> Any: ...
 
     def __post_init__(self) -> None:
-        if self.design is not None and self.design not in sized():
+        for flag in self.options:
+            if isinstance(given := getattr(self, flag), list):  # of a caller in Python
+                object.__setattr__(self, flag, tuple(given))  # pyright: ignore[reportUnknownArgumentType]
+        refuse_illegal(self, self.options.values(), asked=True)
+        if self.design is not None and not is_own(self.design) and self.design not in sized():
             raise UsageError(f"there is no design {self.design!r}", suggest(self.design, sized()))
         if self.minutes is not None and self.steps is not None:
             raise UsageError("both minutes and steps are given", "give the one that should decide")
-        refuse_illegal(self, self.options.values(), by_flag=True)
 
 
 @dataclass(frozen=True)

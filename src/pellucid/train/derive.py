@@ -11,6 +11,7 @@ import torch
 
 from pellucid.designs import design, width
 from pellucid.engine.compiling import compiler_here
+from pellucid.engine.memory import free_bytes
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import EncoderDecoderSpec, InitRule, ModelSpec
@@ -30,6 +31,7 @@ from pellucid.train.config import (
 )
 from pellucid.train.feeds import PreparedPairs
 from pellucid.train.fits import DESIGN_OF, choose_objective
+from pellucid.train.needs import training_needs
 from pellucid.train.optim import default_eps
 from pellucid.train.options import declared
 from pellucid.train.precision import measure_peak
@@ -151,14 +153,17 @@ class Numbers:
 
     @derived
     def depth(self) -> tuple[int, str]:
-        best = 2
+        why = f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is"
+        best, free = 2, free_bytes()
         for depth in range(2, MAX_DEPTH + 1):
             spec = self._spec(depth)
             parameters = count_parameters(spec)
             if self._affordable(spec) < TOKENS_PER_PARAMETER * (parameters.mixers + parameters.ffn):
                 break
+            if free is not None and training_needs(spec, 1, self.context, self.asked.optimizer).total > free:
+                why = "the deepest that can be trained in the memory that is free"
+                break
             best = depth
-        why = f"the deepest that sees {TOKENS_PER_PARAMETER:g} tokens a block parameter in the time and text there is"
         return best, why
 
     @derived

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
+from pellucid.arguments import refuse_mistyped
 from pellucid.errors import UsageError
 from pellucid.values import Value
 
@@ -40,12 +41,14 @@ class Option:
 
     flag: its name when it is asked for, if that is not the field's. neutral: the value that stands for all others in
     the identity of a run, for an option that may change while a run stays the same; MISSING for one that may not.
+    alias: another flag for it on the command line.
     """
 
     help: str
     legal: Legal | None
     flag: str | None
     neutral: Any
+    alias: str | None
 
 
 def option(
@@ -55,9 +58,10 @@ def option(
     default: Any = MISSING,
     flag: str | None = None,
     neutral: Any = MISSING,
+    alias: str | None = None,
 ) -> Any:
     """A field that can be asked for. Without ``default`` it is derived (``resolve``) where nobody asks."""
-    return dataclasses.field(default=default, metadata={"option": Option(help, legal, flag, neutral)})
+    return dataclasses.field(default=default, metadata={"option": Option(help, legal, flag, neutral, alias)})
 
 
 class Declared(NamedTuple):
@@ -75,6 +79,11 @@ class Declared(NamedTuple):
         """Whether the option has no default, so that ``resolve`` derives it."""
         return self.default is MISSING
 
+    @property
+    def asked_hint(self) -> Any:
+        """The type of what is asked for: None leaves it to be derived."""
+        return self.hint | None if self.is_derived else self.hint
+
 
 def declared(part: type[Value]) -> list[Declared]:
     """The options that a part declares, in order."""
@@ -85,10 +94,14 @@ def declared(part: type[Value]) -> list[Declared]:
     return found
 
 
-def refuse_illegal(value: Any, options: Iterable[Declared], *, by_flag: bool = False) -> None:
-    """Raise UsageError naming the option, its value and the legal ones, where a field of ``value`` is illegal."""
+def refuse_illegal(value: Any, options: Iterable[Declared], *, asked: bool = False) -> None:
+    """Raise UsageError naming the option, its value and the legal ones, where a field of ``value`` is illegal.
+
+    asked: the fields have the names that are asked by, and may be None where the option is derived.
+    """
     for each in options:
-        given, legal = getattr(value, each.flag if by_flag else each.field), each.option.legal
+        given, legal = getattr(value, each.flag if asked else each.field), each.option.legal
+        refuse_mistyped(each.flag, given, each.asked_hint if asked else each.hint)
         if given is not None and legal is not None and not legal.holds(given):
             flag = f"--{each.flag.replace('_', '-')}"
             raise UsageError(f"{each.flag} = {given} cannot be used", f"{flag} must be {legal.words}")
@@ -107,15 +120,15 @@ C = TypeVar("C", bound=type)
 def asking(*parts: type[Value]) -> Callable[[C], C]:
     """Make a class the flat form of these parts' options: a frozen dataclass with a field for each, by its flag.
 
-    A derived option is None there unless it is asked for. A field's metadata hold its help and its part.
+    A derived option is None there unless it is asked for. A field's metadata hold its help, its part and its alias.
     """
 
     def fill(cls: C) -> C:
         options = [each for part in parts for each in declared(part)]
         for each in options:
-            hint, default = (each.hint | None, None) if each.is_derived else (each.hint, each.default)
-            cls.__annotations__[each.flag] = hint
-            metadata = {"help": each.option.help, "part": each.part}
+            default = None if each.is_derived else each.default
+            cls.__annotations__[each.flag] = each.asked_hint
+            metadata = {"help": each.option.help, "part": each.part, "alias": each.option.alias}
             setattr(cls, each.flag, dataclasses.field(default=default, metadata=metadata))
         cls.options = {each.flag: each for each in options}
         return dataclass(frozen=True)(cls)

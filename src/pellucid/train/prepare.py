@@ -62,11 +62,11 @@ def prepare(
     kept = Tokenizer.load(path) if resumed and path.exists() else None
     known = _known(folder, kept)
     if known is not None and "-" not in texts:  # what comes from standard input can be read but once
-        described = _read(texts, folder, reporter, keep=False)
+        described = _read(texts, options.field, folder, reporter, keep=False)
         if known[0].manifest.origin == _origin(described, division, known[1] is not None):
             assert kept is not None
             return Prepared(kept, *known, ())
-    found = _read(texts, folder, reporter)
+    found = _read(texts, options.field, folder, reporter)
     training, validation = split(found, options.validation, options.seed, options.held_out)
     size, why = choose_vocab_size(options, sum(d.n_bytes for d in training))
     if kept is None:
@@ -95,9 +95,9 @@ def prepare(
     return Prepared(tokenizer, store, held, reasons)
 
 
-def _read(texts: Sequence[str], folder: Path, reporter: Reporter, keep: bool = True) -> Corpus:
+def _read(texts: Sequence[str], field: str, folder: Path, reporter: Reporter, keep: bool = True) -> Corpus:
     skipped: list[Skipped] = []
-    found = documents(texts, on_skip=skipped.append, folder=folder, keep=keep)
+    found = documents(texts, field, skipped.append, folder=folder, keep=keep)
     for reason, alike in itertools.groupby(sorted(skipped, key=lambda one: one.reason), key=lambda one: one.reason):
         names = [one.name for one in alike]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -19,21 +19,30 @@ from pellucid.train.config import (
 from pellucid.train.derive import Known, Numbers
 from pellucid.train.feeds import open_feed
 from pellucid.train.fits import refuse_unfit_feed
+from pellucid.train.needs import refuse_too_large
 from pellucid.train.start import Base
 from pellucid.train.trainer import Trainer
 from pellucid.train.world import ALONE, World
 
 
 def resolve(
-    texts: tuple[str, ...], options: TrainOptions, prepared: Known, base: Base | None = None, world: World = ALONE
+    texts: tuple[str, ...],
+    options: TrainOptions,
+    prepared: Known,
+    base: Base | None = None,
+    world: World = ALONE,
+    *,
+    spec: ModelSpec | None = None,
 ) -> tuple[Run, Feed]:
     """Fix every number of a run that learns from texts; its feed beside it. base: the model that it goes on from.
+    spec: the model's, where it is settled: that of ``base``, or one of a person's own.
 
     With ``minutes``, the number of steps is measured on this machine: the one number that another machine would choose
     differently, besides the size and precision that follow from its speed. Raises DataError for a text shorter than a
     context, UsageError or SpecError for sizes that do not fit together.
     """
-    numbers = Numbers(options, prepared, None if base is None else base.model.spec, gently=base is not None)
+    spec = spec if base is None else base.model.spec
+    numbers = Numbers(options, prepared, spec, gently=base is not None)
     runtime = numbers.runtime()
     _ = numbers.context
     numbers.note_sizes()
@@ -67,7 +76,11 @@ def resolve_feed(
 
 
 def _measured(numbers: Numbers, run: Run, feed: Feed, base: Base | None, world: World) -> Run:
-    """The run with what follows from the time of a step, measured by a trainer of this very run that is thrown away."""
+    """The run with what follows from the time of a step, measured by a trainer of this very run that is thrown away.
+
+    Raises TooLargeError, before anything is allocated, where a step would not fit into memory.
+    """
+    refuse_too_large(run, world)
     trainer = Trainer(run, feed, World(world.device), base=None if base is None else copy.deepcopy(base.model))
     numbers.seconds = trainer.measure() / world.size
     return replace(run, schedule=numbers.part(Schedule, minutes=numbers.minutes), keeping=numbers.part(Keeping))

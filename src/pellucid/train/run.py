@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pellucid.arguments import checked
 from pellucid.checkpoints.native import SPEC, TOKENIZER, WEIGHTS, load_model
 from pellucid.data.feed import Feed
 from pellucid.errors import CheckpointError, RunError, SpecError, UsageError, suggest
@@ -18,12 +20,13 @@ from pellucid.files import locked, sweep
 from pellucid.spec import ModelSpec
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.checkpoint import FOLDER, RUN
-from pellucid.train.config import EarlierFormError, Run, Sizing, TextSpec, TrainOptions, changed
+from pellucid.train.config import EarlierFormError, Reading, Run, Sizing, TextSpec, TrainOptions, changed
 from pellucid.train.feeds import open_feed, prepare_for
 from pellucid.train.fits import choose_objective
 from pellucid.train.loop import Result, Sampler, fit
 from pellucid.train.memory import keep_freed_memory
 from pellucid.train.metrics import METRICS, finals, read_metrics
+from pellucid.train.needs import refuse_too_large
 from pellucid.train.options import declared
 from pellucid.train.report import Reporter
 from pellucid.train.resolve import resolve, resolve_feed
@@ -31,6 +34,7 @@ from pellucid.train.start import Base
 from pellucid.train.world import ALONE, World
 
 
+@checked(data="name files, folders or globs, or give a feed of your own")
 def train(
     data: str | Path | Sequence[str | Path] | Feed,
     out: str | Path,
@@ -47,6 +51,8 @@ def train(
 
     data: files, folders, globs, .jsonl, "-" or hf://org/name; files of tab-separated pairs for objective="seq2seq"; or
     a feed of your own (``pellucid.data.feed.Feed``), with the spec of a ``model`` for it or ``init_from``.
+    model: the spec of the model, in place of a design and its sizes; for texts, a tokenizer of its vocabulary's size is
+    trained.
     run: a resolved run to repeat exactly (``Run.load("run.json")``); options then only say what is kept and shown.
     options, or its fields as keywords (minutes=5, depth=4, init_from="runs/book"). world: who trains together.
     The folder ends with model.safetensors, spec.json, tokenizer.json and run.json. When it holds an unfinished run of
@@ -60,13 +66,15 @@ def train(
     names = () if isinstance(data, Feed) else tuple(str(t) for t in ([data] if isinstance(data, str | Path) else data))
     options = _with(options or TrainOptions(), asked)
     _refuse_idle_options(options, own, model)
+    if own is None and model is not None:  # the tokenizer follows the model, not the text
+        options = replace(options, vocab_size=model.vocab_size)
     reporter, folder = reporter or Reporter(), Path(out)
     keep_freed_memory()
     began = time.perf_counter()
     with _held(folder, world):
         if not world.first:
             world.barrier()  # the first process prepares everything; then the folder holds this run
-        saved = _saved(folder, names, options)
+        saved = _saved(folder, names, options, model)
         if run is not None:
             run = (replace(run, feed=replace(run.feed, texts=names)) if own is None else run).closed()
             _refuse_other_run(run, options, saved, folder)
@@ -74,12 +82,14 @@ def train(
             reporter.message(f"{folder} is finished: nothing to do")
             return _finished(folder, saved)
         wanted = saved or run
+        if wanted is not None:
+            refuse_too_large(wanted, world)
         base = _base(wanted, options, folder)
-        wanted, feed, tokenizer = (
-            _of_texts(names, wanted, options, base, folder, reporter, world)
-            if own is None
-            else (_of_feed(own, model, wanted, options, base, world), own, _keep_tokenizer(base, folder))
-        )
+        if own is None:
+            wanted, feed, tokenizer = _of_texts(names, model, wanted, options, base, folder, reporter, world)
+        else:
+            wanted, feed = _of_feed(own, model, wanted, options, base, world), own
+            tokenizer = _keep_tokenizer(base, folder)
         if world.first:
             wanted.save(folder / RUN)
             world.barrier()
@@ -97,7 +107,7 @@ def train(
         )
 
 
-def _with(options: TrainOptions, asked: dict[str, Any]) -> TrainOptions:
+def _with(options: TrainOptions, asked: Mapping[str, Any]) -> TrainOptions:
     """The options with those that are asked for by name. Raises UsageError for a name that is no option."""
     for name in asked:
         if name not in TrainOptions.options:
@@ -107,6 +117,7 @@ def _with(options: TrainOptions, asked: dict[str, Any]) -> TrainOptions:
 
 def _of_texts(
     names: tuple[str, ...],
+    model: ModelSpec | None,
     wanted: Run | None,
     options: TrainOptions,
     base: Base | None,
@@ -119,9 +130,10 @@ def _of_texts(
     if base is not None and given is None:
         raise UsageError("the model to begin with has no tokenizer, so no text can be encoded for it", "use another")
     if wanted is None:
-        objective, _ = choose_objective(options, None if base is None else base.model.spec)
+        spec = model if base is None else base.model.spec
+        objective, _ = choose_objective(options, spec)
         prepared = prepare_for(objective, names, options, folder, reporter, tokenizer=given)
-        return *resolve(names, options, prepared, base, world), prepared.tokenizer
+        return *resolve(names, options, prepared, base, world, spec=spec), prepared.tokenizer
     objective, resumed = wanted.objective.name, (folder / RUN).exists()
     prepared = prepare_for(objective, names, wanted.options, folder, reporter, resumed=resumed, tokenizer=given)
     _refuse_other_data(wanted, prepared.training.hash, prepared.tokenizer.hash, folder)
@@ -158,9 +170,7 @@ def _refuse_idle_options(options: TrainOptions, feed: Feed | None, model: ModelS
     """Raise UsageError for options that would decide nothing, since a feed, a model or a base has settled them."""
     default, settled = TrainOptions(), set[str]()
     if feed is not None:
-        settled |= {each.flag for each in declared(TextSpec)}
-    elif model is not None:
-        raise UsageError("a model's spec goes with a feed of your own", "for texts, choose a design and its sizes")
+        settled |= {each.flag for part in (Reading, TextSpec) for each in declared(part)}
     if options.init_from is not None or model is not None:
         settled |= {each.flag for each in declared(Sizing)} - {"minutes"}
     if options.init_from is not None and model is not None:
@@ -183,17 +193,38 @@ def _base(wanted: Run | None, options: TrainOptions, folder: Path) -> Base | Non
 
 @contextmanager
 def _held(folder: Path, world: World) -> Iterator[None]:
-    """The folder, for this run alone; what a killed process left in it half written is gone."""
+    """The folder, for this run alone; what a killed process left in it half written is gone.
+
+    A run that fails before it is written down leaves no folder where there was none, and nothing in an empty one.
+    """
     if not world.first:
         yield
         return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    empty = bool(made) or (folder.is_dir() and not any(folder.iterdir()))
     with locked(folder):
         for place in (folder, folder / FOLDER, folder / "tokens"):
             sweep(place)
-        yield
+        try:
+            yield
+        except BaseException:
+            if empty and not (folder / RUN).exists():
+                _empty(folder)
+                with suppress(OSError):  # others may have put something into a parent meanwhile
+                    for path in made:
+                        path.rmdir()
+            raise
 
 
-def _saved(folder: Path, texts: tuple[str, ...], options: TrainOptions) -> Run | None:
+def _empty(folder: Path) -> None:
+    for each in folder.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each, ignore_errors=True)
+        else:
+            each.unlink(missing_ok=True)
+
+
+def _saved(folder: Path, texts: tuple[str, ...], options: TrainOptions, model: ModelSpec | None) -> Run | None:
     """The run that the folder holds. Raises RunError when it is another than is asked for, or cannot be told."""
     path = folder / RUN
     if not path.exists():
@@ -209,10 +240,16 @@ def _saved(folder: Path, texts: tuple[str, ...], options: TrainOptions) -> Run |
     differences = changed(saved.options, options)
     if texts != saved.texts:
         differences.insert(0, f"the texts {', '.join(texts[:3])}, not {', '.join(saved.texts[:3])}")
+    if model is not None and model != saved.model:
+        differences.append("another spec of the model")
     if differences:
+        go_on = "give the same options again to go on"
+        if (folder / SPEC).exists():
+            named = " ".join(texts) or "TEXT"
+            go_on = f"go on from its model: pellucid train {named} --from {folder} --out {folder}-more"
         raise RunError(
             f"{folder} holds another run; this one has {'; '.join(differences)}",
-            "choose another folder with --out, or give the same options again to go on",
+            f"choose another folder with --out, or {go_on}",
         )
     return saved
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pellucid.designs.own import function_of
 from pellucid.engine.modes import evaluating
-from pellucid.errors import UsageError, suggest
+from pellucid.errors import UsageError
 from pellucid.verify.reading import Reading, Side
 from pellucid.verify.subject import Kind, NotApplicable, Subject
 
@@ -98,18 +97,4 @@ def load_function(name: str, **how: Any) -> Function:
 
     Raises UsageError where there is no such file or function.
     """
-    path, _, wanted = name.rpartition(":")
-    if not Path(path).is_file():
-        raise UsageError(f"there is no file {path}", "give path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a stranger's file raises
-        raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}", "run it by itself first") from error
-    function = getattr(module, wanted, None)
-    if not callable(function):
-        there = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-        raise UsageError(f"{path} has no function {wanted!r}", suggest(wanted, there))
-    return Function(function, name=name, **how)
+    return Function(function_of(name), name=name, **how)

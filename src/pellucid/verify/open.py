@@ -7,12 +7,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
+from pellucid.arguments import checked
 from pellucid.errors import UsageError
 from pellucid.verify.subject import Subject
 
 Through = Literal["auto", "pellucid", "transformers"]
 
 
+@checked()
 def open_subject(
     what: Any, *, through: Through = "auto", quantised: bool = False, ignore: Collection[str] = (), **how: Any
 ) -> Subject:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pellucid.arguments import checked
 from pellucid.errors import UsageError, suggest
 from pellucid.verify.checks import Check, all_checks
 from pellucid.verify.measure import unclear
@@ -32,6 +33,7 @@ def chosen(only: Sequence[str]) -> list[Check]:
     return [known[name] for name in wanted]
 
 
+@checked()
 def verify(
     subject: Any, only: Sequence[str] = (), *, seed: int = 0, progress: Progress | None = None, **how: Any
 ) -> Report:
