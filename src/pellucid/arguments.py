@@ -38,7 +38,7 @@ def checked(**remedies: str) -> Callable[[T], T]:
     def decorate(called: T) -> T:
         if isinstance(called, type):
             setattr(called, "__init__", _guarded(called.__init__, called, remedies))  # noqa: B010
-            return called
+            return typing.cast(T, called)
         return typing.cast(T, _guarded(called, called, remedies))
 
     return decorate
@@ -97,7 +97,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is Any or hint is None:
         return hint is Any or value is None
     if hint in (int, float):
-        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+        return not isinstance(value, bool) and isinstance(value, Integral if hint is int else Real)
     if origin is Callable:
         return callable(value)
     if origin in (Sequence, Iterable, tuple, list):

@@ -40,30 +40,30 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "a sampling's field": (lambda _: Sampling(temprature=1), "no argument 'temprature'", "'temperature'"),  # pyright: ignore[reportCallIssue]
     "temperature": (lambda _: Sampling("hot"), "temperature = 'hot'", "a number"),  # pyright: ignore[reportArgumentType]
     "a keyword of generate": (
-        lambda model: pellucid.generate(model, [[1]], temperature=0.5),
+        lambda model: pellucid.generate(model, [[1]], temperature=0.5),  # pyright: ignore[reportCallIssue]
         "generate has no argument 'temperature'",
         "sampling=pellucid.Sampling(temperature=…)",
     ),
     "max_new_tokens": (
-        lambda model: pellucid.generate(model, [[1]], max_new_tokens=2.5),
+        lambda model: pellucid.generate(model, [[1]], max_new_tokens=2.5),  # pyright: ignore[reportArgumentType]
         "max_new_tokens = 2.5",
         "a whole number",
     ),
     "sampling": (
-        lambda model: pellucid.generate(model, [[1]], sampling=0.5),
+        lambda model: pellucid.generate(model, [[1]], sampling=0.5),  # pyright: ignore[reportArgumentType]
         "sampling = 0.5",
         "a Sampling or None",
     ),
-    "one prompt of ids": (lambda model: pellucid.generate(model, [1, 2]), "prompts = [1, 2]", "[[1, 2, 3]]"),
-    "a model": (lambda _: pellucid.generate(7, "x"), "model = 7", "pellucid.load"),
-    "a design's name": (lambda _: pellucid.build("modern"), "spec = 'modern'", "pellucid.designs.modern("),
-    "a rule": (lambda model: pellucid.build(model.spec, init="fanin"), "init = 'fanin'", "'fan_in'"),
-    "a type by name": (lambda _: pellucid.load("x", "bfloat16"), "dtype = 'bfloat16'", "a dtype"),
-    "a format": (lambda model: pellucid.convert(model, "x", "onnx"), "to = 'onnx'", "'gguf'"),
-    "early_stopping": (lambda _: pellucid.Beams(4, early_stopping="no"), "early_stopping = 'no'", "'never'"),
-    "penalise": (lambda _: pellucid.Beams(penalise="p"), "penalise = 'p'", "'logprobs'"),
+    "one prompt of ids": (lambda model: pellucid.generate(model, [1, 2]), "prompts = [1, 2]", "[[1, 2, 3]]"),  # pyright: ignore[reportArgumentType]
+    "a model": (lambda _: pellucid.generate(7, "x"), "model = 7", "pellucid.load"),  # pyright: ignore[reportArgumentType]
+    "a design's name": (lambda _: pellucid.build("modern"), "spec = 'modern'", "pellucid.designs.modern("),  # pyright: ignore[reportArgumentType, reportCallIssue]
+    "a rule": (lambda model: pellucid.build(model.spec, init="fanin"), "init = 'fanin'", "'fan_in'"),  # pyright: ignore[reportArgumentType, reportCallIssue]
+    "a type by name": (lambda _: pellucid.load("x", "bfloat16"), "dtype = 'bfloat16'", "a dtype"),  # pyright: ignore[reportArgumentType]
+    "a format": (lambda model: pellucid.convert(model, "x", "onnx"), "to = 'onnx'", "'gguf'"),  # pyright: ignore[reportArgumentType]
+    "early_stopping": (lambda _: pellucid.Beams(4, early_stopping="no"), "early_stopping = 'no'", "'never'"),  # pyright: ignore[reportArgumentType]
+    "penalise": (lambda _: pellucid.Beams(penalise="p"), "penalise = 'p'", "'logprobs'"),  # pyright: ignore[reportArgumentType]
     "names of checks": (lambda model: pellucid.verify(model, "cache"), "only = 'cache'", "a list"),
-    "top": (lambda model: pellucid.look(model, [1, 2], top="5"), "top = '5'", "a whole number"),
+    "top": (lambda model: pellucid.look(model, [1, 2], top="5"), "top = '5'", "a whole number"),  # pyright: ignore[reportArgumentType]
 }
 
 

@@ -288,9 +288,9 @@ def test_factors_of_yarn_are_those_of_the_library(hf: Any, extra: dict[str, Any]
     assert spec == RotarySpec(500.0, 1.0, YaRNScaling(4.0, 16, **fields))
     library = LlamaConfig.from_dict({**config, "rope_parameters": {**YARN, **extra}})
     rate, factor = ROPE_INIT_FUNCTIONS["yarn"](library, None)
-    ours, own = frequencies(spec, library.head_dim)
+    ours, own = frequencies(spec, library.head_dim)  # pyright: ignore[reportArgumentType]
     assert (ours - rate).abs().max() < 1e-6 and own == pytest.approx(factor, rel=1e-6)
-    assert rotary_of({**config, "rope_parameters": None, **rotary_attributes(spec)}) == spec
+    assert rotary_of({**config, "rope_parameters": None, **rotary_attributes(spec)}) == spec  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ MODES = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.
 def bert() -> BertModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    return BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **sizes)).eval()
+    return BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **sizes)).eval()  # pyright: ignore[reportArgumentType]
 
 
 def states(bert: BertModel, ids: list[int]) -> Tensor:

@@ -39,8 +39,8 @@ CASES: dict[str, tuple[Any, Any]] = {
         hf.DistilBertConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=32),
     ),
     "bart": (hf.BartForConditionalGeneration, hf.BartConfig(**PAIR)),
-    "marian": (hf.MarianMTModel, hf.MarianConfig(**MARIAN)),
-    "t5": (hf.T5ForConditionalGeneration, hf.T5Config(**T5, decoder_start_token_id=0)),
+    "marian": (hf.MarianMTModel, hf.MarianConfig(**MARIAN)),  # pyright: ignore[reportArgumentType]
+    "t5": (hf.T5ForConditionalGeneration, hf.T5Config(**T5, decoder_start_token_id=0)),  # pyright: ignore[reportCallIssue]
 }
 IDS, START = torch.tensor([[5, 6, 7, 8, 2]]), torch.tensor([[2, 5, 6]])
 HEADS = {  # the names of matrices of heads that are not called lm_head.weight

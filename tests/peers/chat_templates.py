@@ -89,7 +89,7 @@ def text_of(source: str, messages: Sequence[dict[str, Any]], given: dict[str, An
     known = [{key: value for key, value in message.items() if value is not None} for message in messages]
     rest = {"add_generation_prompt": True, **NAMES, **given}
     try:
-        return str(render_jinja_template([known], chat_template=source, **rest)[0][0])
+        return str(render_jinja_template([known], chat_template=source, **rest)[0][0])  # pyright: ignore[reportArgumentType]
     except Exception:
         return None
 

@@ -53,10 +53,10 @@ def seen(case: Case) -> Tensor:
 
 
 def chained(case: Case) -> Tensor:
-    scores = theirs.RepetitionPenaltyLogitsProcessor(case.penalty)(case.ids, case.logits.clone())
+    scores = theirs.RepetitionPenaltyLogitsProcessor(case.penalty)(case.ids, case.logits.clone())  # pyright: ignore[reportArgumentType]
     for process in (theirs.TemperatureLogitsWarper(case.t), theirs.TopKLogitsWarper(case.k),
                     theirs.TopPLogitsWarper(case.p), theirs.MinPLogitsWarper(case.least)):  # fmt: skip
-        scores = process(case.ids, scores)
+        scores = process(case.ids, scores)  # pyright: ignore[reportArgumentType]
     return scores
 
 
@@ -67,23 +67,23 @@ def ours_chained(case: Case) -> Tensor:
 
 FILTERS: dict[str, tuple[Callable[[Case], Tensor], Callable[[Case], Tensor]]] = {
     "temperature": (
-        lambda case: theirs.TemperatureLogitsWarper(case.t)(case.ids, case.logits.clone()),
+        lambda case: theirs.TemperatureLogitsWarper(case.t)(case.ids, case.logits.clone()),  # pyright: ignore[reportArgumentType]
         lambda case: ours.temperature(case.logits, case.t),
     ),
     "top-k": (
-        lambda case: theirs.TopKLogitsWarper(case.k)(case.ids, case.logits.clone()),
+        lambda case: theirs.TopKLogitsWarper(case.k)(case.ids, case.logits.clone()),  # pyright: ignore[reportArgumentType]
         lambda case: ours.top_k(case.logits, case.k),
     ),
     "top-p": (
-        lambda case: theirs.TopPLogitsWarper(case.p)(case.ids, case.logits.clone()),
+        lambda case: theirs.TopPLogitsWarper(case.p)(case.ids, case.logits.clone()),  # pyright: ignore[reportArgumentType]
         lambda case: ours.top_p(case.logits, case.p),
     ),
     "min-p": (
-        lambda case: theirs.MinPLogitsWarper(case.least)(case.ids, case.logits.clone()),
+        lambda case: theirs.MinPLogitsWarper(case.least)(case.ids, case.logits.clone()),  # pyright: ignore[reportArgumentType]
         lambda case: ours.min_p(case.logits, case.least),
     ),
     "repetition penalty": (
-        lambda case: theirs.RepetitionPenaltyLogitsProcessor(case.penalty)(case.ids, case.logits.clone()),
+        lambda case: theirs.RepetitionPenaltyLogitsProcessor(case.penalty)(case.ids, case.logits.clone()),  # pyright: ignore[reportArgumentType]
         lambda case: ours.repetition_penalty(case.logits, seen(case), case.penalty),
     ),
     "all in a chain": (chained, ours_chained),

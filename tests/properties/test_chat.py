@@ -123,7 +123,7 @@ def test_scopes_and_names_are_those_of_transformers(name: str) -> None:
 
 def test_every_filter_runs_where_no_file_can_be_opened() -> None:
     """Some filters of jinja2 import what they need when they are first used."""
-    from jinja2.defaults import DEFAULT_FILTERS
+    from jinja2.defaults import DEFAULT_FILTERS  # pyright: ignore[reportPrivateImportUsage]
 
     calls = [f"{name}{given}" for name in DEFAULT_FILTERS for given in ("", "(8)", "('a')", "('a', 'b')")]
     problems = [said for call in calls if re.search("OSError|Import|Module", said := written_or_not(call))]

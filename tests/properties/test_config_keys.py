@@ -113,8 +113,8 @@ def test_names_are_those_of_the_library() -> None:
     release, _ = _published()
     if transformers.__version__ != release:
         pytest.skip(f"the list is of transformers {release}")
-    said = subprocess.run(
+    said = subprocess.run(  # pyright: ignore[reportCallIssue]
         [sys.executable, "-c", "import config_names; print(config_names.text(), end='')"],
-        **{"cwd": ROOT / "docs", "capture_output": True, "text": True, "check": True},
+        **{"cwd": ROOT / "docs", "capture_output": True, "text": True, "check": True},  # pyright: ignore[reportArgumentType]
     ).stdout
     assert said == (ROOT / "src/pellucid/families/names.txt").read_text()

@@ -150,11 +150,11 @@ def thinking(source: str) -> Thinks:
     inner = Tokenizer.train(["no merges: a text has one encoding"], 257).inner
     inner.add_special_tokens(["<|turn|>", "<|end|>", "<think>", "</think>"])
     end = inner.token_to_id("<|end|>")
-    read = Tokenizer(inner, Roles(stop_ids=(end,), chat_template=source))
+    read = Tokenizer(inner, Roles(stop_ids=(end,), chat_template=source))  # pyright: ignore[reportArgumentType]
     block = BlockSpec(AttentionSpec(2, 1, 8, rotary=RotarySpec()), FFNSpec(8), RMSNormSpec())
     model = Thinks(DecoderSpec(300, CONTEXT, EmbedSpec(), StackSpec(16, (block,), RMSNormSpec())))
     model.tokenizer, model.script = read, read.encode_marked("<think>a</think>b</think><|end|>")
-    model.script = [*model.script, *read.encode("c<think>"), end]  # the second answer spells a marker in letters
+    model.script = [*model.script, *read.encode("c<think>"), end]  # the second answer spells a marker in letters  # pyright: ignore[reportAttributeAccessIssue]
     return model.eval()
 
 

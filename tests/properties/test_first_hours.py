@@ -240,7 +240,7 @@ def test_a_design_of_ones_own_is_named_by_its_function(text: Path, tmp_path: Pat
         "    return classic(vocab_size, context, 1, d_model, head_dim)\n"
         "def wrong(*sizes):\n    return 3\n"
     )
-    result = pellucid.train(text, "own", **TINY | {"design": "mine.py:small"})
+    result = pellucid.train(text, "own", **TINY | {"design": "mine.py:small"})  # pyright: ignore[reportArgumentType]
     assert result.model.spec == classic(280, 16, 1, 16, 8)
     for name, problem in {
         "mine.py:smal": "has no function 'smal'",
@@ -249,14 +249,14 @@ def test_a_design_of_ones_own_is_named_by_its_function(text: Path, tmp_path: Pat
         "absent_module:small": "cannot be run",
     }.items():
         with pytest.raises(UsageError, match=problem):
-            pellucid.train(text, "another", **TINY | {"design": name})
+            pellucid.train(text, "another", **TINY | {"design": name})  # pyright: ignore[reportArgumentType]
     assert not Path("another").exists()
 
 
 def test_rows_of_json_are_read_by_the_field_that_is_named(tmp_path: Path) -> None:
     rows = [json.dumps({"body": part, "text": "wrong"}) for part in TEXT.split("\n\n") if part]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    pellucid.train("rows.jsonl", "out", **TINY | {"field": "body", "steps": 1})
+    pellucid.train("rows.jsonl", "out", **TINY | {"field": "body", "steps": 1})  # pyright: ignore[reportArgumentType]
     n_bytes = int(Run.load(Path("out") / RUN).reasons[0].value.split()[0].replace(",", ""))
     assert n_bytes > 0.8 * len(TEXT)  # one word a row would be far fewer
 

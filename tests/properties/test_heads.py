@@ -88,7 +88,7 @@ def test_a_pooler_is_what_its_spec_says(spec: PoolerHeadSpec, drawn: Rows, empty
     if empty:
         valid = torch.cat((valid, torch.zeros_like(valid[:1])))
     x = states(valid.shape, seed).requires_grad_()
-    head = PoolerHead(spec, SIZES).double()
+    head = PoolerHead(spec, SIZES).double()  # pyright: ignore[reportArgumentType]
     got = head(x, Tokens.padded(valid))
     assert got.shape == (len(valid), WIDTH)
     for i, vector in enumerate(got):
@@ -103,13 +103,13 @@ def test_a_pooler_is_what_its_spec_says(spec: PoolerHeadSpec, drawn: Rows, empty
 def test_contents_of_padding_do_not_matter(spec: PoolerHeadSpec, drawn: Rows, seed: int) -> None:
     """Not even what is not finite, except where it is multiplied by zero (a mean)."""
     _, _, valid = drawn
-    head, x = PoolerHead(spec, SIZES).double(), states(valid.shape, seed)
+    head, x = PoolerHead(spec, SIZES).double(), states(valid.shape, seed)  # pyright: ignore[reportArgumentType]
     other = x.masked_fill(~valid[..., None], 1e6 if spec.take == "mean" else torch.inf)
     assert torch.equal(head(x, Tokens.padded(valid)), head(other, Tokens.padded(valid)))
 
 
 def test_lengths_of_one_make_cosines() -> None:
-    head = PoolerHead(PoolerHeadSpec("mean", dense=False, normalise=True), SIZES).double()
+    head = PoolerHead(PoolerHeadSpec("mean", dense=False, normalise=True), SIZES).double()  # pyright: ignore[reportArgumentType]
     x = states(torch.Size((3, 4)), 0)
     vectors = head(x, Tokens.plain(3, 4))
     close(vectors @ vectors.T, F.cosine_similarity(x.mean(1)[:, None], x.mean(1)[None], dim=-1))
@@ -118,7 +118,7 @@ def test_lengths_of_one_make_cosines() -> None:
 def test_control_a_pooler_that_counts_padding_is_seen() -> None:
     x, valid = states(torch.Size((1, 4)), 0), torch.tensor([[False, True, True, False]])
     for take in ("first", "last", "mean", "max"):
-        head = PoolerHead(PoolerHeadSpec(take, dense=False), SIZES).double()
+        head = PoolerHead(PoolerHeadSpec(take, dense=False), SIZES).double()  # pyright: ignore[reportArgumentType]
         assert (head(x, Tokens.padded(valid)) - head(x, Tokens.plain(1, 4))).abs().max() > 1e-2, take
 
 

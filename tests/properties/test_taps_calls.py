@@ -51,7 +51,7 @@ def silent(model: Decoder) -> bool:
 def test_an_edit_of_logits_is_refused_by_a_loss(asked: str, kind: str) -> None:
     """It would change nothing: a loss is computed in chunks, and never passes this point."""
     spec = EXAMPLE if kind == "decoder" else replace(as_encoder(EXAMPLE), head=MaskedLMHeadSpec())
-    model, batch = build(spec), Batch(TEXT, Tokens.plain(*TEXT.shape), TEXT)
+    model, batch = build(spec), Batch(TEXT, Tokens.plain(*TEXT.shape), TEXT)  # pyright: ignore[reportArgumentType]
     with model.taps(edit={"logits": Scale(0.0)}), pytest.raises(TapError, match="edit of logits would change nothing"):
         getattr(model, asked)(batch)
     alone = model.nll_sum(batch)

@@ -153,7 +153,7 @@ def test_a_mask_takes_the_space_before_it_where_any_file_says_so(file: str, tmp_
              "cls_token": "<s>", "sep_token": "</s>"}  # fmt: skip
     said = {"tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer", "mask_token": "<mask>"}}
     typed = MASK if file.startswith("special") else {"__type": "AddedToken", **MASK}
-    said[file] = {**said.get(file, {}), **names, "mask_token": typed}
+    said[file] = {**said.get(file, {}), **names, "mask_token": typed}  # pyright: ignore[reportArgumentType]
     for name, content in said.items():
         (tmp_path / name).write_text(json.dumps(content))
     text = "the cat <mask> on the mat"

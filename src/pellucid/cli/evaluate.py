@@ -44,7 +44,10 @@ def evaluate(
     opened, errors = open_model(model, quantised), Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bars:
         task = bars.add_task("reading", total=None)
-        seen = lambda done, total: bars.update(task, completed=done, total=total)  # noqa: E731
+
+        def seen(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
         found = measure(opened, texts, field=field, stride=stride, progress=seen)
     words = f"{found.n_tokens:,} tokens, {found.n_bytes:,} bytes, {found.n_documents:,} documents"
     console = Console(highlight=False)

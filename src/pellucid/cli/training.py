@@ -60,9 +60,9 @@ def training_table(spec: ModelSpec) -> Table:
 
     from pellucid.engine.memory import free_bytes, gigabytes
     from pellucid.nn.flops import count_parameters, training_flops
+    from pellucid.train.derive import ASSUMED_UTILISATION
     from pellucid.train.needs import training_needs
     from pellucid.train.precision import measure_peak
-    from pellucid.train.resolve import ASSUMED_UTILISATION
 
     total, context = count_parameters(spec).total, spec.context
     tokens = TOKENS_PER_PARAMETER * total

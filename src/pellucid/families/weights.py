@@ -107,14 +107,16 @@ def stream_weights(model: nn.Module, source: Source, found: Plan, dtype: torch.d
             _refuse_different(source.read(double.copy, dtype).opened(dtype), read.opened(dtype), double)
         stays = all(isinstance(stored[name], Quantised) for name in link.ours)
         tensor = read.blocks if stays and isinstance(read, Quantised) else read.opened(dtype)
-        for name, taken in zip(link.ours, link.transform.take(tensor, link.wanted(shapes)), strict=True):
+        parts = link.transform.take(tensor, link.wanted(shapes))
+        for name, taken in zip(link.ours, parts, strict=True):
             if link.part is None:
                 ours[name].data = _alone(taken)
-                continue
-            if ours[name].numel() == 0:
-                ours[name].data = torch.empty(whole[name], dtype=types[name])
-            ours[name].data[link.part] = taken
-        del read, tensor, taken  # so that the next tensor is not read beside them
+            else:
+                if ours[name].numel() == 0:
+                    ours[name].data = torch.empty(whole[name], dtype=types[name])
+                ours[name].data[link.part] = taken
+            del taken
+        del read, tensor, parts  # so that the next tensor is not read beside them
 
 
 def export_weights(model: nn.Module, table: Table) -> dict[str, Tensor]:

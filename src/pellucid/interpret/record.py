@@ -24,7 +24,8 @@ from pellucid.engine.modes import evaluating
 from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel, Encoder, EncoderDecoder
 from pellucid.spec import EncoderDecoderSpec
-from pellucid.taps import match_points, point_axes
+from pellucid.taps import point_axes
+from pellucid.taps.points import match_points
 
 # (batch, time), or (batch, source time) and (batch, time); sizes differ from one to the next
 Readable: TypeAlias = Batch | Int[Tensor, "_ _"] | tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]
@@ -157,9 +158,11 @@ def _numbers(model: AnyModel, name: str, axes: str, batch: Batch, share: float) 
 
     Of an axis of unknown size it is the stream's width that is taken, or 1 where that is an axis already.
     """
-    spec = side = model.spec
+    spec = model.spec
     if isinstance(spec, EncoderDecoderSpec):
         side = spec.encoder if name.startswith("encoder.") else spec.decoder
+    else:
+        side = spec
     rows, time = batch.ids.shape[0], batch.ids.shape[1] * share
     of_source = 0.0 if batch.source is None else batch.source.ids.shape[1] * share
     reads = of_source if name.startswith("encoder.") else time

@@ -41,8 +41,9 @@ def tapped(
     globs = [read] if isinstance(read, str) else list(read)
     wanted = {name for glob in globs for name in match_points(model, glob)}
     for glob, f in (edit or {}).items():
-        if not callable(f):
-            what = f"a tensor of shape {tuple(f.shape)}" if isinstance(f, Tensor) else repr(f)
+        given: object = f
+        if not callable(given):
+            what = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
             raise TapError(f"the edit of {glob} is {what}", "give a function of the activation: lambda x: 0 * x")
     edits = {name: f for glob, f in (edit or {}).items() for name in match_points(model, glob)}
     listeners: dict[Tapped, Listener] = {}

@@ -52,7 +52,7 @@ class Trained:
         """What was asked for, but for the seed and for what is only kept and shown."""
         hidden = {"seed", *OPERATIONAL}
         asked = {each.name: getattr(self.run.options, each.name) for each in fields(TrainOptions)}
-        return {"texts": self.run.texts} | {name: value for name, value in asked.items() if name not in hidden}
+        return {"texts": self.run.texts, **{name: value for name, value in asked.items() if name not in hidden}}
 
     def at(self, share: float) -> float | None:
         """The measure at the last validation within this share of the steps; None before the first."""

@@ -46,15 +46,15 @@ def resolve(
     runtime = numbers.runtime()
     _ = numbers.context
     numbers.note_sizes()
-    spec = numbers.part(TextSpec, hash="", tokens_per_step=1, texts=texts, tokenizer=prepared.tokenizer.hash)
-    if spec.batch_size < runtime.micro_batches:
+    texts_spec = numbers.part(TextSpec, hash="", tokens_per_step=1, texts=texts, tokenizer=prepared.tokenizer.hash)
+    if texts_spec.batch_size < runtime.micro_batches:
         raise UsageError(
-            f"batch_size = {spec.batch_size} cannot be split into {runtime.micro_batches} micro-batches",
-            f"choose --micro-batches from 1 to {spec.batch_size}, or a larger --batch-size",
+            f"batch_size = {texts_spec.batch_size} cannot be split into {runtime.micro_batches} micro-batches",
+            f"choose --micro-batches from 1 to {texts_spec.batch_size}, or a larger --batch-size",
         )
-    run = numbers.run(spec, runtime, base)
+    run = numbers.run(texts_spec, runtime, base)
     feed = open_feed(run, prepared)
-    run = replace(run, feed=replace(spec, hash=feed.hash, tokens_per_step=feed.tokens_per_step))
+    run = replace(run, feed=replace(texts_spec, hash=feed.hash, tokens_per_step=feed.tokens_per_step))
     run = _measured(numbers, run, feed, base, world)
     each = run.steps * run.tokens_per_step / prepared.training.n_tokens
     numbers.note("tokens", run.steps * run.tokens_per_step, f"{each:.2g} times the text")
