@@ -41,6 +41,7 @@ NAMES = {
     "vit": "ViT",
 }
 MODERN = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+GROUPED = {"vocab_size": 32, **MODERN, "num_key_value_heads": 1}
 T5 = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 PAIR = {
     **{"vocab_size": 32, "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16},
@@ -48,7 +49,8 @@ PAIR = {
 }
 SIZES: dict[str, dict[str, Any]] = {  # of a small model, where they are not called as most families do
     "gpt2": {"vocab_size": 32, "n_embd": 16, "n_head": 2, "n_layer": 1},
-    "gemma3": {"text_config": {"vocab_size": 32, **MODERN}},
+    "gemma3": {"text_config": GROUPED},
+    **dict.fromkeys(("mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"), GROUPED),
     "distilbert": {"vocab_size": 32, "dim": 16, "n_heads": 2, "n_layers": 1, "hidden_dim": 16},
     **{"t5": T5, "mt5": T5, "bart": PAIR, "marian": PAIR, "vit": MODERN},
 }

@@ -325,7 +325,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
         r"config\.json says 'model_type' twice",
     ),
     "no model_type": (config(lambda said: said.pop("model_type")), r"model: the config names no model_type"),
-    "an unknown model_type": (config(lambda said: said.update(model_type="xyz")), r"model: .*'xyz'"),
+    "an unknown model_type": (config(lambda said: said.update(model_type="xyz")), r'model: .*"xyz"'),
     "an attribute nobody knows": (config(lambda said: said.update(alibi=True)), r"model: .*alibi = true"),
     "more layers than there can be": (config(lambda said: said.update(num_hidden_layers=10**9)), r"num_hidden_layers"),
     "layers that the file does not have": (

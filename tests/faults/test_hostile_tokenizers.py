@@ -250,7 +250,7 @@ def test_an_eos_id_of_a_wrong_type_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model", "vocab.txt", "source.spm"])
-def test_what_is_no_plain_file_is_not_opened(file: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_plain_is_not_opened(file: str, tmp_path: Path) -> None:
     put_socket(tmp_path / file)
     for other in ("vocab.json", "target.spm"):
         (tmp_path / other).write_text("{}")

@@ -280,7 +280,7 @@ def test_the_head_follows_the_architecture(hf: Any) -> None:
         ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide"),
         ({"architectures": ["AlbertForQuestionAnswering"]}, "AlbertForQuestionAnswering"),
         ({"model_type": "bert"}, 'model_type = "bert"'),
-        ({"share": 1}, "share = 1"),
+        ({"rope_theta": 5.0}, "rope_theta = 5"),
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(hf: Any, changes: dict[str, Any], message: str) -> None:

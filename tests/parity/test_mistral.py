@@ -120,7 +120,7 @@ def test_absent_keys_take_the_published_defaults() -> None:
         ({"attention_bias": True}, "not understood: attention_bias = true"),
         ({"layer_types": ["full_attention"] * 3}, "not understood: layer_types"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is not from 1 to 4096"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan is not float"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps = NaN is not float"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0 is not from 1"),
         ({"architectures": ["MistralForSequenceClassification"]}, "no head of ours is that of"),
     ],

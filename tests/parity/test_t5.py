@@ -344,7 +344,7 @@ def test_files_of_every_age_say_how_the_head_is_scaled(hf: Any) -> None:
         ({"feed_forward_proj": "relu", "is_gated_act": True}, "is_gated_act = true"),
         ({"dense_act_fn": "gelu"}, 'dense_act_fn = "gelu"'),
         ({"num_heads": None}, "num_heads = null is not int"),
-        ({"gradient_checkpoints": 1}, "gradient_checkpoints = 1"),
+        ({"rope_theta": 5.0}, "rope_theta = 5"),
         ({"model_type": "umt5"}, 'model_type = "umt5"'),
     ],
 )

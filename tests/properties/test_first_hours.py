@@ -25,14 +25,14 @@ from pellucid.generate.sample import Sampling
 from pellucid.nn.flops import count_parameters
 from pellucid.nn.models import Decoder
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.train import loop, precision, resolve, trainer
+from pellucid.train import derive, loop, precision, trainer
 from pellucid.train.compare import Group, Trained, differences, groups
 from pellucid.train.config import Run, TrainOptions
+from pellucid.train.derive import Numbers
 from pellucid.train.needs import training_needs
 from pellucid.train.precision import Peak
 from pellucid.train.prepare import prepare
 from pellucid.train.report import Reporter
-from pellucid.train.resolve import Numbers
 from pellucid.train.trainer import Trainer
 
 TEXT = inspect.getsource(textwrap)
@@ -54,7 +54,7 @@ def known_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr(trainer, "VALIDATION_BATCHES", 2)
     monkeypatch.setattr(Trainer, "measure", lambda *_: 0.1)
-    for module in (resolve, loop, precision):
+    for module in (derive, loop, precision):
         monkeypatch.setattr(module, "measure_peak", lambda *_: Peak(2e11, 1e11))
 
 
@@ -88,7 +88,7 @@ def model() -> Decoder:
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def only(n_bytes: int) -> None:
-        for module in (memory, resolve):
+        for module in (memory, derive):
             monkeypatch.setattr(module, "free_bytes", lambda *_: n_bytes)
 
     return only

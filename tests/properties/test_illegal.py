@@ -91,6 +91,7 @@ ILLEGAL: dict[str, Callable[[], object]] = {
     "LayerNormSpec: eps = -1.0 must not be negative": lambda: LayerNormSpec(eps=-1.0),
     "RMSNormSpec: eps = -1e-06 must not be negative": lambda: RMSNormSpec(eps=-1e-6),
     "YaRNScaling: original_context = 0 must be >= 1": lambda: YaRNScaling(2.0, 0),
+    "YaRNScaling: attention_factor = 0.0 must be above 0": lambda: YaRNScaling(2.0, 8, attention_factor=0.0),
     "YaRNScaling: beta_slow = 4.0, beta_fast = 4.0": lambda: YaRNScaling(2.0, 8, 4.0, 4.0),
     "ByPartsScaling: original_context = 0 must be >= 1": lambda: ByPartsScaling(2.0, 0),
     "low_freq_factor = 4.0 must be below high_freq_factor = 4.0": lambda: ByPartsScaling(2.0, 8, 4.0, 4.0),

@@ -132,4 +132,5 @@ def _difference(interval: Interval) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Run the command with these arguments."""
     parse(compare, arguments, EXAMPLES)

@@ -57,4 +57,5 @@ def evaluate(
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Run the command with these arguments."""
     parse(evaluate, arguments, EXAMPLES)

@@ -76,6 +76,7 @@ class Group:
 
     @property
     def finals(self) -> list[float]:
+        """The final measures of the runs that have ended."""
         return [each.final for each in self.runs if each.final is not None]
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,7 +201,7 @@ def _held(folder: Path, world: World) -> Iterator[None]:
     if not world.first:
         yield
         return
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # no error for a name too long
     empty = bool(made) or (folder.is_dir() and not any(folder.iterdir()))
     with locked(folder):
         for place in (folder, folder / FOLDER, folder / "tokens"):
