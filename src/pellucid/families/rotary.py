@@ -37,6 +37,9 @@ def _scaling(read: Config, context: int) -> RotaryScaling | None:
         )
     usual = 0.1 * math.log(factor) + 1.0
     sharpened = read.take("attention_factor", float, _sharpening(read, factor))
+    if sharpened <= 0:
+        said = "attention_factor" if "attention_factor" in read.values else "mscale"
+        raise read.refuse(said, "must be above 0", "the config is damaged")
     return YaRNScaling(
         factor,
         original,
