@@ -640,6 +640,7 @@ def test_scores_beside_tokens_must_be_numbers(key: str, value: Any) -> None:
         from_metadata(metadata, "model.gguf")
 
 
+@pytest.mark.filterwarnings("ignore:.*tokenizer.ggml.pre is missing")
 @settings(max_examples=examples(300))
 @given(st.sampled_from([SPM, GPT2]), st.data())
 def test_any_value_in_gguf_metadata_is_read_or_refused(base: Json, data: st.DataObject) -> None:

@@ -81,6 +81,7 @@ def test_the_command_answers_lines(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert capsys.readouterr().out == "The capital of France is Paris.\n"
 
 
+@pytest.mark.slow
 def test_a_model_that_was_not_taught_to_chat_says_so() -> None:
     with pytest.raises(UsageError, match=r"(?s)no chat template.*pellucid generate"):
         encode_chat(tokenizer_of(gemma()), TALK)

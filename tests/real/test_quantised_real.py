@@ -13,7 +13,7 @@ from checkpoints import gemma, smollm2
 
 import pellucid
 
-BOTH = pytest.mark.parametrize("path", [smollm2, gemma])
+BOTH = pytest.mark.parametrize("path", [smollm2, pytest.param(gemma, marks=pytest.mark.slow)])
 TEXT = "The capital of France is Paris. The capital of Germany is"
 
 

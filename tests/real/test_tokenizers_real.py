@@ -72,6 +72,7 @@ def test_gemma_is_what_transformers_reads() -> None:
     assert_equal(read(gemma()), theirs_of(gemma()))
 
 
+@pytest.mark.slow
 def test_gemma_keeps_every_text_and_its_published_ids() -> None:
     ours = read(gemma())
     for text in TEXTS:
