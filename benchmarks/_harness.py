@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 # a contestant that cannot share our environment: contestant -> the environment that `make bench` sets up for it
@@ -66,6 +66,15 @@ def python_of(contestant: str) -> Path:
     return python
 
 
+def end(process: subprocess.Popen[str], printed: IO[str]) -> None:
+    """End a process that is spoken to by lines, wait until its memory is free, and let go of what it printed."""
+    assert process.stdin is not None and process.stdout is not None
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, printed):
+        stream.close()
+
+
 class Worker:
     """A contestant in a process of its own, idle until asked; ``facts`` is what it says of itself once warm.
 
@@ -109,11 +118,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process, and wait until its memory is free."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._printed):
-            stream.close()
+        end(self._process, self._printed)
 
 
 def save_json(path: Path, record: object) -> None:

@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from _harness import HERE, Spread, cores, processor, save_json
+from _harness import HERE, Spread, cores, end, processor, save_json
 
 TARGET, TURNS = 0.97, 3
 # Both checkouts must understand these programs: they use what has been public since version 0.1. The first two take a
@@ -95,11 +95,7 @@ class Side:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._printed):
-            stream.close()
+        end(self._process, self._printed)
 
 
 def imported(checkout: Path) -> dict[str, float]:

@@ -80,10 +80,7 @@ def info(
     wanted = None if params is None else number_of(params)
     spec = read_spec(subject, asked, ignore_key) if wanted is None else of_parameters(subject, asked, wanted)
     if svg is not None:
-        from pellucid.cli.diagram import draw
-        from pellucid.files import write_text
-
-        write_text(svg, draw(spec, subject))
+        _draw(svg, spec, subject)
     explain(console, subject, spec, tokens or spec.context)
     if wanted is not None:
         console.print()
@@ -93,6 +90,14 @@ def info(
         _stored(console, subject)
     if svg is not None:
         console.print(f"\ndrawn in {svg}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _draw(svg: Path, spec: ModelSpec, subject: str) -> None:
+    """Draw the model into a file."""
+    from pellucid.cli.diagram import draw
+    from pellucid.files import write_text
+
+    write_text(svg, draw(spec, subject))
 
 
 def _flag(name: str) -> str:
