@@ -23,8 +23,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pellucid.api import build, convert, load, save
-    from pellucid.engine.vectors import embed
     from pellucid.evaluate.texts import evaluate, logprob
+    from pellucid.evaluate.vectors import embed
     from pellucid.generate.beam import Beams
     from pellucid.generate.chat import chat
     from pellucid.generate.decode import Completion, generate, stream
@@ -42,7 +42,7 @@ _HOMES = {
     "convert": "api",
     "load": "api",
     "save": "api",
-    "embed": "engine.vectors",
+    "embed": "evaluate.vectors",
     "logprob": "evaluate.texts",
     "chat": "generate.chat",
     "Completion": "generate.decode",

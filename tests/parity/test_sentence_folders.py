@@ -74,8 +74,10 @@ def test_way_to_pool_named_by_one_string_is_read(bert: BertModel, tmp_path: Path
 
 
 def test_way_to_pool_that_nobody_says_is_the_mean(bert: BertModel, tmp_path: Path) -> None:
-    model = pellucid.load(folder(bert, tmp_path, pooling={"word_embedding_dimension": 16}))
+    root = folder(bert, tmp_path, pooling={"word_embedding_dimension": 16})
+    model = pellucid.load(root)
     assert gap(model, states(bert, IDS).mean(0)) < 1e-6
+    assert torch.equal(pellucid.embed(root, TEXT), pellucid.embed(model, TEXT))
 
 
 @pytest.mark.parametrize("kind", ["Transformer", "BERT"])
@@ -148,8 +150,11 @@ def test_model_with_a_head_of_its_own_opens_with_that_head(bert: BertModel, tmp_
 
 
 def test_model_without_vectors_is_refused() -> None:
+    model = pellucid.build(modern(50, 32, 2, 16, 8))
     with pytest.raises(UsageError, match="this Decoder gives no vector of a text"):
-        pellucid.embed(pellucid.build(modern(50, 32, 2, 16, 8)), TEXT)
+        pellucid.embed(model, TEXT)
+    with pytest.raises(UsageError, match="texts = 5 cannot be used"):
+        pellucid.embed(model, 5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import shutil
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
@@ -307,11 +308,16 @@ def test_differences_between_runs_are_named_and_seeds_are_not(trained: Path) -> 
 def test_comparing_shows_curves_and_a_verdict(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["compare", str(trained), str(trained)]) == 0
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    assert run(["compare", str(trained), str(other)]) == 0
     told = capsys.readouterr().out
     assert "bits per byte" in told and "at 50%" in told and "they differ in their seeds alone" in told
     for line in ([str(trained)], [str(trained), "absent"]):
         assert run(["compare", *line]) in (1, 2)
+    capsys.readouterr()
+    assert run(["compare", str(trained), str(other), f"{trained}/../{trained.name}"]) == 2
+    assert "is given twice" in capsys.readouterr().err
 
 
 # --- small -----------------------------------------------------------------------------------------------------------

@@ -253,14 +253,34 @@ def test_tokens_that_a_model_must_not_write_are_kept(tmp_path: Path) -> None:
             read_with("never, wrong", tokenizer_config=CONFIGS["byte_bpe"], generation_config={"bad_words_ids": wrong})
 
 
-def test_a_begin_of_text_token_stands_once_or_not_as_the_config_says() -> None:
-    for asked, expected in ((True, [0]), (False, []), (None, [0])):
-        ours = read_with(f"bos {asked}", tokenizer_config=CONFIGS["byte_bpe"] | {"add_bos_token": asked})
-        assert ours.encode_prompt("the") == [*expected, *ours.encode("the")]
-        assert ours.adds_bos == bool(expected)
+def test_beside_a_tokenizer_json_the_flags_of_begin_and_end_are_not_obeyed_but_a_disagreement_is_said() -> None:
+    for flags in ({}, {"add_bos_token": None}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": False}):
+        ours = read_with(f"agrees {flags}", tokenizer_config=CONFIGS["byte_bpe"] | flags)
+        assert ours.encode_prompt("the") == [0, *ours.encode("the")]
+        assert ours.adds_bos
         assert ours.encode_marked("<|begin|>the") == [0, *ours.encode("the")]
-    ours = read_with("eos", tokenizer_config=CONFIGS["byte_bpe"] | {"add_eos_token": True})
-    assert ours.encode_prompt("the") == [0, *ours.encode("the"), 1]
+    for flags, told in (
+        ({"add_bos_token": False}, "add_bos_token is false, but tokenizer.json"),
+        ({"add_eos_token": True}, "add_eos_token is true, but tokenizer.json"),
+    ):
+        with pytest.warns(UserWarning, match=told):
+            ours = read_with(f"disagrees {flags}", tokenizer_config=CONFIGS["byte_bpe"] | flags)
+        assert ours.encode_prompt("the") == [0, *ours.encode("the")]
+
+
+def test_without_a_tokenizer_json_a_begin_of_text_token_stands_as_the_config_says() -> None:
+    inner = json.loads(byte_bpe().to_str())["model"]
+    for asked in (True, False):
+        folder = write(
+            scratch() / f"merged {asked}",
+            tokenizer_config=CONFIGS["byte_bpe"] | {"add_bos_token": asked, "add_eos_token": not asked},
+            vocab=inner["vocab"],
+        )
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in inner["merges"]]
+        (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+        ours = load_tokenizer(folder)
+        assert ours.adds_bos is asked
+        assert ours.encode_prompt("the") == [*[0][:asked], *ours.encode("the"), *[1][asked:]]
 
 
 def test_the_template_may_lie_in_a_file_of_its_own_or_among_others() -> None:

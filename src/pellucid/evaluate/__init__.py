@@ -1,4 +1,4 @@
-"""How good is a model, as a number: the likelihood of texts, and of continuations."""
+"""What a model makes of texts, in numbers: the likelihood of texts and of continuations, and a vector of each."""
 
 from pellucid.rooms import make_callable
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     inner, normal = _inner(folder, config, model)
     _add(inner, _added(folder, config), folder)
     roles = roles_of(inner, config, _said(folder, "generation_config.json"), model, str(folder))
-    _set_ends(inner, config, {name: getattr(roles, f"{name}_id") for name in ("bos", "eos")})
+    _set_ends(inner, config, {name: getattr(roles, f"{name}_id") for name in ("bos", "eos")}, folder)
     try:
         return Tokenizer(inner, roles, normal)
     except CheckpointError as error:
@@ -156,8 +157,14 @@ def _add(inner: tokenizers.Tokenizer, added: dict[int, dict[str, Any]], folder: 
     make_special(inner, special)
 
 
-def _set_ends(inner: tokenizers.Tokenizer, config: Mapping[str, Any], ids: Mapping[str, int | None]) -> None:
-    """Do as ``add_bos_token`` and ``add_eos_token`` say, where the file of the vocabulary says otherwise."""
+def _set_ends(
+    inner: tokenizers.Tokenizer, config: Mapping[str, Any], ids: Mapping[str, int | None], folder: Path
+) -> None:
+    """Do as ``add_bos_token`` and ``add_eos_token`` say, where the vocabulary's file says nothing of them.
+
+    A tokenizer.json does: there ``transformers`` 5 reads neither flag, whatever the class (4 did, for some classes).
+    Where the two disagree, the file counts, and a warning says so.
+    """
     asked = {"bos": config.get("add_bos_token"), "eos": config.get("add_eos_token")}
     if all(value is None for value in asked.values()):
         return
@@ -168,6 +175,13 @@ def _set_ends(inner: tokenizers.Tokenizer, config: Mapping[str, Any], ids: Mappi
     if set(now) - set(ids.values()):
         return  # other tokens are put around a text: [CLS], a language
     wanted = {name: ids[name] in now if value is None else value for name, value in asked.items()}
+    if (folder / FILE).is_file():
+        unlike = [name for name, number in ids.items() if number is not None and wanted[name] != (number in now)]
+        if unlike:
+            flags = ", ".join(f"add_{name}_token is {str(wanted[name]).lower()}" for name in unlike)
+            told = f"in {folder / CONFIG} {flags}, but {FILE} says otherwise: {FILE} is followed, as transformers 5 does"
+            warnings.warn(told, stacklevel=2)
+        return
     ends = [
         [(written, number)]
         if wanted[name] and (number := ids[name]) is not None and (written := inner.id_to_token(number))

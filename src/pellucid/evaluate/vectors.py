@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pellucid.arguments import checked
 from pellucid.batch import Tokens
+from pellucid.checkpoints.by_name import opened
 from pellucid.engine.modes import evaluating
 from pellucid.errors import UsageError, suggest
 from pellucid.nn.heads import PoolerHead
-from pellucid.nn.models import Encoder, Model
+from pellucid.nn.models import AnyModel, Encoder
 
 BATCH_TOKENS = 8192  # in one forward, padding included
 
 
+@checked(model="give an encoder that pools, e.g. of pellucid.load, or the name of one")
 def embed(
-    model: Model,
+    model: AnyModel | str | Path,
     texts: str | Sequence[str],
     *,
     prompt: str | None = None,
@@ -39,6 +43,7 @@ def embed(
         a, b = pellucid.embed(model, ["A cat sat down.", "A feline took a seat."])
         print(torch.cosine_similarity(a, b, dim=0))
     """
+    model = opened(model)
     if not isinstance(model, Encoder) or not isinstance(model.head, PoolerHead):
         raise UsageError(
             f"this {type(model).__name__} gives no vector of a text",
