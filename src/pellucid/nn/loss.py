@@ -54,7 +54,7 @@ def nll(
     weights: Float[Tensor, "*axes"] | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     reduction: Reduction = "sum",
-) -> Float[Tensor, ...]:
+) -> Float[Tensor, "*reduced"]:
     """-ln p(label) in nats, their sum () or each (*axes); 0 where the label is IGNORE. Differentiable once.
 
     smoothing: the share of each label that is given to all of the vocabulary alike, 0 <= smoothing < 1. weights: a
@@ -109,7 +109,7 @@ class Predictions:
         smoothing: float = 0.0,
         weights: Float[Tensor, "batch places"] | None = None,
         reduction: Reduction = "sum",
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "*reduced"]:
         """-ln p(label) in nats, their sum () or each (batch, places); see ``nll``."""
         return nll(
             self.states, self.table, labels, bias=self.bias, soft_cap=self.soft_cap, smoothing=smoothing,
