@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from pellucid.batch import Batch
 from pellucid.checkpoints.native import save_model
 from pellucid.errors import CheckpointError, DataError, PellucidError, RunError, SpecError, UsageError
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import checkpoint, derive, loop, resolve, trainer
 from pellucid.train.config import Run, TextSpec, TrainOptions, changed
+from pellucid.train.feeds import open_feed
 from pellucid.train.loop import Interrupted, Result
 from pellucid.train.metrics import read_metrics
 from pellucid.train.precision import Peak
@@ -524,6 +526,25 @@ def test_a_damaged_record_does_not_stop_a_run(text: Path, tmp_path: Path, record
     (tmp_path / "out" / "metrics.jsonl").write_bytes(record.encode("latin-1"))
     train(text, tmp_path / "out", **TINY)
     assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")][-1] == 10
+
+
+def test_batches_measured_during_training_are_spread_over_all_that_is_held_out(
+    run: Run, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "VALIDATION_BATCHES", 3)
+    feed, seen = open_feed(run, prepared), list[Batch]()
+
+    def sums(_: object, batches: Iterable[Batch], *__: object) -> dict[str, float]:
+        seen.extend(batches)
+        return {"nats": 1.0, "bytes": 1.0}
+
+    monkeypatch.setattr(trainer, "held_out_sums", sums)
+    assert Trainer(run, feed).validate()
+    everything = list(feed.evaluation())
+    assert len(everything) > 6
+    places = [next(i for i, batch in enumerate(everything) if torch.equal(batch.ids, each.ids)) for each in seen]
+    assert places[0] == 0 and len(places) == 3
+    assert places[2] - places[1] == places[1] == -(-len(everything) // 3)
 
 
 def test_every_refusal_is_ours() -> None:

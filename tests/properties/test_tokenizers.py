@@ -254,7 +254,12 @@ def test_tokens_that_a_model_must_not_write_are_kept(tmp_path: Path) -> None:
 
 
 def test_beside_a_tokenizer_json_the_flags_of_begin_and_end_are_not_obeyed_but_a_disagreement_is_said() -> None:
-    for flags in ({}, {"add_bos_token": None}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": False}):
+    for flags in (
+        {},
+        {"add_bos_token": None},
+        {"add_bos_token": True},
+        {"add_bos_token": True, "add_eos_token": False},
+    ):
         ours = read_with(f"agrees {flags}", tokenizer_config=CONFIGS["byte_bpe"] | flags)
         assert ours.encode_prompt("the") == [0, *ours.encode("the")]
         assert ours.adds_bos

@@ -39,7 +39,9 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
 
     if len(runs) < 2:
         raise UsageError("a comparison needs two runs", "pellucid compare RUN RUN")
-    if twice := next((folder for folder in runs if [each.resolve() for each in runs].count(folder.resolve()) > 1), None):
+    if twice := next(
+        (folder for folder in runs if [each.resolve() for each in runs].count(folder.resolve()) > 1), None
+    ):
         raise UsageError(f"{twice} is given twice", "give each run once")
     loaded = [Trained.load(folder) for folder in runs]
     found, console = groups(loaded), Console(highlight=False)

@@ -179,7 +179,9 @@ def _set_ends(
         unlike = [name for name, number in ids.items() if number is not None and wanted[name] != (number in now)]
         if unlike:
             flags = ", ".join(f"add_{name}_token is {str(wanted[name]).lower()}" for name in unlike)
-            told = f"in {folder / CONFIG} {flags}, but {FILE} says otherwise: {FILE} is followed, as transformers 5 does"
+            told = (
+                f"in {folder / CONFIG} {flags}, but {FILE} says otherwise: {FILE} is followed, as transformers 5 does"
+            )
             warnings.warn(told, stacklevel=2)
         return
     ends = [

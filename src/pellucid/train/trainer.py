@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from pellucid.train.step import StepResult, step
 from pellucid.train.validate import held_out_sums
 from pellucid.train.world import ALONE, World
 
-VALIDATION_BATCHES = 16  # during training; the end measures all of them
+VALIDATION_BATCHES = 16  # at most, during training; the end measures all of them
 
 
 class Trainer:
@@ -118,8 +119,13 @@ class Trainer:
         save_tensors(path, tensors)
 
     def validate(self) -> dict[str, float]:
-        """The feed's measures of the first held-out batches; empty where nothing is held out."""
-        return self._measures(itertools.islice(self.feed.evaluation(), VALIDATION_BATCHES))
+        """The feed's measures of some held-out batches, spread evenly over all; empty where nothing is held out."""
+        return self._measures(itertools.islice(self.feed.evaluation(), None, None, self._spacing))
+
+    @cached_property
+    def _spacing(self) -> int:
+        """Every so-manyth held-out batch is measured during training, so that documents of all kinds are among them."""
+        return max(1, -(-sum(1 for _ in self.feed.evaluation()) // VALIDATION_BATCHES))
 
     def held_out(self) -> Iterator[Batch]:
         """All that is held out, with at least half a context before each token of a long text."""
