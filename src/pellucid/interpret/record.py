@@ -10,28 +10,24 @@ Only what is yielded is kept, so ten million tokens take no more memory than one
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pellucid.batch import IGNORE, Batch, Source, Tokens
-from pellucid.engine.memory import require
 from pellucid.engine.modes import evaluating
 from pellucid.errors import UsageError
+from pellucid.interpret.choice import Choice, Positions, chosen_points, side
+from pellucid.interpret.plan import Plan, planned
 from pellucid.nn.models import AnyModel, Encoder, EncoderDecoder
-from pellucid.spec import EncoderDecoderSpec
 from pellucid.taps import point_axes
-from pellucid.taps.points import match_points
 
 # (batch, time), or (batch, source time) and (batch, time); sizes differ from one to the next
 Readable: TypeAlias = Batch | Int[Tensor, "_ _"] | tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]
-Positions: TypeAlias = Literal["tokens"] | slice | Sequence[int] | Callable[[Batch], Bool[Tensor, "_ _"]]
 Loss: TypeAlias = Callable[[AnyModel, Batch], Float[Tensor, ""]]
-TIME = ("time", "query", "key")  # names of the axis, in ``point_axes``, along which tokens stand
 
 
 class Recorded(Mapping[str, Tensor]):
@@ -59,10 +55,13 @@ def record(
     points: str | Iterable[str],
     *,
     positions: Positions | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
     gradients: bool | Loss = False,
     reduce: Callable[[Tensor], Tensor] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    announce: Callable[[Plan], object] | None = None,
 ) -> Iterator[Recorded]:
     """Run a model over batches, in evaluation mode, and yield for each the activations at ``points`` (globs allowed).
 
@@ -72,34 +71,55 @@ def record(
     a sequence of positions: those of every row (negative ones count from the end), with the axes as they are.
     ``"tokens"``: all but padding, and a function batch -> True (batch, time): those, both as (tokens, ...), rows after
     each other and the axis of tokens first. An encoder's activations are chosen by what it reads.
+    layers, heads: of points in blocks those of these layers, and of axes of heads these heads, in this order; negative
+    ones count from the end. Keys and values are those that the heads read, so that all axes of heads are alike.
     gradients: also of a loss (model, batch) -> sum, which is then what runs; True: the model's own ``nll_sum``.
     reduce: a function of each activation (and gradient) after ``positions``, e.g. ``lambda x: x.mean(0)``.
     dtype, device: what is floating point is converted at last, and all is moved; default: as it is.
+    announce: is told the ``Plan`` of each batch before it runs, e.g. ``print``.
 
     What the points would take together is compared with the memory that is free before anything runs (TooLargeError).
     The model's modes are given back, and it is not listened to between the batches. Raises TapError for a point that
-    does not exist, and UsageError for positions that a row does not have.
+    does not exist, with the nearest names, and UsageError for positions, layers and heads that there are not.
     """
+    every, choice = point_axes(model), Choice(positions, heads)
+    axes = {name: every[name] for name in chosen_points(model, points, layers)}
+    choice.refuse_heads(model, axes)
     loss = _own_loss if gradients is True else gradients or None
-    names, axes, here = [points] if isinstance(points, str) else list(points), point_axes(model), _device(model)
-    read_at = {name: axes[name] for glob in names for name in match_points(model, glob)}
+    return _recorded(model, batches, axes, choice, loss, reduce, dtype, device, announce)
+
+
+def _recorded(
+    model: AnyModel,
+    batches: Iterable[Readable],
+    axes: Mapping[str, str],
+    choice: Choice,
+    loss: Loss | None,
+    reduce: Callable[[Tensor], Tensor] | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    announce: Callable[[Plan], object] | None,
+) -> Iterator[Recorded]:
     for given in batches:
-        batch = as_batch(given).to(here)
-        refuse_large_record(model, read_at, batch)
+        batch = as_batch(given).to(model.device)
+        plan = planned(model, axes, batch, choice, dtype, device)
+        if announce is not None:
+            announce(plan)
+        plan.refuse_too_large()
         with evaluating(model), torch.set_grad_enabled(loss is not None):
-            with model.taps(read=names, gradients=loss is not None) as acts:
+            with model.taps(read=list(axes), gradients=loss is not None) as acts:
                 total = None if loss is None else loss(model, batch)
                 if loss is None:
                     read(model, batch)
             found = {"acts": dict(acts)} | ({} if total is None else {"gradients": dict(acts.gradients(total))})
 
         def kept(name: str, x: Tensor, batch: Batch = batch) -> Tensor:
-            x = choose(x.detach(), axes[name], _side(name, batch), positions, name)
+            x = choice.of(x.detach(), axes[name], side(name, batch), name, model)
             x = x if reduce is None else reduce(x)
             return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
 
         with torch.no_grad():
-            sides = {side: {name: kept(name, x) for name, x in of.items()} for side, of in found.items()}
+            sides = {each: {name: kept(name, x) for name, x in of.items()} for each, of in found.items()}
         del acts, total, found
         yield Recorded(batch, **sides)
 
@@ -107,14 +127,16 @@ def record(
 def capture(
     model: AnyModel,
     ids: Int[Tensor, "batch time"],
-    names: Iterable[str],
+    names: str | Iterable[str],
     source: Int[Tensor, "batch source_time"] | None = None,
+    **options: Any,
 ) -> dict[str, Tensor]:
     """The activations at the points ``names`` (globs allowed), by full name, from one forward without gradients.
 
-    source: what an encoder–decoder reads; ``ids`` are then what it writes. Raises as ``record`` does.
+    source: what an encoder–decoder reads; ``ids`` are then what it writes. options: as of ``record``. Raises as
+    ``record`` does.
     """
-    return dict(next(record(model, [ids if source is None else (source, ids)], names)))
+    return dict(next(record(model, [ids if source is None else (source, ids)], names, **options)))
 
 
 def as_batch(given: Readable) -> Batch:
@@ -138,75 +160,5 @@ def read(model: AnyModel, batch: Batch) -> Tensor:
     return model(batch.ids, batch.tokens)
 
 
-def refuse_large_record(model: AnyModel, points: Mapping[str, str], batch: Batch) -> None:
-    """Raise TooLargeError where the activations at these points do not fit into memory. points: name -> axes."""
-
-    def size(share: float) -> int:
-        return model.dtype.itemsize * sum(_numbers(model, *of, batch, share) for of in points.items())
-
-    def remedy(free: int) -> str:
-        time = batch.ids.shape[1]
-        fitting = next((time >> k for k in range(1, time.bit_length()) if size(0.5**k) <= free), 0)
-        return f"about {fitting:,} tokens a row would fit: read fewer points, rows or tokens"
-
-    tokens = f"{batch.ids.shape[0]} × {batch.ids.shape[1]} tokens"
-    require(size(1.0), f"recording {len(points)} points of {tokens}", remedy, model.device)
-
-
-def _numbers(model: AnyModel, name: str, axes: str, batch: Batch, share: float) -> int:
-    """How many numbers a point has for ``share`` of a batch's time, by the names of its axes; an estimate.
-
-    Of an axis of unknown size it is the stream's width that is taken, or 1 where that is an axis already.
-    """
-    spec = model.spec
-    if isinstance(spec, EncoderDecoderSpec):
-        side = spec.encoder if name.startswith("encoder.") else spec.decoder
-    else:
-        side = spec
-    rows, time = batch.ids.shape[0], batch.ids.shape[1] * share
-    of_source = 0.0 if batch.source is None else batch.source.ids.shape[1] * share
-    reads = of_source if name.startswith("encoder.") else time
-    keys = of_source if ".cross." in name else reads
-    layer = next((int(part) for part in name.split(".") if part.isdigit()), 0)
-    heads = getattr(side.stack.blocks[layer].mixer, "n_heads", 1)
-    sizes = {"batch": rows, "time": reads, "query": reads, "key": keys, "heads": heads, "vocab": spec.vocab_size}
-    known = [sizes[axis] for axis in axes.split() if axis in sizes]
-    inner = set(axes.split()) - set(sizes)
-    width = (side.d_model / heads if "heads" in axes else side.d_model) if inner else 1
-    return round(math.prod(known) * width)
-
-
-def choose(x: Tensor, axes: str, batch: Batch, positions: Positions | None, name: str) -> Tensor:
-    """Some tokens of an activation whose axes have these names; see ``record``. Without such an axis all of it."""
-    axis = next((i for i, axis in enumerate(axes.split()) if axis in TIME), None)
-    if positions is None or axis is None:
-        return x
-    if isinstance(positions, slice):
-        return x.movedim(axis, 0)[positions].movedim(0, axis)
-    if isinstance(positions, str) or callable(positions):
-        here = batch.tokens.pos >= 0 if isinstance(positions, str) else positions(batch)
-        if here.shape[1] != x.shape[axis]:
-            raise UsageError(
-                f"{name} has {x.shape[axis]} positions, and the batch {here.shape[1]}", "choose by a slice instead"
-            )
-        return x.movedim(axis, 1)[here.to(x.device)]
-    size = x.shape[axis]
-    wrong = next((place for place in positions if not -size <= place < size), None)
-    if wrong is not None:
-        raise UsageError(f"position {wrong} of {name}, which has {size}", f"positions run from {-size} to {size - 1}")
-    return x.index_select(axis, torch.tensor([place % size for place in positions], device=x.device))
-
-
-def _side(name: str, batch: Batch) -> Batch:
-    """What the part of the model that owns a point reads: an encoder beside a decoder the source."""
-    if batch.source is None or not name.startswith("encoder."):
-        return batch
-    return Batch(batch.source.ids, batch.source.tokens, batch.labels)
-
-
 def _own_loss(model: AnyModel, batch: Batch) -> Float[Tensor, ""]:
     return model.nll_sum(batch)
-
-
-def _device(model: AnyModel) -> torch.device:
-    return next(model.parameters()).device

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from pellucid.errors import TapError, suggest
+from pellucid.errors import TapError
 from pellucid.taps.listener import Listener
 
 
@@ -85,5 +87,13 @@ def match_points(model: nn.Module, pattern: str) -> list[str]:
     names = list(point_axes(model))
     found = fnmatch.filter(names, pattern)
     if not found:
-        raise TapError(f"no activation point matches {pattern!r}; {suggest(pattern, names)}")
+        raise TapError(f"no activation point matches {pattern!r}; {_nearest(pattern, names)}")
     return found
+
+
+def _nearest(pattern: str, names: list[str]) -> str:
+    """The names that a pattern may have meant, up to three; where none is near, all kinds of points."""
+    kinds = list(dict.fromkeys(re.sub(r"\bblocks\.\d+\.", "blocks.*.", name) for name in names))
+    among = kinds if "*" in pattern else names
+    near = difflib.get_close_matches(pattern[:200], among, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(kinds)}"
