@@ -26,8 +26,8 @@ demo: .venv/.run ## train on Python's own library for three minutes, write some 
 
 .PHONY: test
 test: lint types .venv/.checkpoints ## lint, types and every test that is quick
-	$(PYTEST) -m "not slow" --ignore=tests/compile $(ARGS)
-	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) -m "not slow" tests/compile
+	$(PYTEST) -m "not slow" tests/properties $(ARGS)
+	PELLUCID_SHAPE_CHECKS=0 $(PYTEST) -m "not slow" --ignore=tests/properties $(ARGS)
 
 .PHONY: test-all
 test-all: export PELLUCID_TEST_THOROUGH = 1

@@ -85,3 +85,6 @@ def room(module: str) -> str:
 
 def is_ours(module: str) -> bool:
     return module == NAME or module.startswith(NAME + ".")
+
+
+HOUSE = Package(SRC)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from package import NAME, ROOT, SRC, Package, is_ours, room
+from package import HOUSE, NAME, ROOT, Package, is_ours, room
 
 from pellucid.cli.main import COMMANDS
 
@@ -41,8 +41,6 @@ HEAVY = {
     *("torch", "numpy", "jaxtyping", "safetensors", "tokenizers", "rich"),
     *("transformers", "datasets", "huggingface_hub", "tensorboard", "matplotlib"),
 }
-
-HOUSE = Package(SRC)
 
 
 def storey(name: str) -> int:

@@ -7,18 +7,18 @@ first, a level deeper where it is indented more; in a ``console`` block commands
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+import io
 import os
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 from package import NAME, ROOT, SRC
 
 import pellucid
-from pellucid.cli.main import COMMANDS
+from pellucid.cli.main import COMMANDS, run
 
 README = ROOT / "README.md"
 # Commands that are not ours; what they do is not checked.
@@ -76,11 +76,11 @@ def shell_commands(text: str) -> list[list[str]]:
 @functools.cache
 def help_of(*words: str) -> str:
     """What ``pellucid … --help`` prints; it must succeed."""
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", NAME, *words, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("NO_COLOR", "1")
+        assert run([*words, "--help"]) == 0
+    return printed.getvalue()
 
 
 def make_targets() -> set[str]:

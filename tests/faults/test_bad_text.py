@@ -200,8 +200,8 @@ def test_one_line_of_megabytes(tmp_path: Path, letter: str) -> None:
         assert tokenizer.decode(store.tokens) == document.text
         return time.perf_counter() - begin
 
-    short = seconds(400_000)
-    assert seconds(4_000_000) < 60 * short  # 10 where linear, 100 where quadratic
+    short = seconds(100_000)
+    assert seconds(1_000_000) < 60 * short  # 10 where linear, 100 where quadratic
 
 
 @pytest.mark.slow

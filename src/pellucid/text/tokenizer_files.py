@@ -171,18 +171,17 @@ def _set_ends(
     for name, value in asked.items():
         if not isinstance(value, bool | None):
             raise CheckpointError(f"{CONFIG}: add_{name}_token is {value!r}", "true or false")
-    now = inner.encode("").ids
-    if set(now) - set(ids.values()):
+    around_nothing = inner.encode("").ids
+    if set(around_nothing) - set(ids.values()):
         return  # other tokens are put around a text: [CLS], a language
-    wanted = {name: ids[name] in now if value is None else value for name, value in asked.items()}
+    begun = around_nothing[:1] == [ids["bos"]]  # one token may be both
+    now = {"bos": begun, "eos": around_nothing[begun:][-1:] == [ids["eos"]]}
+    wanted = {name: now[name] if value is None else value for name, value in asked.items()}
     if (folder / FILE).is_file():
-        unlike = [name for name, number in ids.items() if number is not None and wanted[name] != (number in now)]
-        if unlike:
+        if unlike := [name for name, number in ids.items() if number is not None and wanted[name] != now[name]]:
             flags = ", ".join(f"add_{name}_token is {str(wanted[name]).lower()}" for name in unlike)
-            told = (
-                f"in {folder / CONFIG} {flags}, but {FILE} says otherwise: {FILE} is followed, as transformers 5 does"
-            )
-            warnings.warn(told, stacklevel=2)
+            followed = f"{FILE} says otherwise and is followed, as transformers 5 does"
+            warnings.warn(f"in {folder / CONFIG} {flags}, but {followed}", stacklevel=2)
         return
     ends = [
         [(written, number)]
