@@ -392,7 +392,7 @@ def gradient(model: AnyModel, batches: list[Batch]) -> torch.Tensor:
         (lambda t, s, r: middles_of(t), r"has no token <\|fim_prefix\|>"),
     ],
 )
-def test_spans_and_tokens_that_cannot_be_are_refused(make: Callable[..., object], message: str, store: TokenStore) -> None:
+def test_spans_that_cannot_be_are_refused(make: Callable[..., object], message: str, store: TokenStore) -> None:
     plain = Tokenizer.train(TEXTS, 300)
     with pytest.raises(DataError, match=f"(?s){message}"):
         make(plain, store, {"context": 40, "batch_size": 6, "seed": 3})
