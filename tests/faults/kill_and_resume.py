@@ -32,6 +32,11 @@ OPTIONS = (
 KINDS: dict[str, tuple[str, ...]] = {
     "decoder": (),
     "encoder": ("--objective", "mlm"),
+    "spans": ("--objective", "spans"),
+    "denoise": ("--objective", "denoise"),
+    "ul2": ("--objective", "ul2"),
+    "prefix": ("--objective", "prefix"),
+    "fim": ("--objective", "fim"),
     "pairs": ("--objective", "seq2seq", "--smoothing", "0.1", "--schedule", "inverse_sqrt"),
     "frozen": ("--freeze", "embed.*"),
 }

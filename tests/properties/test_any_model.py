@@ -91,26 +91,35 @@ KINDS: dict[str, tuple[str, type, dict[str, Any]]] = {
     "encoder": ("text.txt", Encoder, {"objective": "mlm"}),
     "pairs": ("pairs.tsv", EncoderDecoder, {"objective": "seq2seq", "smoothing": 0.1, "schedule": "inverse_sqrt"}),
     "frozen_embeddings": ("text.txt", Decoder, {"freeze": ("embed.*",)}),
+    "whole_words": ("text.txt", Encoder, {"objective": "mlm", "whole_words": True}),
+    "spans": ("text.txt", EncoderDecoder, {"objective": "spans", "vocab_size": 380}),
+    "denoise": ("text.txt", EncoderDecoder, {"objective": "denoise"}),
+    "ul2": ("text.txt", EncoderDecoder, {"objective": "ul2", "vocab_size": 380}),
+    "prefix": ("text.txt", Decoder, {"objective": "prefix"}),
+    "fim": ("text.txt", Decoder, {"objective": "fim"}),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW = ("whole_words", "denoise", "ul2", "prefix")  # another kind of the same feed or model is among the others
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in KINDS])
 def test_a_run_of_any_kind_resumes_bit_for_bit(folder: Path, tmp_path: Path, kind: str) -> None:
     """The power goes one step after a checkpoint. On the old code a run with frozen weights could not be resumed, and
     only decoders could be trained."""
     name, model_class, more = KINDS[kind]
-    whole = train(folder / name, tmp_path / "whole", **TINY, **more)
+    whole = train(folder / name, tmp_path / "whole", **TINY | more)
     assert isinstance(whole.model, model_class) and whole.metrics and whole.model.tokenizer is not None
     with pytest.raises(PowerCut):
-        train(folder / name, tmp_path / "broken", reporter=CutAt(5), **TINY, **more)
+        train(folder / name, tmp_path / "broken", reporter=CutAt(5), **TINY | more)
     assert sorted(p.name for p in (tmp_path / "broken" / "checkpoints").iterdir())[-1] == "step-00000004"
-    resumed = train(folder / name, tmp_path / "broken", **TINY, **more)
+    resumed = train(folder / name, tmp_path / "broken", **TINY | more)
     assert resumed.metrics == whole.metrics
     assert digests(tmp_path / "whole") == digests(tmp_path / "broken")
     measured = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in measured if set(line) & set(whole.metrics)] == [2, 4]
     assert {name.removeprefix("final_") for name in measured[-1] if name != "step"} == set(whole.metrics)
-    assert train(folder / name, tmp_path / "whole", **TINY, **more).metrics == whole.metrics, "nothing is left to do"
+    assert train(folder / name, tmp_path / "whole", **TINY | more).metrics == whole.metrics, "nothing is left to do"
 
 
 def test_frozen_parameters_stay_and_have_no_state(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from pellucid.batch import Batch
 from pellucid.look.ink import spark
-from pellucid.nn.models import AnyModel, Decoder
+from pellucid.look.rows import show_rows
+from pellucid.nn.models import AnyModel, Decoder, Encoder
 from pellucid.train.config import Run
 from pellucid.train.loop import Result
 from pellucid.train.report import Progress as State
@@ -59,8 +61,8 @@ class Lines(Reporter):
 
     every = 10.0
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, show_batch: bool = False):
+        self.console, self.show_batch = console, show_batch
         self.last = 0.0
         self.measures: Mapping[str, float] = {}
 
@@ -90,6 +92,10 @@ class Lines(Reporter):
             f"[bold]{what}[/]: {about}{run.steps:,} steps of {run.tokens_per_step:,} tokens, {precision}"
         )
 
+    def reading(self, batches: Callable[[], Sequence[Batch]], model: AnyModel) -> None:
+        if self.show_batch:
+            show_rows(batches()[0], model.tokenizer, self.console, shifted=not isinstance(model, Encoder))
+
     def progress(self, state: State) -> None:
         now = time.perf_counter()
         if now - self.last > self.every or state.step == state.steps:
@@ -118,8 +124,8 @@ class Lines(Reporter):
 class Panels(Lines):
     """A live panel: progress, loss curve, speed, and what the model writes."""
 
-    def __init__(self, console: Console):
-        super().__init__(console)
+    def __init__(self, console: Console, show_batch: bool = False):
+        super().__init__(console, show_batch)
         self.losses: list[float] = []
         self.state: State | None = None
         self.written: tuple[int, str] | None = None
@@ -195,10 +201,10 @@ def reasons_table(run: Run) -> Table:
 
 
 @contextmanager
-def display() -> Iterator[Lines]:
-    """The reporter that fits where the output goes."""
+def display(show_batch: bool = False) -> Iterator[Lines]:
+    """The reporter that fits where the output goes. show_batch: it shows rows of the first step."""
     console = Console()
-    shown = Panels(console) if console.is_terminal else Lines(console)
+    shown = (Panels if console.is_terminal else Lines)(console, show_batch)
     try:
         yield shown
     finally:

@@ -17,7 +17,8 @@ train - --out runs/corpus --steps 2000 < corpus.txt
 train book.txt --out runs/again --run runs/book/run.json
 train more.txt --out runs/more --from runs/book
 train articles.jsonl --field body --design mine.py:model
-train notes/ --out runs/reader --objective mlm
+train notes/ --out runs/reader --objective mlm --show-batch
+train book.txt --out runs/filler --objective spans
 train en-de.tsv --out runs/translator --objective seq2seq --smoothing 0.1
 """
 
@@ -28,6 +29,7 @@ def train(
     out: Path | None = None,
     run: Path | None = None,
     spec: Path | None = None,
+    show_batch: bool = False,
 ) -> None:
     """Train a Transformer on your text. Every number you do not give is derived, and its reason printed.
 
@@ -39,6 +41,7 @@ def train(
         out: Folder of the run [default: runs/NAME of the first text].
         run: A run.json whose numbers are repeated exactly, instead of options.
         spec: A spec.json of the model, instead of a design and its sizes.
+        show_batch: Show three rows of the first step: what it reads, and in colour what it must say.
     """
     from pellucid.cli.display import display, write_sample
     from pellucid.errors import UsageError
@@ -51,7 +54,7 @@ def train(
     folder = out or default_folder(texts[0])
     resolved = None if run is None else load_run(run)
     model = None if spec is None else load_spec(spec)
-    with display() as shown:
+    with display(show_batch) as shown:
         result = train_texts(
             texts, folder, resolved, options=options, model=model, reporter=shown, sampler=write_sample
         )

@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 
 from pellucid.batch import IGNORE, Batch
 from pellucid.data.feed import Share, TextFeed, perplexity
-from pellucid.data.packing import evaluation, share
+from pellucid.data.packing import evaluation, random_for, share
 from pellucid.data.store import TokenStore
 from pellucid.errors import DataError
+from pellucid.text.tokenizer import Tokenizer
 
-_TRAINING, _EVALUATION = 0, 1  # so that no held-out row is corrupted as a training row is
+TRAINING, EVALUATION = 0, 1  # so that no held-out row is corrupted as a training row is
+
+
+@dataclass(frozen=True, eq=False)
+class WordEdges:
+    """Which tokens of a vocabulary begin, and which end, with a letter, a digit or a byte beyond ASCII, (vocab,)."""
+
+    begins: Bool[np.ndarray, " vocab"]
+    ends: Bool[np.ndarray, " vocab"]
+
+    @staticmethod
+    def of(tokenizer: Tokenizer) -> WordEdges:
+        """Those of a tokenizer's vocabulary. What is no text begins and ends a word."""
+        texts = [tokenizer.bytes_of(number) for number in range(tokenizer.vocab_size)]
+        edges = np.array([[_in_word(text[:1]), _in_word(text[-1:])] for text in texts], dtype=np.bool_)
+        return WordEdges(*edges.T)
+
+    def first_of_word(self, ids: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
+        """Where the word of each token begins: a token goes on with a word where letters meet."""
+        place = np.arange(len(ids))
+        goes_on = self.begins[ids]
+        goes_on[1:] &= self.ends[ids[:-1]]
+        goes_on[:1] = False
+        return np.maximum.accumulate(np.where(goes_on, 0, place))
+
+
+def _in_word(byte: bytes) -> bool:
+    return byte.isalnum() or byte >= b"\x80"
 
 
 class MaskedText(TextFeed):
@@ -23,6 +52,9 @@ class MaskedText(TextFeed):
     A share ``masked`` of the tokens is drawn, anew each time a row is read (dynamic masking; Liu et al. 2019). Of
     those, 80 % become ``mask_id``, 10 % any token of the vocabulary, and 10 % stay: the model cannot tell which it is
     asked about. Tokens that separate documents are never drawn. Measured in perplexity, over the drawn tokens alone.
+
+    words: whole words are drawn instead of tokens, the same share of them; each of a word's tokens is then hidden in
+    one of the three ways by itself (whole-word masking, in the code of Devlin et al. 2018).
     """
 
     def __init__(
@@ -35,19 +67,21 @@ class MaskedText(TextFeed):
         seed: int,
         mask_id: int,
         masked: float = 0.15,
+        words: WordEdges | None = None,
         rows_at_once: int | None = None,
     ):
         """Raises DataError when the text is too short for a single row."""
         super().__init__(
             training, validation, context=context, batch_size=batch_size, seed=seed, rows_at_once=rows_at_once
         )
-        self.seed, self.mask_id, self.masked, self.vocab_size = seed, mask_id, masked, len(training.token_bytes)
+        self.seed, self.mask_id, self.masked, self.words = seed, mask_id, masked, words
+        self.vocab_size = len(training.token_bytes)
         if not 0 < masked < 1:
             raise DataError(f"masked = {masked} of the tokens leaves no batch", "choose a share between 0 and 1")
 
     def batches(self, step: int, micro_batches: int, world: Share) -> list[Batch]:
         return [
-            self._hide(self.rows.samples(step * self.batch_size + part.start, len(part)), (_TRAINING, step), part.start)
+            self._hide(self.rows.samples(step * self.batch_size + part.start, len(part)), (TRAINING, step), part.start)
             for part in share(self.batch_size, micro_batches, world.rank, world.size)
         ]
 
@@ -56,7 +90,7 @@ class MaskedText(TextFeed):
         if self.validation is not None:
             first = 0
             for batch in evaluation(self.validation, self.rows.context, self.rows_at_once):
-                yield self._hide(batch, (_EVALUATION, 0), first)
+                yield self._hide(batch, (EVALUATION, 0), first)
                 first += len(batch.ids)
 
     def score(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -69,8 +103,9 @@ class MaskedText(TextFeed):
         labels = np.full_like(ids, IGNORE)
         valid = (batch.tokens.pos.numpy() >= 0) & (ids != self.rows.store.eot)
         for row in range(len(ids)):
-            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, *key, first + row])))
+            rng = random_for(self.seed, *key, first + row)
             drawn, how = rng.random((2, ids.shape[1]))
+            drawn = drawn if self.words is None else drawn[self.words.first_of_word(ids[row])]
             other = rng.integers(self.vocab_size, size=ids.shape[1])
             scored = valid[row] & (drawn < self.masked)
             labels[row, scored] = ids[row, scored]

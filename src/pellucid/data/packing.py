@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt
 
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.data.store import TokenStore
@@ -23,8 +23,13 @@ _FOR_PREFIXES = 0x9EF1  # keeps random numbers for prefixes apart from those for
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, rows: int, slack: int) -> tuple[int, Int64[np.ndarray, " rows"]]:
     """How far an epoch's rows are shifted, in 0…slack, and the order in which they are read."""
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+    rng = random_for(seed, epoch)
     return int(rng.integers(slack + 1)), rng.permutation(rows)
+
+
+def random_for(seed: int, *key: int) -> np.random.Generator:
+    """Random numbers that are a function of the seed and the key alone, such as of a step and a row of it."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *key])))
 
 
 def share(batch_size: int, micro_batches: int, rank: int, world: int) -> list[range]:
@@ -79,19 +84,22 @@ class Packed:
 
     def samples(self, first: int, count: int) -> Batch:
         """Samples first, first + 1, …, as one batch."""
-        numbers = range(first, first + count)
-        starts = np.array([self._start(number) for number in numbers], dtype=np.int64)
-        window = self.store.tokens[starts[:, None] + np.arange(self.context + 1)]  # (count, context + 1)
+        numbers, window = range(first, first + count), self.windows(first, count)
         ids, labels = window[:, :-1], window[:, 1:]
-        seg = _documents(self.store, ids)
+        seg = documents_in(self.store, ids)
         part = None
         if self.ahead.marked:
             part = np.stack([self._prefixes(number, row) for number, row in zip(numbers, seg, strict=True)])
-        return _batch(self.store, ids, labels, seg, part=part, scored=_unseen(seg, self.ahead.first, part))
+        return batch_of(self.store, ids, labels, seg, part=part, scored=_unseen(seg, self.ahead.first, part))
+
+    def windows(self, first: int, count: int) -> UInt[np.ndarray, "count labelled"]:
+        """The tokens of samples first, first + 1, … and the one behind each, (count, context + 1)."""
+        starts = np.array([self._start(number) for number in range(first, first + count)], dtype=np.int64)
+        return self.store.tokens[starts[:, None] + np.arange(self.context + 1)]
 
     def _prefixes(self, number: int, seg: Int64[np.ndarray, " context"]) -> Bool[np.ndarray, " context"]:
         """Which tokens of sample ``number`` are in the prefix of their document."""
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, number, _FOR_PREFIXES])))
+        rng = random_for(self.seed, number, _FOR_PREFIXES)
         lengths = np.bincount(seg)
         ends = 1 + (rng.random(len(lengths)) * lengths).astype(np.int64)
         return _positions(seg[None])[0] < ends[seg]
@@ -143,13 +151,13 @@ def evaluation(
         inside = np.minimum(at, n_labels - 1)
         scored = valid & ((number == 0) | (at >= number * stride + context - stride))
         ids = np.where(valid, store.tokens[inside], store.eot)
-        seg = _documents(store, ids, valid)
+        seg = documents_in(store, ids, valid)
         if ahead is not None and ahead.first:
             scored &= _unseen(seg, ahead.first)
-        yield _batch(store, ids, store.tokens[inside + 1], seg, scored=scored)
+        yield batch_of(store, ids, store.tokens[inside + 1], seg, scored=scored)
 
 
-def _documents(store: TokenStore, ids: np.ndarray, valid: Marks | None = None) -> Places:
+def documents_in(store: TokenStore, ids: np.ndarray, valid: Marks | None = None) -> Places:
     """The number of each token's document in its row, from 0; -1 where ``valid`` is False.
 
     A document begins wherever <|endoftext|> stands (and nowhere else: text never encodes to it).
@@ -178,7 +186,7 @@ def _unseen(seg: Places, first: int, part: Marks | None = None) -> Marks | None:
     return ~seen
 
 
-def _batch(
+def batch_of(
     store: TokenStore,
     ids: np.ndarray,
     labels: np.ndarray,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.data.feed import Share, perplexity
-from pellucid.data.packing import share
+from pellucid.data.packing import random_for, share
 from pellucid.data.text_files import lines
 from pellucid.errors import DataError
 from pellucid.text.tokenizer import Tokenizer
@@ -115,8 +115,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer) -> EncodedPairs:
 
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, pairs: int) -> Int64[np.ndarray, " pairs"]:
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
-    return rng.permutation(pairs)
+    return random_for(seed, epoch).permutation(pairs)
 
 
 def _within(pairs: EncodedPairs, context: int) -> Int64[np.ndarray, " kept"]:
@@ -192,25 +191,34 @@ class PairedText:
         return int(self._kept[_order(self.seed, epoch, len(self._kept))[index]])
 
     def _batch(self, pairs: EncodedPairs, rows: list[int]) -> Batch:
-        source = self._padded(pairs.source, pairs.starts[:, 0], rows)
-        target = self._padded(pairs.target, pairs.starts[:, 1], rows)
-        ids = torch.cat((torch.full((len(rows), 1), self.start_id), target[:, :-1]), 1)
-        return Batch(
-            ids=ids.clamp_min(0),
-            tokens=Tokens.padded(target >= 0),
-            labels=torch.where(target >= 0, target, IGNORE),
-            n_bytes=int(pairs.n_bytes[rows].sum()),
-            source=Source(source.clamp_min(0), Tokens.padded(source >= 0)),
-        )
+        sides = zip((pairs.source, pairs.target), pairs.starts.T, strict=True)
+        source, target = ([stream[starts[row] : starts[row + 1]] for row in rows] for stream, starts in sides)
+        batch = batch_of_pairs(source, target, start_id=self.start_id, context=self.context, fixed=self.fixed)
+        return replace(batch, n_bytes=int(pairs.n_bytes[rows].sum()))
 
-    def _padded(
-        self, stream: Int64[np.ndarray, " stream"], starts: Int64[np.ndarray, " ends"], rows: list[int]
-    ) -> Tensor:
-        """The rows' pieces of a stream, −1 behind those that are shorter."""
-        pieces = [stream[starts[row] : starts[row + 1]] for row in rows]
-        longest = max(map(len, pieces))
-        width = self.context if self.fixed else min(self.context, -(-longest // MULTIPLE) * MULTIPLE)
-        out = np.full((len(rows), width), -1, dtype=np.int64)
-        for row, piece in zip(out, pieces, strict=True):
-            row[: len(piece)] = piece
-        return torch.from_numpy(out)
+
+def batch_of_pairs(
+    source: Sequence[np.ndarray], target: Sequence[np.ndarray], *, start_id: int, context: int, fixed: bool = False
+) -> Batch:
+    """Ids of what is read and of what is to be written, a pair a row: the decoder reads ``start_id`` and the target.
+
+    fixed: rows are as wide as the context; else as the longest, rounded up to a ``MULTIPLE``.
+    """
+    read, said = _padded(source, context, fixed), _padded(target, context, fixed)
+    ids = torch.cat((torch.full((len(said), 1), start_id), said[:, :-1]), 1)
+    return Batch(
+        ids=ids.clamp_min(0),
+        tokens=Tokens.padded(said >= 0),
+        labels=torch.where(said >= 0, said, IGNORE),
+        source=Source(read.clamp_min(0), Tokens.padded(read >= 0)),
+    )
+
+
+def _padded(rows: Sequence[np.ndarray], context: int, fixed: bool) -> Int64[Tensor, "rows time"]:
+    """The rows, −1 behind those that are shorter."""
+    longest = max(map(len, rows))
+    width = context if fixed else min(context, -(-longest // MULTIPLE) * MULTIPLE)
+    out = np.full((len(rows), width), -1, dtype=np.int64)
+    for padded, row in zip(out, rows, strict=True):
+        padded[: len(row)] = row
+    return torch.from_numpy(out)

@@ -1,6 +1,6 @@
 """Model designs: a choice of parts. Those of ``sized()`` can be trained by name; ``PUBLISHED`` have their sizes.
 
-``DESIGNS`` are language models, all comparable, and ``READERS`` read a whole text at once.
+``DESIGNS`` are language models, all comparable, and ``READERS`` read a whole text, or its prefix, at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pellucid.designs.language_models import width as width
 from pellucid.designs.own import function_of
 from pellucid.designs.published import attention_is_all_you_need as attention_is_all_you_need
 from pellucid.errors import SpecError, UsageError, suggest
-from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, ModelSpec
+from pellucid.spec import DecoderSpec, ModelSpec
 
 SIZES = "vocab_size, context, n_layers, d_model and head_dim"
 _MODELS = (
@@ -28,9 +28,10 @@ _MODELS = (
     *(language_models.hybrid, language_models.lstm, language_models.gru, language_models.lstm_attention),
 )
 DESIGNS: dict[str, Callable[[int, int, int, int, int], DecoderSpec]] = {each.__name__: each for each in _MODELS}
-READERS: dict[str, Callable[[int, int, int, int, int], EncoderSpec | EncoderDecoderSpec]] = {
+READERS: dict[str, Callable[[int, int, int, int, int], ModelSpec]] = {
     "encoder": readers.encoder,
     "encoder_decoder": readers.encoder_decoder,
+    "prefix": readers.prefix,
 }
 _PUBLISHED = (
     *(published.seq2seq, published.seq2seq_luong),

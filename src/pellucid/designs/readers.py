@@ -1,4 +1,4 @@
-"""Models of any size that read a whole text at once: an encoder by itself, and one with a decoder behind it."""
+"""Models of any size that read a text, or its prefix, at once: an encoder, an encoder–decoder, a prefix model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pellucid.designs.language_models import modern
 from pellucid.spec import (
     AttentionSpec,
     BlockSpec,
+    Causal,
     DecoderSpec,
     EncoderDecoderSpec,
     EncoderSpec,
     Full,
     MaskedLMHeadSpec,
+    PrefixPart,
 )
 
 
@@ -27,6 +29,14 @@ def encoder_decoder(vocab_size: int, context: int, n_layers: int, d_model: int, 
     """The modern design twice: ``n_layers`` that read, and as many that write (objective seq2seq)."""
     of = modern(vocab_size, context, n_layers, d_model, head_dim)
     return EncoderDecoderSpec(_reading(of), _writing(of), start_id=0)
+
+
+def prefix(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int) -> DecoderSpec:
+    """The modern design, looking both ways within a document's prefix, which training draws (objective prefix)."""
+    of = modern(vocab_size, context, n_layers, d_model, head_dim)
+    mask = Causal() | PrefixPart()
+    blocks = tuple(replace(block, mixer=replace(_attention(block), mask=mask)) for block in of.stack.blocks)
+    return replace(of, stack=replace(of.stack, blocks=blocks))
 
 
 def _attention(block: BlockSpec) -> AttentionSpec:

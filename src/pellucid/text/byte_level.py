@@ -32,10 +32,11 @@ def byte_level(
 ) -> tokenizers.Tokenizer:
     """The vocabulary of 256 bytes, ``special`` tokens, and merges that are learned from ``texts``.
 
-    Raises UsageError where ``vocab_size`` is below 257.
+    Raises UsageError where ``vocab_size`` is too small for the bytes and the special tokens.
     """
-    if vocab_size < 257:
-        raise UsageError(f"vocab_size={vocab_size} is too small", "at least 257: 256 bytes and <|endoftext|>")
+    if vocab_size < (least := 256 + len(special)):
+        tokens = "<|endoftext|>" if len(special) == 1 else f"{len(special)} special tokens"
+        raise UsageError(f"vocab_size={vocab_size} is too small", f"at least {least}: 256 bytes and {tokens}")
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

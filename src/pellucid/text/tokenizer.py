@@ -99,20 +99,31 @@ class Tokenizer:
 
     @staticmethod
     def train(
-        texts: Iterable[str], vocab_size: int, progress: Progress | None = None, *, mask: bool = False
+        texts: Iterable[str],
+        vocab_size: int,
+        progress: Progress | None = None,
+        *,
+        mask: bool = False,
+        special: Sequence[str] = (),
     ) -> Tokenizer:
         """Learn merges from ``texts``; the same texts give the same vocabulary, of at most ``vocab_size`` tokens.
 
         A short text has fewer pairs to merge: ``vocab_size`` of the result says how many there are.
-        mask: with a second special token, ``[MASK]``, for models that fill in what it hides.
-        Raises UsageError below 257 (256 bytes and one special token).
+        mask: with a second special token, ``[MASK]``, for models that fill in what it hides. special: more of them,
+        such as an objective's ``text.markers``.
+        Raises UsageError where not even 256 bytes and the special tokens fit.
         """
-        return Tokenizer(byte_level(texts, vocab_size, [END_OF_TEXT, *([MASK] if mask else [])], progress))
+        return Tokenizer(byte_level(texts, vocab_size, [END_OF_TEXT, *([MASK] if mask else []), *special], progress))
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id, special ones included."""
         return len(self._bytes)
+
+    @property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens that ``encode_prompt`` puts before and after a text."""
+        return tuple(self._before), tuple(self._after)
 
     @property
     def adds_bos(self) -> bool:

@@ -20,6 +20,7 @@ from pellucid.train.options import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    UP_TO_1,
     Declared,
     Legal,
     Part,
@@ -31,7 +32,7 @@ from pellucid.train.options import (
 from pellucid.train.schedule import Decision, ScheduleName, factor, position
 from pellucid.values import Value
 
-ObjectiveName = Literal["causal", "mlm", "seq2seq", "labels"]
+ObjectiveName = Literal["causal", "mlm", "spans", "denoise", "prefix", "fim", "ul2", "seq2seq", "labels"]
 OptimizerName = Literal["muon", "adamw"]
 PrecisionName = Literal["fp32", "bf16"]
 
@@ -47,7 +48,7 @@ class Sizing(Part):
     )
     design: str = option(
         "modern, classic, window, moe, delta, hybrid, lstm, ...: `pellucid info` lists them all; or one of your own, "
-        "module:function. Default: modern; encoder or encoder_decoder where the objective needs one."
+        "module:function. Default: modern; encoder, encoder_decoder or prefix where the objective needs one."
     )
     depth: int = option("Layers; the width follows (64 for each above two).", COUNT)
     d_model: int = option("Width of the residual stream.", COUNT)
@@ -88,7 +89,16 @@ class TextSpec(FeedSpec):
         "Share of the documents held out (of the text's end, when there is only one document).", SHARE, default=0.05
     )
     held_out: tuple[str, ...] = option("Names of documents to hold out, instead of a share.", default=())
-    masked: float = option("Share of the tokens that are predicted (objective mlm only).", SHARE, default=0.15)
+    masked: float | None = option(
+        "Share of the tokens that are hidden (mlm, spans, denoise). Default: 0.15; denoise: 0.3.", SHARE, default=None
+    )
+    whole_words: bool = option("Hide whole words instead of tokens (mlm).", default=False, later=True)
+    span: float | None = option(
+        "Mean length of a hidden span, in tokens (spans, denoise). Default: 3.", POSITIVE, default=None, later=True
+    )
+    permute: bool = option("Let sentences change places (denoise).", default=True, later=True)
+    fim_rate: float = option("Share of the documents whose middle is moved (fim).", UP_TO_1, default=0.5, later=True)
+    spm_rate: float = option("Share of those in which the suffix comes first (fim).", UP_TO_1, default=0.5, later=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +106,10 @@ class ObjectiveSpec(Part):
     """What is minimised."""
 
     name: ObjectiveName = option(
-        "causal (the next token), mlm (masked tokens, by an encoder) or seq2seq (the second column of a .tsv file from "
-        "the first, by an encoder-decoder). Default: the one that fits the model.",
+        "causal (the next token), prefix (the same behind a prefix that is read both ways), fim (middles between two "
+        "texts), mlm (masked tokens, by an encoder); by an encoder-decoder: spans (hidden spans), denoise (a text from "
+        "what is left of it), ul2 (several kinds of spans), seq2seq (the second column of a .tsv file from the first). "
+        "Default: the one that fits the model.",
         flag="objective",
     )
     smoothing: float = option("Share of each label that goes to all tokens alike.", SHARE, default=0.0)

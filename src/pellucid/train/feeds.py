@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.checkpoints.native import TOKENIZER
+from pellucid.data.denoise import Denoising, sentence_ends
 from pellucid.data.feed import Feed, PackedText
-from pellucid.data.masked import MaskedText
+from pellucid.data.fim import FilledInText, Markers
+from pellucid.data.masked import MaskedText, WordEdges
 from pellucid.data.pairs import EncodedPairs, PairedText, encode_pairs, read_pairs, split_pairs
+from pellucid.data.rewriting import Corruption, RewrittenText
+from pellucid.data.spans import Spans
+from pellucid.data.ul2 import MixtureOfDenoisers
 from pellucid.errors import DataError, UsageError
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec
-from pellucid.text.tokenizer import Tokenizer
+from pellucid.text import markers
+from pellucid.text.tokenizer import MASK, Tokenizer
 from pellucid.train.config import ObjectiveName, Reason, Run, TextSpec, TrainOptions
 from pellucid.train.prepare import Prepared, choose_vocab_size, prepare
 from pellucid.train.report import Reporter
@@ -47,7 +53,19 @@ def prepare_for(
         raise UsageError("texts have no labels for a model that tells classes apart", "pass a feed that has them")
     if objective == "seq2seq":
         return _prepare_pairs(texts, options, folder, reporter, resumed, tokenizer)
-    return prepare(texts, options, folder, reporter, resumed=resumed, tokenizer=tokenizer, mask=objective == "mlm")
+    special = special_tokens(objective)
+    return prepare(texts, options, folder, reporter, resumed=resumed, tokenizer=tokenizer, special=special)
+
+
+def special_tokens(objective: ObjectiveName) -> list[str]:
+    """What a tokenizer that is learned for an objective has beside text, and the token that ends it."""
+    if objective in ("mlm", "denoise"):
+        return [MASK]
+    if objective == "fim":
+        return list(markers.MIDDLES[0])
+    if objective in ("spans", "ul2"):
+        return [*(markers.MODES if objective == "ul2" else ()), *markers.sentinel_names()]
+    return []
 
 
 def _prepare_pairs(
@@ -98,9 +116,41 @@ def open_feed(run: Run, prepared: Prepared | PreparedPairs) -> Feed:
         assert isinstance(model, EncoderDecoderSpec)
         fixed = run.runtime.compile  # a shape more would be compiled again
         return PairedText(prepared.training, prepared.validation, start_id=model.start_id, fixed=fixed, **rows)
-    if run.objective.name == "causal":
-        ahead = model.ahead if isinstance(model, DecoderSpec) else None  # labels that it sees too early are not scored
-        return PackedText(prepared.training, prepared.validation, ahead=ahead, **rows)
-    if (mask_id := prepared.tokenizer.mask_id) is None:
+    tokenizer, stores = prepared.tokenizer, (prepared.training, prepared.validation)
+    if isinstance(model, EncoderDecoderSpec):
+        corruption, fixed = _corruption(run.objective.name, spec, tokenizer), run.runtime.compile
+        around, start_id = tokenizer.around, model.start_id
+        return RewrittenText(*stores, corruption=corruption, around=around, start_id=start_id, fixed=fixed, **rows)
+    if run.objective.name == "fim":
+        rates = {"fim_rate": spec.fim_rate, "spm_rate": spec.spm_rate}
+        marked = Markers(*markers.middles_of(tokenizer))
+        return FilledInText(*stores, tokenizer=tokenizer, markers=marked, **rates, **rows)
+    if run.objective.name == "mlm":
+        words = WordEdges.of(tokenizer) if spec.whole_words else None
+        return MaskedText(*stores, mask_id=_mask_of(tokenizer), words=words, **_asked(spec, "masked"), **rows)
+    ahead = model.ahead if isinstance(model, DecoderSpec) else None  # labels that it sees too early are not scored
+    return PackedText(*stores, ahead=ahead, **rows)
+
+
+def _asked(spec: TextSpec, *names: str) -> dict[str, float]:
+    """Those of these fields that are asked for; the others are the feed's or the corruption's to say."""
+    return {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
+
+
+def _mask_of(tokenizer: Tokenizer) -> int:
+    if tokenizer.mask_id is None:
         raise DataError("the tokenizer has no [MASK] to hide a token behind", "begin with a model that has one")
-    return MaskedText(prepared.training, prepared.validation, mask_id=mask_id, masked=spec.masked, **rows)
+    return tokenizer.mask_id
+
+
+def _corruption(objective: ObjectiveName, spec: TextSpec, tokenizer: Tokenizer) -> Corruption:
+    """How an objective rewrites rows. Raises DataError where the vocabulary has no token that it needs."""
+    if (end := tokenizer.eos_id) is None:
+        raise DataError("the tokenizer has no token that ends a text", "use the tokenizer of a model that writes")
+    if objective == "spans":
+        return Spans(markers.sentinels_of(tokenizer), end, **_asked(spec, "masked", "span"))
+    if objective == "ul2":
+        return MixtureOfDenoisers(markers.sentinels_of(tokenizer), end, markers.modes_of(tokenizer))
+    stops = sentence_ends(tokenizer) if spec.permute else None
+    separator = end if tokenizer.bos_id is None else tokenizer.bos_id
+    return Denoising(_mask_of(tokenizer), end, separator, stops=stops, **_asked(spec, "masked", "span"))

@@ -6,6 +6,7 @@ from pellucid.batch import IGNORE
 from pellucid.data.feed import Feed
 from pellucid.designs import design
 from pellucid.errors import DataError, UsageError
+from pellucid.predicates import Ahead
 from pellucid.spec import (
     ClassifierHeadSpec,
     DecoderSpec,
@@ -18,21 +19,52 @@ from pellucid.spec import (
 from pellucid.train.config import ObjectiveName, TrainOptions
 from pellucid.train.world import ALONE
 
-DESIGN_OF: dict[ObjectiveName, str] = {"causal": "modern", "mlm": "encoder", "seq2seq": "encoder_decoder"}
+DESIGN_OF: dict[ObjectiveName, str] = {
+    "causal": "modern",
+    "prefix": "prefix",
+    "fim": "modern",
+    "mlm": "encoder",
+    "seq2seq": "encoder_decoder",
+    "spans": "encoder_decoder",
+    "denoise": "encoder_decoder",
+    "ul2": "encoder_decoder",
+}
+USED_BY: dict[str, tuple[ObjectiveName, ...]] = {  # options that decide something for some objectives only
+    "masked": ("mlm", "spans", "denoise"),
+    "whole_words": ("mlm",),
+    "span": ("spans", "denoise"),
+    "permute": ("denoise",),
+    "fim_rate": ("fim",),
+    "spm_rate": ("fim",),
+}
 
 
-def objective_of(spec: ModelSpec) -> ObjectiveName | None:
-    """The objective that a kind of model is for; None for one that predicts nothing."""
+def objectives_of(spec: ModelSpec) -> tuple[ObjectiveName, ...]:
+    """The objectives that fit a kind of model, the usual one first; none for a model that predicts nothing."""
     if isinstance(spec, EncoderDecoderSpec):
-        return "seq2seq"
+        return "seq2seq", "spans", "denoise", "ul2"
     if isinstance(spec, DecoderSpec):
-        return None if spec.reads_memory else "causal"
+        return () if spec.reads_memory else _objectives_of_decoder(spec.ahead)
     if isinstance(spec.head, MaskedLMHeadSpec):
-        return "mlm"
+        return ("mlm",)
     labelled = isinstance(spec.head, TaggerHeadSpec) or (
         isinstance(spec.head, ClassifierHeadSpec) and spec.head.n_classes > 1
     )
-    return "labels" if labelled else None
+    return ("labels",) if labelled else ()
+
+
+def _objectives_of_decoder(ahead: Ahead) -> tuple[ObjectiveName, ...]:
+    if ahead.marked:
+        return "causal", "prefix"
+    return ("causal",) if ahead.first else ("causal", "fim")
+
+
+def refuse_idle(options: TrainOptions, objective: ObjectiveName) -> None:
+    """Raise UsageError for an option that decides nothing for this objective."""
+    for name, users in USED_BY.items():
+        if getattr(options, name) != TrainOptions.options[name].default and objective not in users:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} decides nothing for the objective {objective}", f"it is for {', '.join(users)}")
 
 
 def choose_objective(options: TrainOptions, spec: ModelSpec | None) -> tuple[ObjectiveName, str]:
@@ -43,18 +75,19 @@ def choose_objective(options: TrainOptions, spec: ModelSpec | None) -> tuple[Obj
     if spec is None and options.design is None:
         return options.objective or "causal", "asked for" if options.objective else "the next token of a text"
     named = "this model" if spec is not None else f"the design {options.design!r}"
-    fitting = objective_of(spec if spec is not None else design(options.design)(512, 64, 4, 64, 16))
+    fitting = objectives_of(spec if spec is not None else design(options.design)(512, 64, 4, 64, 16))
     kind = f"{named} is {kind_of(spec)}" if spec is not None else named
-    if fitting is None:
+    if not fitting:
         raise UsageError(f"{kind}, and predicts nothing: no objective fits it", "give its spec a head that predicts")
-    if options.objective not in (None, fitting):
+    if options.objective not in (None, *fitting):
         problem = f"the objective {options.objective} does not fit {named}"
         problem += f", which is {kind_of(spec)}" if spec is not None else ""
         others = (
             f"a model for it, e.g. --design {DESIGN_OF[options.objective]}" if options.objective in DESIGN_OF else ""
         )
-        raise UsageError(problem, f"choose --objective {fitting}" + (f", or {others}" if others else ""))
-    return fitting, "asked for" if options.objective else f"fits {named}"
+        choice = " or ".join(fitting)
+        raise UsageError(problem, f"choose --objective {choice}" + (f", or {others}" if others else ""))
+    return options.objective or fitting[0], "asked for" if options.objective else f"fits {named}"
 
 
 def kind_of(spec: ModelSpec) -> str:

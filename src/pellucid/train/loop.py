@@ -171,6 +171,7 @@ def fit(
     with record as recorder, _stop_requests() as asked:
         life = _Life(trainer, folder, recorder, reporter, asked, keeper)
         reporter.start(run, trainer.done)
+        reporter.reading(lambda: trainer.batches(trainer.done), trainer.model)
         try:
             _steps(life, sampler)
         finally:

@@ -33,6 +33,7 @@ COUNT = Legal(1, math.inf, "at least 1")
 POSITIVE = Legal(math.nextafter(0, 1), math.inf, "greater than 0, and finite")
 NOT_NEGATIVE = Legal(0, math.inf, "0 or more, and finite")
 SHARE = Legal(0, 1, "from 0 up to, not including, 1")
+UP_TO_1 = Legal(0, math.nextafter(1, 2), "from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ def option(
     flag: str | None = None,
     neutral: Any = MISSING,
     alias: str | None = None,
+    later: bool = False,
 ) -> Any:
-    """A field that can be asked for. Without ``default`` it is derived (``resolve``) where nobody asks."""
-    return dataclasses.field(default=default, metadata={"option": Option(help, legal, flag, neutral, alias)})
+    """A field that can be asked for. Without ``default`` it is derived (``resolve``) where nobody asks.
+
+    later: as ``values.later``: runs had been saved before there was this option.
+    """
+    told = Option(help, legal, flag, neutral, alias)
+    return dataclasses.field(default=default, metadata={"option": told, "later": later})
 
 
 class Declared(NamedTuple):

@@ -20,6 +20,7 @@ from pellucid.train.config import Reason, TrainOptions
 from pellucid.train.report import Reporter
 
 TOKENIZER_CHARACTERS = 48_000_000  # about; of text that merges are learned from: more changes nothing that matters
+MANY_SPECIAL = 8  # special tokens; more of them take no room from a small vocabulary
 _STORES = ("training", "validation")
 
 
@@ -33,11 +34,13 @@ class Prepared:
     reasons: tuple[Reason, ...]
 
 
-def choose_vocab_size(options: TrainOptions, n_bytes: int) -> tuple[int, str]:
+def choose_vocab_size(options: TrainOptions, n_bytes: int, n_special: int = 1) -> tuple[int, str]:
     """A power of two below the square root of the text's bytes: rarer tokens are seen too seldom to be learned."""
     if options.vocab_size is not None:
         return options.vocab_size, "asked for"
     power = math.floor(math.log2(math.sqrt(max(n_bytes, 1))))
+    if 2**power < (least := 512 + n_special) > MANY_SPECIAL + 512:
+        return least, f"the fewest beside {n_special} special tokens"
     return min(max(2**power, 512), 32768), f"largest power of two below the square root of {n_bytes:,} bytes of text"
 
 
@@ -49,13 +52,13 @@ def prepare(
     *,
     resumed: bool = False,
     tokenizer: Tokenizer | None = None,
-    mask: bool = False,
+    special: Sequence[str] = (),
 ) -> Prepared:
     """Read, split, learn the tokenizer from the training part, and encode both parts; the text may exceed memory.
 
     resumed: the folder holds this very run, so its tokenizer is used again; any other may be of another text. Where the
     stores are intact, too, the text is then only read to see that it is what it was.
-    tokenizer: used instead of learning one; mask: the one that is learned has a token to hide others behind.
+    tokenizer: used instead of learning one; special: more special tokens of one that is learned.
     Raises DataError for texts that cannot be used.
     """
     path, division = folder / TOKENIZER, f"{options.validation} {options.seed} {sorted(options.held_out)}"
@@ -68,9 +71,9 @@ def prepare(
             return Prepared(kept, *known, ())
     found = _read(texts, options.field, folder, reporter)
     training, validation = split(found, options.validation, options.seed, options.held_out)
-    size, why = choose_vocab_size(options, sum(d.n_bytes for d in training))
+    size, why = choose_vocab_size(options, sum(d.n_bytes for d in training), 1 + len(special))
     if kept is None:
-        kept = tokenizer or _learn(training, size, reporter, mask)
+        kept = tokenizer or _learn(training, size, reporter, special)
         kept.save(path)
     tokenizer = kept
     origin = _origin(found, division, bool(validation))
@@ -120,10 +123,10 @@ def _known(folder: Path, tokenizer: Tokenizer | None) -> tuple[TokenStore, Token
     return training, validation
 
 
-def _learn(training: Sequence[Text], size: int, reporter: Reporter, mask: bool) -> Tokenizer:
+def _learn(training: Sequence[Text], size: int, reporter: Reporter, special: Sequence[str]) -> Tokenizer:
     """A vocabulary from pieces spread evenly over the text."""
     total = sum(document.n_characters for document in training)
     parts = itertools.chain.from_iterable(pieces_of(document.blocks()) for document in training)
     n_bytes = sum(document.n_bytes for document in training)
     with reporter.working("learning the tokenizer", min(n_bytes, TOKENIZER_CHARACTERS)) as advance:
-        return Tokenizer.train(sample(parts, total, TOKENIZER_CHARACTERS), size, advance, mask=mask)
+        return Tokenizer.train(sample(parts, total, TOKENIZER_CHARACTERS), size, advance, special=special)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from pellucid.batch import Batch
+from pellucid.nn.models import AnyModel
 from pellucid.train.config import Run
 
 
@@ -36,6 +38,9 @@ class Reporter:
 
     def start(self, run: Run, done: int) -> None:
         """Training begins, or goes on after ``done`` steps."""
+
+    def reading(self, batches: Callable[[], Sequence[Batch]], model: AnyModel) -> None:
+        """Before the first step: ``batches`` gives what it reads, ``model`` (with its tokenizer) will read it."""
 
     def progress(self, state: Progress) -> None:
         """After each update."""

@@ -23,7 +23,7 @@ from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.checkpoint import FOLDER, RUN
 from pellucid.train.config import EarlierFormError, Reading, Run, Sizing, TextSpec, TrainOptions, changed
 from pellucid.train.feeds import open_feed, prepare_for
-from pellucid.train.fits import choose_objective
+from pellucid.train.fits import choose_objective, refuse_idle
 from pellucid.train.loop import Result, Sampler, fit
 from pellucid.train.memory import keep_freed_memory
 from pellucid.train.metrics import METRICS, finals, read_metrics
@@ -133,6 +133,7 @@ def _of_texts(
     if wanted is None:
         spec = model if base is None else base.model.spec
         objective, _ = choose_objective(options, spec)
+        refuse_idle(options, objective)
         prepared = prepare_for(objective, names, options, folder, reporter, tokenizer=given)
         return *resolve(names, options, prepared, base, world, spec=spec), prepared.tokenizer
     objective, resumed = wanted.objective.name, (folder / RUN).exists()
