@@ -84,7 +84,8 @@ class Batch:
     lives: neither model nor objective shifts again); IGNORE where nothing is scored. A classifier's are (batch, 1).
     n_bytes: how many bytes of text the scored labels stand for, the denominator of bits per byte.
     types: the kind of each token, for models that know several. source: what an encoder reads beside. weights: a factor
-    for the loss of each label; None when all count alike.
+    for the loss of each label; None when all count alike. draws: a number in [0, 1) for each label, for objectives that
+    draw tokens themselves.
     """
 
     ids: Int[Tensor, "batch time"]
@@ -94,6 +95,7 @@ class Batch:
     types: Int[Tensor, "batch time"] | None = None
     source: Source | None = None
     weights: Float[Tensor, "batch labels"] | None = None
+    draws: Float[Tensor, "batch labels"] | None = None
 
     def with_segments(self) -> Batch:
         """The same with segments written out, so that rows with and without a boundary run the same code."""

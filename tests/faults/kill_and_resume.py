@@ -37,6 +37,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "ul2": ("--objective", "ul2"),
     "prefix": ("--objective", "prefix"),
     "fim": ("--objective", "fim"),
+    "rtd": ("--objective", "rtd"),
+    "ahead": ("--tokens-ahead", "3"),
     "pairs": ("--objective", "seq2seq", "--smoothing", "0.1", "--schedule", "inverse_sqrt"),
     "frozen": ("--freeze", "embed.*"),
 }

@@ -97,10 +97,18 @@ KINDS: dict[str, tuple[str, type, dict[str, Any]]] = {
     "ul2": ("text.txt", EncoderDecoder, {"objective": "ul2", "vocab_size": 380}),
     "prefix": ("text.txt", Decoder, {"objective": "prefix"}),
     "fim": ("text.txt", Decoder, {"objective": "fim"}),
+    "rtd": ("text.txt", Encoder, {"objective": "rtd"}),
+    "tokens_ahead": ("text.txt", Decoder, {"tokens_ahead": 3}),
 }
 
 
-SLOW = ("whole_words", "denoise", "ul2", "prefix")  # another kind of the same feed or model is among the others
+SLOW = (
+    "whole_words",
+    "denoise",
+    "ul2",
+    "prefix",
+    "tokens_ahead",
+)  # others of the same feed are not
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in KINDS])

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pellucid.batch import IGNORE, Batch
+from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.data.corpus import Document
 from pellucid.data.denoise import Denoising, infilled, permuted, sentence_ends, span_lengths
 from pellucid.data.feed import PackedText
 from pellucid.data.fim import FilledInText, Markers
 from pellucid.data.masked import MaskedText, WordEdges
+from pellucid.data.replaced import ReplacedText
 from pellucid.data.rewriting import RewrittenText
 from pellucid.data.spans import Spans, counts, hide, random_spans
 from pellucid.data.store import TokenStore, build_store
@@ -31,13 +33,17 @@ from pellucid.designs import design
 from pellucid.errors import DataError, UsageError
 from pellucid.look.rows import show_rows
 from pellucid.nn.init import initialise
-from pellucid.nn.models import AnyModel, build_model
+from pellucid.nn.loss import Predictions
+from pellucid.nn.models import AnyModel, Decoder, Encoder, build_model
+from pellucid.nn.stack import Stack
 from pellucid.predicates import Ahead
 from pellucid.text.markers import MIDDLES, MODES, middles_of, modes_of, sentinel_names, sentinels_of
 from pellucid.text.tokenizer import MASK, Tokenizer
-from pellucid.train.config import TrainOptions
+from pellucid.train.aids import FurtherHeads, MultiToken, ReplacedTokens, drawn_tokens, labels_ahead
+from pellucid.train.checkpoint import with_aid
+from pellucid.train.config import ObjectiveSpec, TrainOptions
 from pellucid.train.fits import choose_objective, objectives_of, refuse_idle
-from pellucid.train.objectives import nll
+from pellucid.train.objectives import Objective, aid_for, objective_for
 from pellucid.train.run import train
 from pellucid.train.step import accumulate
 from pellucid.train.world import ALONE, World
@@ -318,6 +324,8 @@ FEEDS: dict[str, tuple[str, Callable[[Tokenizer, TokenStore, dict[str, Any]], An
         ),
     ),
     "words": ("encoder", lambda t, s, r: MaskedText(s, s, mask_id=t.mask_id or 0, words=WordEdges.of(t), **r)),
+    "rtd": ("discriminator", lambda t, s, r: ReplacedText(s, s, mask_id=t.mask_id or 0, **r)),
+    "ahead": ("modern", lambda t, s, r: PackedText(s, s, **r)),
     "fim": ("modern", lambda t, s, r: FilledInText(s, s, tokenizer=t, markers=Markers(*middles_of(t)), **r)),
     "prefix": ("prefix", lambda t, s, r: PackedText(s, s, ahead=Ahead(marked=True), **r)),
 }
@@ -329,16 +337,19 @@ def test_any_split_gives_the_same_rows_and_the_same_gradient(
 ) -> None:
     which, make = FEEDS[name]
     feed = make(tokenizer, store, {"context": 40, "batch_size": 6, "seed": 3})
-    model = initialise(build_model(design(which)(tokenizer.vocab_size, 40, 1, 16, 8)), "fan_in", 0)
-    wanted = gradient(model, feed.batches(2, 1, ALONE))
+    model = initialise(build_model(design(which)(tokenizer.vocab_size, 40, 2, 16, 8)), "fan_in", 0)
+    spec = ObjectiveSpec(name="rtd" if name == "rtd" else "causal", tokens_ahead=3 if name == "ahead" else 1)
+    aid = aid_for(model, spec, "fan_in", 1)
+    objective = objective_for(model, spec, aid)
+    wanted = gradient(model, aid, objective, feed.batches(2, 1, ALONE))
     rows = tokens_of(feed.batches(2, 1, ALONE))
     for size, micro in ((1, 4), (3, 2)):
         parts = [batch for rank in range(size) for batch in feed.batches(2, micro, World(rank=rank, size=size))]
         assert tokens_of(parts) == rows
-        assert torch.allclose(gradient(model, parts), wanted, atol=1e-6)
+        assert torch.allclose(gradient(model, aid, objective, parts), wanted, atol=1e-6)
     assert tokens_of(feed.batches(3, 1, ALONE)) != rows, "control: another step reads other rows"
     held_out = [list(feed.evaluation()), list(feed.evaluation(20))]
-    assert len(held_out[0]) > 1 and (name == "prefix" or tokens_of(held_out[0]) == tokens_of(held_out[1]))
+    assert len(held_out[0]) > 1 and (name in ("prefix", "ahead") or tokens_of(held_out[0]) == tokens_of(held_out[1]))
 
 
 def tokens_of(batches: list[Batch]) -> list[list[int]]:
@@ -352,10 +363,66 @@ def tokens_of(batches: list[Batch]) -> list[list[int]]:
     return found
 
 
-def gradient(model: AnyModel, batches: list[Batch]) -> torch.Tensor:
-    model.zero_grad()
-    accumulate(model, nll, batches)
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+def gradient(model: AnyModel, aid: torch.nn.Module | None, objective: Objective, batches: list[Batch]) -> torch.Tensor:
+    whole = with_aid(model, aid)
+    whole.zero_grad()
+    accumulate(model, objective, batches)
+    return torch.cat([p.grad.flatten() for p in whole.parameters() if p.grad is not None])
+
+
+# --- what learns beside the model
+
+
+def test_labels_ahead_stay_in_their_document() -> None:
+    seg = torch.tensor([[0, 0, 0, 1, 1, -1]])
+    batch = Batch(torch.arange(6)[None], Tokens.packed(seg), torch.tensor([[1, 2, 3, 4, IGNORE, IGNORE]]))
+    assert labels_ahead(batch, 1).tolist() == [[2, 3, IGNORE, IGNORE, IGNORE, IGNORE]]
+    assert labels_ahead(batch, 2).tolist() == [[3, IGNORE, IGNORE, IGNORE, IGNORE, IGNORE]]
+    across = Batch(batch.ids, Tokens.plain(1, 6), batch.labels)
+    assert labels_ahead(across, 1).tolist() != labels_ahead(batch, 1).tolist(), "control: one document"
+
+
+def test_one_loss_a_head_and_the_first_is_the_models_own(tokenizer: Tokenizer, store: TokenStore) -> None:
+    """With heads that are copies of the last block, the loss is that of the model on labels further and further on."""
+    model = initialise(build_model(design("modern")(tokenizer.vocab_size, 40, 2, 16, 8)), "fan_in", 0)
+    assert isinstance(model, Decoder)
+    (batch,) = PackedText(store, None, context=40, batch_size=4, seed=3).batches(0, 1, ALONE)
+    aid = FurtherHeads(model.spec, 2)
+    for head in aid.heads:
+        assert isinstance(head, Stack)
+        head.layers[0].load_state_dict(model.layers[-1].state_dict())
+    alone = [model.nll_sum(replace(batch, labels=labels_ahead(batch, n) if n else batch.labels)) for n in range(3)]
+    assert torch.allclose(MultiToken(aid)(model, batch), torch.stack(alone).sum(), rtol=1e-5)
+    assert MultiToken(aid).count(batch) == int((batch.labels != IGNORE).sum())
+
+
+def test_tokens_are_drawn_from_the_generator_by_their_numbers() -> None:
+    """The share of each token is its probability; numbers of another row would give others."""
+    table = torch.tensor([[0.0], [1.0], [2.0]])
+    states, draws = torch.ones(1, 30_000, 1), torch.rand(1, 30_000, generator=torch.Generator().manual_seed(0))
+    found = drawn_tokens(Predictions(states, table), torch.ones(1, 30_000, dtype=torch.bool), draws)
+    wanted = torch.tensor([0.0, 1.0, 2.0]).softmax(-1)
+    assert torch.allclose(found.bincount(minlength=3) / 30_000, wanted, atol=0.01)
+    assert (found[draws[0].argsort()].diff() >= 0).all()
+
+
+def test_a_draw_that_hits_the_right_token_is_no_replacement(tokenizer: Tokenizer, store: TokenStore) -> None:
+    model = initialise(build_model(design("discriminator")(tokenizer.vocab_size, 40, 1, 16, 8)), "fan_in", 0)
+    assert isinstance(model, Encoder)
+    spec = ObjectiveSpec(name="rtd")
+    aid = aid_for(model, spec, "normal", 1)
+    feed = ReplacedText(store, None, context=40, batch_size=16, seed=3, mask_id=tokenizer.mask_id or 0)
+    (batch,) = feed.batches(0, 1, ALONE)
+    masked = batch.labels != IGNORE
+    assert (batch.ids[masked] == tokenizer.mask_id).all(), "a generator reads masks alone"
+    assert isinstance(aid, Encoder) and aid.embed.tokens is model.embed.tokens
+    told = ReplacedTokens(aid, 7.5).told(batch, aid.predictions(batch))
+    truth = torch.where(masked, batch.labels, batch.ids)
+    assert torch.equal(told.labels == 1, told.ids != truth) and torch.equal(told.ids[~masked], batch.ids[~masked])
+    assert (told.labels == 1)[masked].any() and not (told.labels == 1)[~masked].any()
+    hit = replace(batch, labels=torch.where(masked, told.ids, IGNORE))
+    again = ReplacedTokens(aid, 7.5).told(hit, aid.predictions(hit))
+    assert torch.equal(again.ids, told.ids) and not (again.labels == 1).any()
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------
@@ -405,6 +472,9 @@ def test_spans_that_cannot_be_are_refused(make: Callable[..., object], message: 
         ({"objective": "fim", "design": "encoder_decoder"}, "does not fit.*seq2seq or spans or denoise or ul2"),
         ({"objective": "prefix", "design": "modern"}, "does not fit the design 'modern'.*--design prefix"),
         ({"objective": "spans", "whole_words": True}, "--whole-words decides nothing for the objective spans.*mlm"),
+        ({"objective": "mlm", "tokens_ahead": 2}, "--tokens-ahead decides nothing for the objective mlm"),
+        ({"tokens_ahead": 2, "design": "prefix"}, "tokens_ahead = 2 is for a decoder that sees no later token"),
+        ({"tokens_ahead": 2, "smoothing": 0.1}, "smoothing does not go with"),
         ({"span": 4.0}, "--span decides nothing for the objective causal.*spans, denoise"),
         ({"objective": "ul2", "masked": 0.2}, "--masked decides nothing for the objective ul2"),
         (
@@ -425,7 +495,7 @@ def test_a_run_that_cannot_be_is_refused_before_it_is_written(
 
 
 def test_an_objective_has_a_design_that_fits_it() -> None:
-    for name in ("causal", "prefix", "fim", "mlm", "spans", "denoise", "ul2", "seq2seq"):
+    for name in ("causal", "prefix", "fim", "mlm", "rtd", "spans", "denoise", "ul2", "seq2seq"):
         options = TrainOptions(objective=name)
         assert choose_objective(options, None)[0] == name
         refuse_idle(options, name)
@@ -446,7 +516,7 @@ def test_a_batch_is_shown_with_what_it_hides_with_and_without_colour(
     for colour in (True, False):
         console = Console(width=200, force_terminal=colour, color_system="truecolor" if colour else None, record=True)
         with console.capture() as captured:
-            show_rows(batch, tokenizer, console, shifted=name != "words")
+            show_rows(batch, tokenizer, console, shifted=name not in ("words", "rtd"))
         pages.append(captured.get())
     coloured, plain = pages
     assert "\x1b[" in coloured and "[[" not in coloured.replace("\x1b[", "")

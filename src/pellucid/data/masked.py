@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -57,6 +58,9 @@ class MaskedText(TextFeed):
     one of the three ways by itself (whole-word masking, in the code of Devlin et al. 2018).
     """
 
+    shares: ClassVar[tuple[float, float]] = (0.8, 0.1)  # of drawn tokens: those that are masked, and random ones
+    draws: ClassVar[bool] = False  # whether batches have numbers by which an objective draws tokens
+
     def __init__(
         self,
         training: TokenStore,
@@ -101,6 +105,7 @@ class MaskedText(TextFeed):
         """The rows of a batch, numbers ``first``, ``first`` + 1, … of their step, corrupted."""
         ids = batch.ids.numpy().copy()
         labels = np.full_like(ids, IGNORE)
+        numbers = np.zeros(ids.shape) if self.draws else None
         valid = (batch.tokens.pos.numpy() >= 0) & (ids != self.rows.store.eot)
         for row in range(len(ids)):
             rng = random_for(self.seed, *key, first + row)
@@ -109,6 +114,12 @@ class MaskedText(TextFeed):
             other = rng.integers(self.vocab_size, size=ids.shape[1])
             scored = valid[row] & (drawn < self.masked)
             labels[row, scored] = ids[row, scored]
-            ids[row] = np.where(scored & (how < 0.8), self.mask_id, np.where(scored & (how >= 0.9), other, ids[row]))
+            mask, random = self.shares
+            ids[row] = np.where(
+                scored & (how < mask), self.mask_id, np.where(scored & (how >= 1 - random), other, ids[row])
+            )
+            if numbers is not None:
+                numbers[row] = rng.random(ids.shape[1])
+        draws = None if numbers is None else torch.from_numpy(numbers)
         n_bytes = int(self.rows.store.token_bytes[labels[labels != IGNORE]].sum(dtype=np.int64))
-        return replace(batch, ids=torch.from_numpy(ids), labels=torch.from_numpy(labels), n_bytes=n_bytes)
+        return replace(batch, ids=torch.from_numpy(ids), labels=torch.from_numpy(labels), n_bytes=n_bytes, draws=draws)

@@ -32,6 +32,7 @@ READERS: dict[str, Callable[[int, int, int, int, int], ModelSpec]] = {
     "encoder": readers.encoder,
     "encoder_decoder": readers.encoder_decoder,
     "prefix": readers.prefix,
+    "discriminator": readers.discriminator,
 }
 _PUBLISHED = (
     *(published.seq2seq, published.seq2seq_luong),

@@ -15,6 +15,7 @@ from pellucid.spec import (
     Full,
     MaskedLMHeadSpec,
     PrefixPart,
+    TaggerHeadSpec,
 )
 
 
@@ -23,6 +24,11 @@ def encoder(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim
     of = modern(vocab_size, context, n_layers, d_model, head_dim)
     head = MaskedLMHeadSpec(norm=of.stack.blocks[0].norm)
     return EncoderSpec(vocab_size, context, of.embed, _reading(of).stack, head)
+
+
+def discriminator(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int) -> EncoderSpec:
+    """The modern design, looking both ways: it tells replaced tokens from those of a text (objective rtd)."""
+    return replace(encoder(vocab_size, context, n_layers, d_model, head_dim), head=TaggerHeadSpec(2))
 
 
 def encoder_decoder(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int) -> EncoderDecoderSpec:

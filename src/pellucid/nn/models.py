@@ -127,15 +127,15 @@ class Encoder(Stack, Model):
     """A model that reads a whole text or image at once: a state for each token, and what its head makes of them.
 
     Points: ``embed``, the blocks' own, ``final_norm``; ``logits`` with a head that predicts, ``head.pooled`` with one
-    that pools.
+    that pools. shared: the table of another model's embedding, to be used instead of an own one.
     """
 
     spec: EncoderSpec
 
-    def __init__(self, spec: EncoderSpec):
+    def __init__(self, spec: EncoderSpec, shared: TokenTable | None = None):
         super().__init__(spec.stack)
         self.spec = spec
-        self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model)
+        self.embed = Embedding(spec.embed, spec.vocab_size, spec.context, spec.d_model, shared)
         self.head = None if spec.head is None else build(spec.head, spec)  # None: the states are the result
         name_points(self)
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from pellucid.checkpoints.native import RUN, SPEC, save_model, value_hash
+from pellucid.checkpoints.native import RUN, SPEC, refuse_misfit, save_model, value_hash
 from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.errors import CheckpointError
 from pellucid.files import explain_os_errors, read_json, sha256, write_folder, write_json
@@ -20,6 +21,12 @@ from pellucid.train.config import Run
 from pellucid.train.optim import load_state_tensors, state_tensors
 
 FOLDER, OPTIMIZER, STATE = "checkpoints", "optimizer.safetensors", "checkpoint.json"
+AID = "aid.safetensors"
+
+
+def with_aid(model: nn.Module, aid: nn.Module | None) -> nn.Module:
+    """What holds all that is trained: the model itself, or the model and its aid by these names."""
+    return model if aid is None else nn.ModuleDict({"model": model, "aid": aid})
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -32,15 +39,25 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def save(folder: Path, run: Run, step: int, model: AnyModel, optimizers: Sequence[torch.optim.Optimizer]) -> Path:
+def save(
+    folder: Path,
+    run: Run,
+    step: int,
+    model: AnyModel,
+    optimizers: Sequence[torch.optim.Optimizer],
+    aid: nn.Module | None = None,
+) -> Path:
     """Write the checkpoint after ``step`` updates and remove all but the newest ``keep_checkpoints``.
 
     Removed are also those of later steps: the run, which goes on from the newest valid one, has passed them over.
+    aid: what is trained beside the model, in a file of its own.
     """
 
     def write(aside: Path) -> None:
         save_model(model, aside)
-        save_tensors(aside / OPTIMIZER, state_tensors(model, optimizers))
+        save_tensors(aside / OPTIMIZER, state_tensors(with_aid(model, aid), optimizers))
+        if aid is not None:
+            save_tensors(aside / AID, aid.state_dict())
         run.save(aside / RUN)
         files = {file.name: sha256(file) for file in sorted(aside.iterdir())}
         write_json(aside / STATE, {"step": step, "run": value_hash(run.identity()), "files": files})
@@ -100,10 +117,17 @@ def newest(folder: Path, run: Run, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def load_state(path: Path, model: AnyModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Put the optimisers' state back; the model is ``load_model``'s of the same checkpoint, which has been checked."""
+def load_state(
+    path: Path, model: AnyModel, optimizers: Sequence[torch.optim.Optimizer], aid: nn.Module | None = None
+) -> None:
+    """Put the optimisers' state and the aid's weights back; the model is ``load_model``'s of the same checkpoint, which
+    has been checked."""
     state, _ = load_tensors(path / OPTIMIZER)
-    load_state_tensors(model, optimizers, state)
+    load_state_tensors(with_aid(model, aid), optimizers, state)
+    if aid is not None:
+        weights, _ = load_tensors(path / AID)
+        refuse_misfit({k: v.shape for k, v in aid.state_dict().items()}, {k: v.shape for k, v in weights.items()}, path)
+        aid.load_state_dict(weights)
 
 
 __all__ = ["FOLDER", "RUN", "SPEC", "check", "load_state", "newest", "path_of", "save"]

@@ -32,7 +32,7 @@ from pellucid.train.options import (
 from pellucid.train.schedule import Decision, ScheduleName, factor, position
 from pellucid.values import Value
 
-ObjectiveName = Literal["causal", "mlm", "spans", "denoise", "prefix", "fim", "ul2", "seq2seq", "labels"]
+ObjectiveName = Literal["causal", "mlm", "rtd", "spans", "denoise", "prefix", "fim", "ul2", "seq2seq", "labels"]
 OptimizerName = Literal["muon", "adamw"]
 PrecisionName = Literal["fp32", "bf16"]
 
@@ -90,9 +90,11 @@ class TextSpec(FeedSpec):
     )
     held_out: tuple[str, ...] = option("Names of documents to hold out, instead of a share.", default=())
     masked: float | None = option(
-        "Share of the tokens that are hidden (mlm, spans, denoise). Default: 0.15; denoise: 0.3.", SHARE, default=None
+        "Share of the tokens that are hidden (mlm, rtd, spans, denoise). Default: 0.15; denoise: 0.3.",
+        SHARE,
+        default=None,
     )
-    whole_words: bool = option("Hide whole words instead of tokens (mlm).", default=False, later=True)
+    whole_words: bool = option("Hide whole words instead of tokens (mlm, rtd).", default=False, later=True)
     span: float | None = option(
         "Mean length of a hidden span, in tokens (spans, denoise). Default: 3.", POSITIVE, default=None, later=True
     )
@@ -107,12 +109,27 @@ class ObjectiveSpec(Part):
 
     name: ObjectiveName = option(
         "causal (the next token), prefix (the same behind a prefix that is read both ways), fim (middles between two "
-        "texts), mlm (masked tokens, by an encoder); by an encoder-decoder: spans (hidden spans), denoise (a text from "
-        "what is left of it), ul2 (several kinds of spans), seq2seq (the second column of a .tsv file from the first). "
+        "texts), mlm (masked tokens, by an encoder), rtd (which tokens were replaced); by an encoder-decoder: spans "
+        "(hidden spans), denoise (a text from what is left of it), ul2 (several kinds of spans), seq2seq (the second "
+        "column of a .tsv file from the first). "
         "Default: the one that fits the model.",
         flag="objective",
     )
     smoothing: float = option("Share of each label that goes to all tokens alike.", SHARE, default=0.0)
+    tokens_ahead: int = option(
+        "Tokens that are predicted from each place (causal): a block of its own learns each but the first, and is left "
+        "out at the end.",
+        COUNT,
+        default=1,
+        later=True,
+    )
+    discriminator: float = option(
+        "Weight of a token that is told from replaced ones, beside one that is filled in (rtd). Default: 7.5, 50 where "
+        "means are added and 15 % are masked.",
+        POSITIVE,
+        default=7.5,
+        later=True,
+    )
     dropout: float = option("On each sublayer's output, and on the embeddings.", SHARE, default=0.0)
     load_balance: float = option(
         "Weight of the loss that keeps all experts in use (designs with experts only).", NOT_NEGATIVE, default=0.01

@@ -12,6 +12,7 @@ from pellucid.data.feed import Feed, PackedText
 from pellucid.data.fim import FilledInText, Markers
 from pellucid.data.masked import MaskedText, WordEdges
 from pellucid.data.pairs import EncodedPairs, PairedText, encode_pairs, read_pairs, split_pairs
+from pellucid.data.replaced import ReplacedText
 from pellucid.data.rewriting import Corruption, RewrittenText
 from pellucid.data.spans import Spans
 from pellucid.data.ul2 import MixtureOfDenoisers
@@ -59,7 +60,7 @@ def prepare_for(
 
 def special_tokens(objective: ObjectiveName) -> list[str]:
     """What a tokenizer that is learned for an objective has beside text, and the token that ends it."""
-    if objective in ("mlm", "denoise"):
+    if objective in ("mlm", "rtd", "denoise"):
         return [MASK]
     if objective == "fim":
         return list(markers.MIDDLES[0])
@@ -125,9 +126,10 @@ def open_feed(run: Run, prepared: Prepared | PreparedPairs) -> Feed:
         rates = {"fim_rate": spec.fim_rate, "spm_rate": spec.spm_rate}
         marked = Markers(*markers.middles_of(tokenizer))
         return FilledInText(*stores, tokenizer=tokenizer, markers=marked, **rates, **rows)
-    if run.objective.name == "mlm":
+    if run.objective.name in ("mlm", "rtd"):
         words = WordEdges.of(tokenizer) if spec.whole_words else None
-        return MaskedText(*stores, mask_id=_mask_of(tokenizer), words=words, **_asked(spec, "masked"), **rows)
+        kind = MaskedText if run.objective.name == "mlm" else ReplacedText
+        return kind(*stores, mask_id=_mask_of(tokenizer), words=words, **_asked(spec, "masked"), **rows)
     ahead = model.ahead if isinstance(model, DecoderSpec) else None  # labels that it sees too early are not scored
     return PackedText(*stores, ahead=ahead, **rows)
 

@@ -11,6 +11,7 @@ from pellucid.spec import (
     ClassifierHeadSpec,
     DecoderSpec,
     EncoderDecoderSpec,
+    EncoderHeadSpec,
     EncoderSpec,
     MaskedLMHeadSpec,
     ModelSpec,
@@ -24,18 +25,21 @@ DESIGN_OF: dict[ObjectiveName, str] = {
     "prefix": "prefix",
     "fim": "modern",
     "mlm": "encoder",
+    "rtd": "discriminator",
     "seq2seq": "encoder_decoder",
     "spans": "encoder_decoder",
     "denoise": "encoder_decoder",
     "ul2": "encoder_decoder",
 }
 USED_BY: dict[str, tuple[ObjectiveName, ...]] = {  # options that decide something for some objectives only
-    "masked": ("mlm", "spans", "denoise"),
-    "whole_words": ("mlm",),
+    "masked": ("mlm", "rtd", "spans", "denoise"),
+    "whole_words": ("mlm", "rtd"),
     "span": ("spans", "denoise"),
     "permute": ("denoise",),
     "fim_rate": ("fim",),
     "spm_rate": ("fim",),
+    "tokens_ahead": ("causal",),
+    "discriminator": ("rtd",),
 }
 
 
@@ -50,7 +54,12 @@ def objectives_of(spec: ModelSpec) -> tuple[ObjectiveName, ...]:
     labelled = isinstance(spec.head, TaggerHeadSpec) or (
         isinstance(spec.head, ClassifierHeadSpec) and spec.head.n_classes > 1
     )
-    return ("labels",) if labelled else ()
+    return (("labels", "rtd") if _tells_two(spec.head) else ("labels",)) if labelled else ()
+
+
+def _tells_two(head: EncoderHeadSpec | None) -> bool:
+    """Whether it says of each token one of two things."""
+    return isinstance(head, TaggerHeadSpec) and head.n_classes == 2
 
 
 def _objectives_of_decoder(ahead: Ahead) -> tuple[ObjectiveName, ...]:

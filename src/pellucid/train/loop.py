@@ -120,7 +120,7 @@ class _Life:
             start = time.perf_counter()
             if self.world.first:
                 self.recorder.sync()
-                checkpoint.save(self.folder, self.run, trainer.done, trainer.model, trainer.optimizers)
+                checkpoint.save(self.folder, self.run, trainer.done, trainer.model, trainer.optimizers, trainer.aid)
             self.saved = trainer.done
             self.world.barrier()
             self.saved_at = time.perf_counter()

@@ -11,7 +11,12 @@ from torch import Tensor
 from pellucid.batch import IGNORE, Batch
 from pellucid.errors import DataError, UsageError
 from pellucid.nn.base import Model
+from pellucid.nn.init import initialise
+from pellucid.nn.models import Decoder, Encoder
 from pellucid.nn.moe import MixtureOfExperts, load_balance, router_z
+from pellucid.predicates import Ahead
+from pellucid.spec import InitRule
+from pellucid.train.aids import FurtherHeads, MultiToken, ReplacedTokens, generator_for
 from pellucid.train.config import ObjectiveSpec
 
 
@@ -96,9 +101,33 @@ class Routed:
         return self.base.count(batch)
 
 
-def objective_for(model: Model, spec: ObjectiveSpec) -> Objective:
+def aid_for(model: Model, spec: ObjectiveSpec, rule: InitRule, seed: int) -> Encoder | FurtherHeads | None:
+    """What helps ``model`` to learn and is left out at the end, its weights drawn anew; None for most objectives.
+
+    Raises UsageError for a model that cannot be helped so.
+    """
+    if spec.name == "rtd":
+        assert isinstance(model, Encoder)  # no other model fits
+        return initialise(generator_for(model.spec, model.embed.tokens), rule, seed)
+    if spec.tokens_ahead == 1:
+        return None
+    if not isinstance(model, Decoder) or model.spec.ahead != Ahead():
+        raise UsageError(
+            f"tokens_ahead = {spec.tokens_ahead} is for a decoder that sees no later token", "leave it out"
+        )
+    return initialise(FurtherHeads(model.spec, spec.tokens_ahead - 1), rule, seed)
+
+
+def objective_for(model: Model, spec: ObjectiveSpec, aid: Encoder | FurtherHeads | None = None) -> Objective:
     """What ``model`` is trained on: its own predictions, their labels smoothed if asked, and with experts their balance
-    too."""
+    too. aid: that of ``aid_for``.
+
+    Raises UsageError where smoothing is asked for and the objective has none.
+    """
+    if aid is not None:
+        if spec.smoothing:
+            raise UsageError("smoothing does not go with an objective that trains an aid", "leave one of the two out")
+        return MultiToken(aid) if isinstance(aid, FurtherHeads) else ReplacedTokens(aid, spec.discriminator)
     base = Smoothed(spec.smoothing) if spec.smoothing else nll
     routed = any(isinstance(module, MixtureOfExperts) for module in model.modules())
     return Routed(spec.load_balance, spec.router_z, base) if routed else base

@@ -53,12 +53,17 @@ def starting_model(run: Run, model: AnyModel | None = None) -> AnyModel:
     if model is None:
         model = initialise(build_model(run.model), run.start.init, run.seed)
     freeze(model, run.start.freeze)
-    for module in model.modules():
-        if isinstance(module, Sublayer | Embedding):
-            module.dropout = run.objective.dropout
+    set_dropout(model, run.objective.dropout)
     if run.runtime.compile:
         compile_each(compilable(model))
     return model.train()
+
+
+def set_dropout(model: Model, share: float) -> None:
+    """Dropout on each sublayer's output, and on embeddings."""
+    for module in model.modules():
+        if isinstance(module, Sublayer | Embedding):
+            module.dropout = share
 
 
 def freeze(model: Model, patterns: tuple[str, ...]) -> None:

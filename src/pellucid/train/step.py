@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.batch import Batch
 from pellucid.nn.base import Model
@@ -56,9 +56,9 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
 
 
-def _sum_gradients(model: Model, world: World) -> None:
+def _sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
     """Each gradient becomes its sum over all processes; one that a process does not have counts as zeros there."""
-    for p in model.parameters():
+    for p in parameters:
         if p.requires_grad:
             p.grad = world.sum(torch.zeros_like(p) if p.grad is None else p.grad)
 
@@ -72,23 +72,26 @@ def step(
     clip: float | None = 1.0,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     world: World = ALONE,
+    trained: nn.Module | None = None,
 ) -> StepResult:
     """One update from this process's micro-batches of one global batch.
 
-    clip: largest gradient norm; None leaves it be. The result is the same on every process.
+    clip: largest gradient norm; None leaves it be. trained: what has all parameters that are trained, where the model
+    does not: it and its aids. The result is the same on every process.
     A loss or gradient that is not finite updates nothing: the caller decides whether to stop or to go on.
     """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     total, count = accumulate(model, objective, batches, autocast, world)
+    parameters = list((model if trained is None else trained).parameters())
     if world.size > 1:
-        _sum_gradients(model, world)
-    norm = gradient_norm(model.parameters())
+        _sum_gradients(parameters, world)
+    norm = gradient_norm(parameters)
     loss, size = world.total(float(total)), float(norm)
     finite = torch.isfinite(torch.tensor((loss, size))).all().item() is True
     if finite:
         if clip is not None and size > clip:
-            for p in model.parameters():
+            for p in parameters:
                 if p.grad is not None:
                     p.grad.mul_(clip / (size + 1e-6))
         for optimizer in optimizers:

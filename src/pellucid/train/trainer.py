@@ -18,12 +18,13 @@ from pellucid.data.feed import Feed
 from pellucid.engine.compiling import eagerly
 from pellucid.nn.models import AnyModel
 from pellucid.train import checkpoint
+from pellucid.train.aids import ReplacedTokens
 from pellucid.train.config import Run, TextSpec
-from pellucid.train.objectives import objective_for
+from pellucid.train.objectives import aid_for, objective_for
 from pellucid.train.optim import build_optimizers, set_rate
 from pellucid.train.pace import Pace
 from pellucid.train.precision import autocast
-from pellucid.train.start import starting_model
+from pellucid.train.start import set_dropout, starting_model
 from pellucid.train.step import StepResult, step
 from pellucid.train.validate import held_out_sums
 from pellucid.train.world import ALONE, World
@@ -50,8 +51,12 @@ class Trainer:
         self.pace = Pace(run)
         self.model = starting_model(run, base).to(world.device)
         asked = run.optimiser
+        self.aid = aid_for(self.model, run.objective, run.start.init, run.seed + 1)
+        if self.aid is not None:
+            set_dropout(self.aid.to(world.device).train(), run.objective.dropout)
+        self.trained = checkpoint.with_aid(self.model, self.aid)
         self.optimizers = build_optimizers(
-            self.model,
+            self.trained,
             asked.name,
             learning_rate=asked.learning_rate,
             matrix_learning_rate=asked.matrix_learning_rate,
@@ -59,11 +64,11 @@ class Trainer:
             betas=(asked.beta1, asked.beta2),
             eps=asked.eps,
         )
-        self.objective = objective_for(self.model, run.objective)
+        self.objective = objective_for(self.model, run.objective, self.aid)
         self.autocast = autocast(run.runtime.precision, world.device.type)
         self.done = 0
         if resume is not None:
-            checkpoint.load_state(resume, self.model, self.optimizers)
+            checkpoint.load_state(resume, self.model, self.optimizers, self.aid)
             self.done = checkpoint.step_of(resume)
 
     def batches(self, index: int) -> list[Batch]:
@@ -91,6 +96,7 @@ class Trainer:
             clip=run.optimiser.clip,
             autocast=self.autocast,
             world=self.world,
+            trained=self.trained,
         )
         self.done += 1
         return result, rate * run.optimiser.learning_rate
@@ -146,5 +152,6 @@ class Trainer:
         return self._measures(batches())
 
     def _measures(self, batches: Iterable[Batch]) -> dict[str, float]:
+        measured = self.objective.measured if isinstance(self.objective, ReplacedTokens) else None
         with eagerly():
-            return self.feed.score(held_out_sums(self.model, batches, self.autocast, self.world))
+            return self.feed.score(held_out_sums(self.model, batches, self.autocast, self.world, measured))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from pellucid.batch import Batch
 from pellucid.engine.modes import evaluating
@@ -19,9 +20,10 @@ def held_out_sums(
     batches: Iterable[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     world: World = ALONE,
+    measured: Callable[[Model, Batch], tuple[Tensor, int | float]] | None = None,
 ) -> dict[str, float]:
     """nats: the sum of -ln p over scored places; count: how many those are, or the sum of their weights; bytes: of the
-    text that they stand for.
+    text that they stand for. measured: gives nats and count of a batch, in place of the model's own.
 
     All processes are given the same batches, and share them out: each reads every ``size``-th.
     """
@@ -29,7 +31,8 @@ def held_out_sums(
     with evaluating(model), torch.no_grad(), autocast():
         for number, batch in enumerate(batches):
             if number % world.size == world.rank:
-                nats += float(model.nll_sum(batch.to(world.device)))
-                count += nll.count(batch)
+                batch = batch.to(world.device)
+                found = measured(model, batch) if measured else (model.nll_sum(batch), nll.count(batch))
+                nats, count = nats + float(found[0]), count + found[1]
                 n_bytes += batch.n_bytes
     return {name: float(world.total(x)) for name, x in (("nats", nats), ("count", count), ("bytes", n_bytes))}
