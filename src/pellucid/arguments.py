@@ -100,6 +100,8 @@ def fits(value: Any, hint: Any) -> bool:
         return not isinstance(value, bool) and isinstance(value, Integral if hint is int else Real)
     if origin is Callable:
         return callable(value)
+    if origin is tuple and args and args[-1] is not ...:
+        return _is_list(value) and len(value) == len(args) and all(map(fits, value, args))
     if origin in (Sequence, Iterable, tuple, list):
         return _is_list(value) and _items_fit(value, args[0] if args else Any)
     kind = dict if typing.is_typeddict(hint) else origin or hint
@@ -134,6 +136,8 @@ def words(hint: Any) -> str:
         return _WORDS[hint]
     if origin is Callable:
         return "a function"
+    if origin is tuple and args and args[-1] is not ...:
+        return f"({', '.join(words(each) for each in args)})"
     if origin in (Sequence, Iterable, tuple, list):
         return f"a list, each of its items {words(args[0])}" if args and args[0] is not Any else "a list"
     name = getattr(origin or hint, "__name__", str(hint))

@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from pellucid.errors import TapError, UsageError
 from pellucid.interpret.edits import Add, Patch, Scale
+from pellucid.interpret.patching import pair, patch
 from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder
 from pellucid.spec import AttentionSpec, BlockSpec, DecoderSpec, EmbedSpec, GatedFFNSpec, RMSNormSpec, StackSpec
@@ -178,6 +179,19 @@ def test_a_keep_that_does_not_exist_and_rows_without_places_are_refused() -> Non
         models()[0].taps(read="embed", keep="first").__enter__()  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="2 rows, 1 positions"):
         Patch(torch.tensor([0, 1]), torch.tensor([0]), torch.zeros(2, 16))
+
+
+def test_a_grid_of_a_compiled_model_equals_the_eager_one_and_compiles_for_no_cell() -> None:
+    """Cells come in batches of many shapes, so blocks run their plain code; reading the two prompts is one shape."""
+    eager, compiled = models()
+    with torch.no_grad():
+        compiled(IDS)
+    before = compilations()
+    found = [
+        patch(model, pair(model, IDS[:1, :8], IDS[1:, :8]), 3, 5, positions=[0, 3, 7]) for model in (eager, compiled)
+    ]
+    torch.testing.assert_close(found[1].scores, found[0].scores)
+    assert compilations() <= before + 1
 
 
 def test_control_an_edit_that_holds_its_position_as_a_number_compiles_for_each() -> None:

@@ -20,6 +20,16 @@ def pull_back(linear: nn.Module, direction: Float[Tensor, "*axes d_out"], d_in: 
     return pulled
 
 
+@torch.no_grad()
+def matrix_of(linear: nn.Module, d_in: int, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
+    """W of a module that computes W x + b, whatever holds it."""
+    if type(linear) is nn.Linear:
+        return linear.weight
+    device = next(iter((*linear.parameters(), *linear.buffers()))).device
+    rows = torch.eye(d_in, dtype=dtype, device=device)
+    return (linear(rows) - linear(torch.zeros_like(rows[:1]))).T
+
+
 @dataclass(frozen=True)
 class FrozenNorm:
     """A norm with the scale that it had on one input: an affine map, so that its output is a sum over parts of that.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,22 @@ def shares(pattern: Float[Tensor, "batch heads time time"], *, both_ways: bool =
         following=mean((queries + 1).clamp(max=time - 1)) if both_ways else none,
         last=mean(torch.full_like(queries, time - 1)) if both_ways else none,
     )
+
+
+def rollout(
+    patterns: Sequence[Float[Tensor, "batch _ time time"]], *, kept: float = 0.5
+) -> Float[Tensor, "batch layer time time"]:
+    """How much each token's state holds of each token that was read, after each layer: the product of all layers'
+    mean patterns, of which a share ``kept`` stays where it is, as the residual stream does (Abnar & Zuidema 2020).
+
+    patterns: of each layer, shallow to deep; its heads are averaged. Rows sum to 1 where those of the patterns do.
+    """
+    found: list[Tensor] = []
+    for pattern in patterns:
+        here = (1 - kept) * wide(pattern).mean(1)
+        here = here + kept * torch.eye(here.shape[-1], dtype=here.dtype, device=here.device)
+        found.append(here @ found[-1] if found else here)
+    return torch.stack(found, 1)
 
 
 @dataclass(frozen=True)
