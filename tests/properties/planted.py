@@ -42,10 +42,9 @@ def empty(n_layers: int = 2, n_heads: int = 3) -> Decoder:
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
-        part(model.embed.tokens.weight, TOKEN, VOCAB).fill_diagonal_(1)
-        positions = model.embed.positions
-        table = model.head.weight
-        assert isinstance(positions, Learned) and table is not None
+        tokens, positions, table = model.embed.tokens.weight, model.embed.positions, model.head.weight
+        assert isinstance(positions, Learned) and tokens is not None and table is not None
+        part(tokens, TOKEN, VOCAB).fill_diagonal_(1)
         part(positions.weight, PLACE, PLACES).fill_diagonal_(1)
         part(table, OUT, VOCAB).fill_diagonal_(1)
     return model.double().eval()

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from pellucid.cli.parse import parse, text_of
+from pellucid.errors import UsageError
 from pellucid.look.ink import Section
 
 EXAMPLES = """
@@ -17,6 +18,8 @@ look runs/book "To be, or not to be"
 look runs/book "To be, or not to be" --html look.html
 look runs/book "To be, or not to be" --only attention lens
 look SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is"
+look SmolLM2-135M "The capital of France is" --trace France --heads --only inside
+look SmolLM2-135M --patch "The capital of France is" "The capital of Italy is" --only inside --html patch.html
 look bert-base-uncased "Paris is the [MASK] of France."
 look opus-mt-en-de "The cat sat on the mat." --target "Die Katze saß auf der Matte."
 """
@@ -24,13 +27,16 @@ look opus-mt-en-de "The cat sat on the mat." --target "Die Katze saß auf der Ma
 
 def look(
     model: tyro.conf.Positional[str],
-    text: tyro.conf.Positional[str],
+    text: tyro.conf.Positional[str | None] = None,
     target: str | None = None,
     html: Path | None = None,
     top: int = 10,
     only: tuple[Section, ...] = (),
     quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ignore_key: tuple[str, ...] = (),
+    patch: tuple[str, str] | None = None,
+    trace: str | None = None,
+    heads: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """See what a model makes of a text: its guesses layer by layer, every head's attention, the loss of each token.
 
@@ -45,6 +51,10 @@ def look(
         top: How many guesses to list.
         only: The sections to show in the terminal, all by default; the page has all.
         quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
+        patch: CLEAN CORRUPT, two prompts of as many tokens: which states and heads of the first bring its answer back
+            in the second. Without a text the first is what is read.
+        trace: Words of the text: drowned in noise, which restored states bring the model's answer back?
+        heads: Score induction, previous-token, duplicate-token and copying heads.
         ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
     from rich.console import Console
@@ -55,9 +65,13 @@ def look(
     from pellucid.look.page.html import to_html
     from pellucid.look.terminal import show
 
-    loaded, read = open_model(model, quantised, ignore_key), text_of(text)
+    if text is None and patch is None:
+        raise UsageError("there is no text to read", 'pellucid look MODEL "To be, or not to be"')
+    loaded = open_model(model, quantised, ignore_key)
+    read = text_of(text) if text is not None else patch[0] if patch is not None else ""
     with Console(stderr=True).status("reading"):
-        seen = look_into(loaded, read, top=top, name=Path(os.path.abspath(model)).name, target=target)
+        named = Path(os.path.abspath(model)).name
+        seen = look_into(loaded, read, top=top, name=named, target=target, patch=patch, trace=trace, heads=heads)
     if html is not None:
         write_text(html, to_html(seen))  # first: who reads what is shown may stop reading (`| head`)
     console = Console()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pellucid.look.seen import Head
 
-Section = Literal["text", "next", "lens", "attention", "encoding", "experts", "stream"]
+Section = Literal["text", "next", "lens", "attention", "encoding", "experts", "stream", "inside"]
 # Ink and paper are both set, so that the words are legible on a light and on a dark terminal.
 BLACK, WHITE = "#111111 on ", "#ffffff on "
 SURPRISE = ("", BLACK + "#fbedc3", BLACK + "#f7cf7d", BLACK + "#f0a35a", WHITE + "#bd5238", WHITE + "#8a2a2e")

@@ -14,8 +14,8 @@ from pellucid.checkpoints.by_name import opened
 from pellucid.errors import UsageError
 from pellucid.interpret.lens import logit_lens
 from pellucid.interpret.record import capture
-from pellucid.look import measure, reading
-from pellucid.look.seen import Across, Guesses, Look, ModelFacts, Token
+from pellucid.look import measure, panels, reading
+from pellucid.look.seen import Across, Guesses, Look, ModelFacts, Panel, Token
 from pellucid.look.text import is_special, label, prose, reader
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
 from pellucid.spec import MaskedLMHeadSpec
@@ -29,19 +29,28 @@ def look(
     top: int = 10,
     name: str = "model",
     target: str | Sequence[int] | None = None,
+    *,
+    patch: tuple[str | Sequence[int], str | Sequence[int]] | None = None,
+    trace: str | None = None,
+    heads: bool = False,
 ) -> Look:
     """Read a text (or token ids) once and keep everything worth seeing.
 
     model: also the name of one, which is then loaded.
     A text is read as the model expects one: begun with <|endoftext|>, in [CLS] … [SEP]; for a model that fills in
     masks, a mask written in the text is one. target: what an encoder–decoder writes, by default what it would write
-    itself. Raises UsageError for a model of images, an empty text, one longer than the model's context, ids outside the
-    vocabulary, ``top`` below 1, and a target where there is no encoder.
+    itself. patch: (clean, corrupt), two prompts whose likeliest next tokens differ: which states and heads make the
+    difference. trace: words of the text, whose causal trace is drawn. heads: habits of heads, on a repeated random
+    text. All three are of decoders. Raises UsageError for a model of images, an empty text, one longer than the model's
+    context, ids outside the vocabulary, ``top`` below 1, a target where there is no encoder, and prompts and subjects
+    that cannot be compared or found.
     """
     model = opened(model)
     if top < 1:
         raise UsageError(f"top = {top}", "show at least 1 guess")
     if isinstance(model, EncoderDecoder):
+        if patch is not None or trace is not None or heads:
+            raise UsageError("patch, trace and heads are of decoders that stand alone", "leave them out")
         return _look_at_pair(model, text_or_ids, target, top, name)
     if target is not None:
         raise UsageError("a target is what an encoder–decoder writes, and this model has no encoder", "leave it out")
@@ -53,7 +62,26 @@ def look(
             "read its patterns with model.taps(read=...); model.point_names() lists them",
         )
     ids = reading.tensor(reading.read(model, model.tokenizer, text_or_ids), model)
-    return _side(model, capture(model, ids, _points(model)), ids, model.tokenizer, top, name)
+    measured = _measured(model, text_or_ids, patch, trace, heads)
+    seen = _side(model, capture(model, ids, _points(model)), ids, model.tokenizer, top, name)
+    return replace(seen, panels=measured)
+
+
+def _measured(
+    model: Decoder | Encoder,
+    text_or_ids: str | Sequence[int],
+    patch: tuple[str | Sequence[int], str | Sequence[int]] | None,
+    trace: str | None,
+    heads: bool,
+) -> tuple[Panel, ...]:
+    """What is measured beside the text's reading; nothing where nothing is asked for."""
+    if patch is None and trace is None and not heads:
+        return ()
+    if not isinstance(model, Decoder):
+        raise UsageError("patch, trace and heads are of decoders, and this model is an encoder", "leave them out")
+    found = () if patch is None else panels.patched(model, *patch)
+    found += () if trace is None else panels.traced(model, text_or_ids, trace)
+    return (*found, panels.habitual(model)) if heads else found
 
 
 def _look_at_pair(

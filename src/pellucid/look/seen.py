@@ -162,6 +162,18 @@ class Encoding(Brief):
 
 
 @dataclass(frozen=True, repr=False)
+class Panel(Brief):
+    """A table of shares, 0 to 1 for the most part. rows: shallow to deep, or the best first where ``ranked``."""
+
+    title: str
+    note: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: Float[np.ndarray, "row column"]
+    ranked: bool = False
+
+
+@dataclass(frozen=True, repr=False)
 class Across(Brief):
     """The other side of an encoder–decoder: what its encoder read, and how the decoder's layers attend to that."""
 
@@ -180,7 +192,7 @@ class Look:
     points: names of the model's points where each of these, the "pattern", the "cross" pattern and the chosen "experts"
     are read, layer by layer; "" for a layer without it.
     experts: of the layers that have some. guesses: None where the model guesses no tokens. encoding: of an encoder.
-    across: of an encoder–decoder, whose decoder's side this look is.
+    across: of an encoder–decoder, whose decoder's side this look is. panels: what else was asked for (``look.panels``).
     """
 
     model: ModelFacts
@@ -194,6 +206,7 @@ class Look:
     guesses: Guesses | None = None
     encoding: Encoding | None = None
     across: Across | None = None
+    panels: tuple[Panel, ...] = ()
 
     @property
     def both_ways(self) -> bool:
@@ -238,6 +251,7 @@ class Look:
                 **vars(self.encoding or Encoding(alike=())),
                 "cross": across.attention.patterns if across else (),
                 "cross_heads": across.attention.heads if across else (),
+                "panels": self.panels,
             }
         )
         told["patterns"] = [

@@ -27,6 +27,7 @@ from pellucid.look.ink import (
 from pellucid.look.seen import Guesses, Look
 from pellucid.look.terminal_attention import show_attention
 from pellucid.look.terminal_encoding import show_encoding
+from pellucid.look.terminal_panels import show_panels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -209,6 +210,7 @@ SECTIONS: dict[Section, Callable[[Look, Console], None]] = {
     "encoding": show_encoding,
     "experts": _show_experts,
     "stream": _show_stream,
+    "inside": show_panels,
 }
 
 

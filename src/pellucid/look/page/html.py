@@ -17,7 +17,7 @@ from pellucid.look.page.packing import pack_across, pack_likeness, pack_patterns
 from pellucid.look.seen import Encoding, Guesses, Look
 
 # The page's one script is these files, in this order.
-SCRIPTS = ("core.js", "reading.js", "depth.js", "attention.js", "encoding.js", "experts.js", "main.js")
+SCRIPTS = ("core.js", "reading.js", "depth.js", "attention.js", "encoding.js", "experts.js", "panels.js", "main.js")
 # So many alternatives are listed when a lens cell is pointed at.
 LENS_GUESSES = 3
 
@@ -52,6 +52,10 @@ def payload(look: Look) -> dict[str, Any]:
         "pooled": pooled and {**vars(pooled), "likeness": _short(pooled.likeness)},
         "classes": None if classes is None else _short(classes),
         "classNames": list(encoding.class_names),
+        "panels": [
+            {**vars(panel), "values": _short(panel.values), "rows": list(panel.rows), "columns": list(panel.columns)}
+            for panel in look.panels
+        ],
         "cross": look.across and pack_across(look.across.attention),
         "source": look.across and payload(look.across.source),
     }

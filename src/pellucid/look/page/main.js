@@ -68,7 +68,7 @@ begin();
 readAddress();
 header();
 sideSwitch();
-panels.push(textPanel(), selectedPanel(), nextPanel(), lossPanel(), lensPanel(), headsPanel(), headPanel(), crossPanel(), alikePanel(), verdictPanel(), expertsPanel(), normsPanel(), linesPanel(), { select: writeAddress });
+panels.push(textPanel(), selectedPanel(), nextPanel(), lossPanel(), lensPanel(), headsPanel(), headPanel(), crossPanel(), alikePanel(), verdictPanel(), expertsPanel(), measuredPanels(), normsPanel(), linesPanel(), { select: writeAddress });
 $("theme").addEventListener("click", () => {
   document.documentElement.dataset.theme = theme() === "dark" ? "light" : "dark";
   redraw();

@@ -1,0 +1,95 @@
+"""What was measured inside a model, as tables to be shown: patching, causal traces, habits of heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pellucid.errors import UsageError
+from pellucid.interpret.heads import habits
+from pellucid.interpret.pairs import pair
+from pellucid.interpret.patching import Grid, patch
+from pellucid.interpret.tracing import POINTS, trace
+from pellucid.look.seen import Panel
+from pellucid.look.text import label, reader
+from pellucid.nn.models import Decoder
+
+HABITS = ("induction", "previous", "duplicate", "copying")
+MOST_HEADS = 20  # heads that are listed
+TRACED = {"resid_post": "the stream", "ffn_out": "feed-forward layers", "attn_out": "attention"}
+
+
+def patched(model: Decoder, clean: str | Sequence[int], corrupt: str | Sequence[int]) -> tuple[Panel, ...]:
+    """Which states and which heads of a clean prompt bring its answer back in a corrupt one.
+
+    What is measured is the logit of the clean prompt's likeliest next token minus that of the corrupt one's. Raises
+    UsageError where both are the same token, and as ``interpret.pairs.pair`` does.
+    """
+    prompts, read = pair(model, clean, corrupt), reader(model.tokenizer)
+    right, wrong = (_next(model, ids) for ids in (prompts.clean, prompts.corrupt))
+    if right == wrong:
+        raise UsageError(
+            f"both prompts are followed by {label(read(right))}, so there is no difference to trace",
+            "change the word on which the answer depends",
+        )
+    states = patch(model, prompts, right, wrong)
+    heads = patch(model, prompts, right, wrong, point="attn.z", over=("layer", "head"))
+    what = f"share of the difference {label(read(right))} − {label(read(wrong))} that comes back"
+    tokens = tuple(label(read(token)) for token in prompts.corrupt[0].tolist())
+    layers = tuple(f"layer {layer}" for layer in states.layers)
+    columns = tuple(f"head {head}" for head in heads.heads)
+    return (
+        Panel("Patching: states", f"{what}; one state of the clean prompt put in", layers, tokens, _share(states)),
+        Panel("Patching: heads", f"{what}; one head of the clean prompt put in", layers, columns, _share(heads)),
+    )
+
+
+def traced(model: Decoder, text: str | Sequence[int], subject: str) -> tuple[Panel, ...]:
+    """Which states bring the answer back when the subject of a prompt is drowned in noise (Meng et al. 2022)."""
+    found, read = trace(model, text, subject), reader(model.tokenizer)
+    tokens = tuple(
+        label(read(token)) + ("*" if found.subject[0] <= place < found.subject[1] else "")
+        for place, token in enumerate(found.ids.tolist())
+    )
+    note = f"p({label(read(found.answer))}): {found.clean:.0%} clean, {found.corrupt:.0%} with noise on *; restored:"
+    return tuple(
+        Panel(
+            f"Causal trace: {TRACED[point]}", f"{note} {_windows(found.grids[point], model)}",
+            tuple(f"layer {layer}" for layer in found.grids[point].layers), tokens, _array(found.restored(point)),
+        )
+        for point in POINTS
+    )  # fmt: skip
+
+
+def habitual(model: Decoder) -> Panel:
+    """The heads with the plainest habits, scored on a repeated random text."""
+    found = habits(model, length=min(24, model.spec.context // 2))
+    scores = torch.stack([getattr(found, habit) for habit in HABITS], -1).flatten(0, 1)  # (heads, habits)
+    there = (~scores.isnan().any(-1)).nonzero()[:, 0]
+    by_attention = scores[there, :3].amax(-1)
+    best = there[by_attention.argsort(descending=True)][:MOST_HEADS]
+    per_layer = found.induction.shape[1]
+    rows = tuple(f"{head // per_layer}.{head % per_layer}" for head in best.tolist())
+    note = "on random tokens read twice: attention to what followed, stood before, is the same; says what it sees"
+    return Panel("Habits of heads", note, rows, HABITS, _array(scores[best]), ranked=True)
+
+
+@torch.no_grad()
+def _next(model: Decoder, ids: Int[Tensor, "1 time"]) -> int:
+    return int(model(ids)[0, -1].argmax())
+
+
+def _share(grid: Grid) -> Float[np.ndarray, "row column"]:
+    return _array(grid.recovered[..., 0])
+
+
+def _windows(grid: Grid, model: Decoder) -> str:
+    return "one state" if grid.point.startswith("resid") else f"{max(1, model.spec.n_layers // 5)} layers around"
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy()
