@@ -20,7 +20,8 @@ import pellucid
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.data.feed import PackedText, Share
 from pellucid.data.masked import MaskedText
-from pellucid.data.pairs import Pair, PairedText, encode_pairs, read_pairs, split_pairs
+from pellucid.data.pair_files import Pair, read_pairs, split_pairs
+from pellucid.data.pairs import PairedText, encode_pairs
 from pellucid.data.sources import documents
 from pellucid.data.store import TokenStore, build_store
 from pellucid.designs import design

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pellucid.designs import width
 from pellucid.designs.published import attention_is_all_you_need
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
@@ -68,6 +70,32 @@ class Recipe:
         if step < 1:
             raise UsageError(f"step = {step}: the schedule begins with step 1", "count from 1")
         return self.spec.d_model**-0.5 * min(step**-0.5, step * self.warmup**-1.5)
+
+
+def cook(recipe: Recipe, asked: TrainOptions) -> TrainOptions:
+    """``asked``, and where it leaves something open, what the paper says (sections 3 and 5).
+
+    The model is the paper's in the sizes that are asked for, so that the peak rate of the schedule follows from its own
+    width and warm-up. Batches hold as many tokens of targets as in the paper, pairs of like length together.
+    """
+    default, spec = TrainOptions(), recipe.spec
+    attention = spec.decoder.stack.blocks[0].mixer
+    d_model = asked.d_model or (spec.d_model if asked.depth is None else width(asked.depth))
+    warmup = asked.warmup or recipe.warmup
+    said = recipe.options(minutes=asked.minutes, steps=recipe.steps if asked.minutes is None else None)
+    said = replace(
+        said,
+        design="transformer_2017",
+        depth=len(spec.decoder.stack.blocks),
+        d_model=d_model,
+        head_dim=math.gcd(d_model, getattr(attention, "head_dim", d_model)),
+        vocab_size=spec.vocab_size,
+        batch_tokens=recipe.target_tokens,
+        learning_rate=(d_model * max(warmup, 1)) ** -0.5,
+        validation=default.validation,
+    )
+    given = {name: getattr(asked, name) for name in TrainOptions.options}
+    return replace(said, **{name: value for name, value in given.items() if value != getattr(default, name)})
 
 
 RECIPES: dict[str, Recipe] = {

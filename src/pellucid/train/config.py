@@ -85,6 +85,12 @@ class TextSpec(FeedSpec):
     tokenizer: str
     context: int = option("Longest sequence, in tokens.", Legal(8, math.inf, "at least 8 tokens"))
     batch_size: int = option("Rows of `context` tokens in one update.", COUNT)
+    batch_tokens: int | None = option(
+        "Tokens of targets in one update, pairs of like length together, instead of `batch_size` rows (seq2seq).",
+        COUNT,
+        default=None,
+        later=True,
+    )
     validation: float = option(
         "Share of the documents held out (of the text's end, when there is only one document).", SHARE, default=0.05
     )
