@@ -27,8 +27,7 @@ from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.config import TrainOptions
 from pellucid.train.world import ALONE, World
 
-PAIRS = [Pair(f"word {n} " * (1 + n * n % 7), f"Wort {n}, und mehr " * (1 + n % 5)) for n in range(120)]
-PAIRS = [Pair(a.strip(), b.strip()) for a, b in PAIRS]
+PAIRS = [Pair(f"word {n} " * (n * n % 7) + "end", f"Wort {n}, und mehr " * (1 + n % 5) + ".") for n in range(120)]
 
 
 def written(folder: Path, form: str) -> list[str]:

@@ -82,8 +82,9 @@ def _of_json(line: str, where: str) -> Pair:
     inner = value.get("translation", value) if isinstance(value, dict) else None
     if isinstance(inner, dict):
         texts = [inner.get("source"), inner.get("target")] if inner is value else list(inner.values())
-        if len(texts) == 2 and all(isinstance(text, str) for text in texts):
-            return Pair(*texts)
+        said = [text for text in texts if isinstance(text, str)]
+        if len(said) == len(texts) == 2:
+            return Pair(*said)
     raise DataError(f"{where} holds no pair", 'a line is {"source": "…", "target": "…"}')
 
 
