@@ -140,11 +140,11 @@ def test_the_cooked_recipe_has_every_number_of_the_paper() -> None:
     assert design(asked.design)(asked.vocab_size, spec.context, asked.depth, asked.d_model, asked.head_dim) == spec
     said = {"objective": "seq2seq", "steps": 100_000, "warmup": 4000, "beta1": 0.9, "beta2": 0.98, "eps": 1e-9}
     said |= {"smoothing": 0.1, "dropout": 0.1, "optimizer": "adamw", "schedule": "inverse_sqrt", "clip": None}
-    said |= {"batch_tokens": 25_000, "vocab_size": 37_000, "weight_decay": 0.0, "init": "xavier"}
+    said |= {"batch_tokens": 25_000, "vocab_size": 37_000, "weight_decay": 0.0, "init": "xavier", "average": 5}
     assert {name: getattr(asked, name) for name in said} == said
     assert asked.learning_rate == pytest.approx(RECIPES["base"].learning_rate(4000))
     big = cooked("attention_is_all_you_need_big", TrainOptions())
-    assert (big.d_model, big.dropout, big.steps) == (1024, 0.3, 300_000)
+    assert (big.d_model, big.dropout, big.steps, big.average) == (1024, 0.3, 300_000, 20)
 
 
 def test_the_cooked_recipe_yields_to_what_is_asked() -> None:

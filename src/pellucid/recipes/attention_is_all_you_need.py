@@ -22,7 +22,8 @@ class Recipe:
     """One model of table 3 and how it was trained (Vaswani et al. 2017, sections 5 and 6.2).
 
     source_tokens, target_tokens: of a batch, approximately. hours: on ``gpus`` P100. smoothing: of labels, by
-    ``train.objectives.Smoothed``. ``said_`` is what the paper reports (tables 2 and 3).
+    ``train.objectives.Smoothed``. average: of so many last checkpoints (section 6.1). ``said_`` is what the paper
+    reports (tables 2 and 3).
     """
 
     spec: EncoderDecoderSpec
@@ -38,6 +39,7 @@ class Recipe:
     eps: float = 1e-9
     smoothing: float = 0.1
     gpus: int = 8
+    average: int = 5
 
     def options(self, **more: Any) -> TrainOptions:
         """What to ask of ``pellucid.train`` on pairs, so that they are learned as in the paper; ``more`` is added.
@@ -91,6 +93,7 @@ def cook(recipe: Recipe, asked: TrainOptions) -> TrainOptions:
         head_dim=math.gcd(d_model, getattr(attention, "head_dim", d_model)),
         vocab_size=spec.vocab_size,
         batch_tokens=recipe.target_tokens,
+        average=recipe.average,
         learning_rate=(d_model * max(warmup, 1)) ** -0.5,
         validation=default.validation,
     )
@@ -100,7 +103,9 @@ def cook(recipe: Recipe, asked: TrainOptions) -> TrainOptions:
 
 RECIPES: dict[str, Recipe] = {
     "base": Recipe(attention_is_all_you_need("base"), 100_000, 12.0, 0.1, said_parameters=65e6, said_flops=3.3e18),
-    "big": Recipe(attention_is_all_you_need("big"), 300_000, 84.0, 0.3, said_parameters=213e6, said_flops=2.3e19),
+    "big": Recipe(
+        attention_is_all_you_need("big"), 300_000, 84.0, 0.3, average=20, said_parameters=213e6, said_flops=2.3e19
+    ),
 }
 
 

@@ -236,6 +236,13 @@ class Keeping(Part):
         neutral=None,
     )
     keep_checkpoints: int = option("How many to keep.", COUNT, default=2, neutral=1)
+    average: int = option(
+        "At the end, also measure the mean of the weights of so many last checkpoints, and save it in `averaged`.",
+        COUNT,
+        default=1,
+        neutral=1,
+        later=True,
+    )
     on_nonfinite: Literal["stop", "skip"] = option(
         "What to do when loss or gradient is not finite.", default="stop", neutral="stop"
     )
