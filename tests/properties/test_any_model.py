@@ -33,6 +33,7 @@ from pellucid.spec import ModelSpec
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import derive, loop
 from pellucid.train.config import ObjectiveSpec, Run
+from pellucid.train.feeds import open_feed, prepare_for
 from pellucid.train.objectives import nll, objective_for
 from pellucid.train.precision import Peak
 from pellucid.train.report import Progress, Reporter
@@ -130,6 +131,16 @@ def test_a_run_of_any_kind_resumes_bit_for_bit(folder: Path, tmp_path: Path, kin
     assert [line["step"] for line in measured if set(line) & set(whole.metrics)] == [2, 4]
     assert {name.removeprefix("final_") for name in measured[-1] if name != "step"} == set(whole.metrics)
     assert train(folder / name, tmp_path / "whole", **TINY | more).metrics == whole.metrics, "nothing is left to do"
+
+
+def test_an_aid_is_measured_without_dropout(folder: Path, tmp_path: Path) -> None:
+    """Else a run that is resumed for its last measure alone would give another number."""
+    train(folder / "text.txt", tmp_path / "out", objective="rtd", **TINY)
+    run = Run.load(tmp_path / "out" / "run.json")
+    prepared = prepare_for("rtd", run.texts, run.options, tmp_path / "out", Reporter(), resumed=True)
+    trainer = Trainer(run, open_feed(run, prepared))
+    assert trainer.validate() == trainer.validate()
+    assert trainer.aid is not None and trainer.aid.training, "it learns on with dropout"
 
 
 def test_the_mean_of_the_last_checkpoints_is_measured_beside_the_last(folder: Path, tmp_path: Path) -> None:
