@@ -341,7 +341,7 @@ def test_points_of_an_adapted_model_are_those_of_the_base() -> None:
         (lambda: untie(adapt(tied(), LoRA(targets=("head",)))), "one matrix"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(asked: Any, says: str) -> None:
+def test_impossible_adapter_is_refused_by_name(asked: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says.replace("*", r"\*").replace(".", r"\.")):
         asked()
 

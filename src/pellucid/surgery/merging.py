@@ -6,7 +6,8 @@ bfloat16, less than half would be what they were. So the originals are kept unti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -34,19 +35,18 @@ class Merged:
     """What a merge took out of a model. ``undo`` puts it back: weights to the bit, and all adapters."""
 
     def __init__(self, undos: list[Undo]):
-        self._undos = undos
+        self._undos, self._undone = undos, False
 
     def undo(self) -> None:
         """The model as it was before the merge. Raises UsageError the second time."""
-        if not self._undos:
+        if self._undone:
             raise UsageError("this merge is undone already", "merge again first")
         for undo in reversed(self._undos):
             undo()
-        self._undos = []
+        self._undone = True
 
 
 @checked()
-@torch.no_grad()
 def merge(model: Model) -> Merged:
     """Put the active adapter into the weights and take all adapters off; its logits stay the same up to rounding.
 
@@ -55,6 +55,23 @@ def merge(model: Model) -> Merged:
     """
     if active(model) is None:
         raise UsageError("no adapter is active, so there is nothing to merge", "switch to one first")
+    return _merge(model)
+
+
+@contextmanager
+def plain(model: Model) -> Iterator[None]:
+    """The model without adapters for a while, as other tools know it: the active one is merged, if there is one.
+
+    Afterwards it is what it was, to the bit. Raises UsageError as ``merge`` does.
+    """
+    merged = _merge(model)
+    try:
+        yield
+    finally:
+        merged.undo()
+
+
+def _merge(model: Model) -> Merged:
     _refuse_one_sided(model)
     merged = {path: _merged_weight(module) for path, module, _ in held(model)}
     undos: list[Undo] = []
@@ -79,6 +96,7 @@ def _refuse_one_sided(model: Model) -> None:
         )
 
 
+@torch.no_grad()
 def _merged_weight(module: nn.Module) -> Tensor | None:
     """W' of a module, in its type; None where only whole parameters are changed, which stand in their place already."""
     change = module.adapters.acting() if isinstance(module, Adapted) else None

@@ -17,14 +17,14 @@ from pellucid.spec import DecoderSpec, EncoderDecoderSpec, MaskedLMHeadSpec, Mod
 from pellucid.surgery.adapted import Adapted
 
 
-def untied_spec(spec: ModelSpec) -> ModelSpec:
-    """The model whose head has a matrix of its own instead of the table of tokens."""
+def untied_spec(spec: ModelSpec, tied: bool = False) -> ModelSpec:
+    """The model whose head has a matrix of its own instead of the table of tokens; with ``tied``, the way back."""
     if isinstance(spec, EncoderDecoderSpec):
-        return replace(spec, decoder=replace(spec.decoder, head=replace(spec.decoder.head, tied=False)))
+        return replace(spec, decoder=replace(spec.decoder, head=replace(spec.decoder.head, tied=tied)))
     if isinstance(spec, DecoderSpec):
-        return replace(spec, head=replace(spec.head, tied=False))
+        return replace(spec, head=replace(spec.head, tied=tied))
     assert isinstance(spec.head, MaskedLMHeadSpec)  # no other head is ever tied
-    return replace(spec, head=replace(spec.head, tied=False))
+    return replace(spec, head=replace(spec.head, tied=tied))
 
 
 def tied_head(model: Model) -> tuple[str, LMHead, Embedding] | None:
