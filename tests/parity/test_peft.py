@@ -56,12 +56,29 @@ LINEAR: dict[str, list[str]] = {
     "t5": ["q", "v", "wi_0"],
     "mixtral": ["q_proj", "o_proj"],
 }
-TABLE = {"llama": "embed_tokens", "gpt2": "wte", "gemma": "embed_tokens", "bert": "word_embeddings"}
-TABLE |= {"mixtral": "embed_tokens"}
-HEAD = {"llama": "lm_head", "gpt2": "lm_head", "gemma": "lm_head", "bert": "decoder", "t5": "lm_head"}
-HEAD |= {"mixtral": "lm_head"}
-NORM = {"llama": "model.norm", "gpt2": "ln_f", "gemma": "model.norm", "bert": "output.LayerNorm"}
-NORM |= {"t5": "final_layer_norm", "mixtral": "model.norm"}
+TABLE = {
+    "llama": "embed_tokens",
+    "gpt2": "wte",
+    "gemma": "embed_tokens",
+    "bert": "word_embeddings",
+    "mixtral": "embed_tokens",
+}
+HEAD = {
+    "llama": "lm_head",
+    "gpt2": "lm_head",
+    "gemma": "lm_head",
+    "bert": "decoder",
+    "t5": "lm_head",
+    "mixtral": "lm_head",
+}
+NORM = {
+    "llama": "model.norm",
+    "gpt2": "ln_f",
+    "gemma": "model.norm",
+    "bert": "output.LayerNorm",
+    "t5": "final_layer_norm",
+    "mixtral": "model.norm",
+}
 
 _models: dict[str, tuple[Any, Any]] = {}
 
@@ -117,7 +134,7 @@ def written_by_peft(family: str, folder: Path, **asked: Any) -> Tensor:
     theirs, _ = pair(family)
     with quiet():
         adapted = get_peft_model(theirs, LoraConfig(lora_dropout=0.0, **asked)).eval()
-        stir([each for name, each in adapted.named_parameters() if each.requires_grad])
+        stir([each for each in adapted.parameters() if each.requires_grad])
         adapted.save_pretrained(str(folder))
     return outputs(adapted)
 

@@ -185,7 +185,9 @@ def test_chat_that_is_no_json_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_question_is_on_both_sides_of_the_split() -> None:
-    chats = [[{"role": "user", "content": str(i % 7)}, {"role": "assistant", "content": str(i)}] for i in range(40)]
+    chats: list[Any] = [
+        [{"role": "user", "content": str(i % 7)}, {"role": "assistant", "content": str(i)}] for i in range(40)
+    ]
     training, held = split_conversations(chats, 0.2, 0)
     assert training and held and len(training) + len(held) == 40
     assert not {chat[0]["content"] for chat in training} & {chat[0]["content"] for chat in held}
@@ -196,7 +198,7 @@ def test_no_question_is_on_both_sides_of_the_split() -> None:
 
 
 def some(count: int, tokenizer: Any) -> list[Answered]:
-    chats = [[{"role": "user", "content": "two " * (i % 5 + 1)}, ANSWER] for i in range(count)]
+    chats: list[Any] = [[{"role": "user", "content": "two " * (i % 5 + 1)}, ANSWER] for i in range(count)]
     return [mark_answers(tokenizer, chat, tokenizer.stop_ids) for chat in chats]
 
 
@@ -220,7 +222,7 @@ def test_packed_chats_score_as_they_do_alone(voice: Any, talker: Path, apart: bo
     batches = list(packed.evaluation())
     assert sum(len(batch.ids) for batch in batches) < 4
     if not apart:  # the control: as if the row were one document
-        batches = [replace(batch, tokens=Tokens.plain(*batch.ids.shape)) for batch in batches]
+        batches = [replace(batch, tokens=Tokens.plain(len(batch.ids), batch.ids.shape[1])) for batch in batches]
     with torch.no_grad():
         together = sum(float(model.nll_sum(batch)) for batch in batches)
         single = sum(float(model.nll_sum(batch)) for feed in alone for batch in feed.evaluation())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -64,7 +65,7 @@ def tune(
     if merged is not None and merged.exists():
         raise UsageError(f"{merged} exists", "choose another folder for the merged model")
     folder = out or default_folder(data[0])
-    asked = {} if learning_rate is None else {"learning_rate": learning_rate}
+    asked: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
     with display(show_batch=True) as shown:
         done = tune_model(
             model, data, folder, minutes=minutes, steps=steps, rank=rank, context=context, batch_size=batch_size,

@@ -17,8 +17,11 @@ KINDS = {
     "conversations": "ShareGPT's conversations",
     "instruction": "Alpaca's instruction, input and output",
 }
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-SPEAKERS |= {"chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "tool": "tool"}
+SPEAKERS = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard"), "assistant"),
+    **{"system": "system", "tool": "tool"},
+}
 
 
 @dataclass(frozen=True, eq=False)
