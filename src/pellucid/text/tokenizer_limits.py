@@ -246,19 +246,19 @@ def check_speed(config: Mapping[str, Any], inner: tokenizers.Tokenizer) -> None:
     steps = [step for part in ("normalizer", "pre_tokenizer") for step in steps_of(config.get(part))]
     patterns = [step["pattern"]["Regex"] for step in steps if "Regex" in step.get("pattern", {})]
     letters = {letter for pattern in patterns for letter in pattern if letter.isalnum()} | set("aA1 \n!é中")
-    begun = time.process_time()
+    begun = time.thread_time()  # what this thread works: a busy machine makes no pattern a bad one
     for letter in sorted(letters)[:100] if patterns else ():
         size = 16
         while size <= _PROBE:
-            if time.process_time() - begun > PATIENCE_IN_ALL:
+            if time.thread_time() - begun > PATIENCE_IN_ALL:
                 raise CheckpointError(
                     f"its patterns take longer than {PATIENCE_IN_ALL} s for a few thousand characters"
                 )
-            start = time.perf_counter()
+            start = time.thread_time()
             if inner.normalizer:
                 guarded(inner.normalizer.normalize_str, letter * size + "\x00")
             if inner.pre_tokenizer:
                 guarded(inner.pre_tokenizer.pre_tokenize_str, letter * size + "\x00")
-            if time.perf_counter() - start > PATIENCE:
+            if time.thread_time() - start > PATIENCE:
                 raise CheckpointError(f"splitting {size} times {letter!r} takes longer than {PATIENCE} s")
             size *= 4
