@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import looks
+import numpy as np
 import torch
 from drawing import COLOURS, name_axes, panels, save, squares
 from torch import Tensor
@@ -22,6 +23,9 @@ from torch.nn import functional as F
 import pellucid
 from pellucid.batch import Batch, Tokens
 from pellucid.cli.diagram import draw
+from pellucid.data.denoise import Denoising, span_lengths
+from pellucid.data.spans import random_spans
+from pellucid.data.ul2 import MIXTURE
 from pellucid.designs import DESIGNS
 from pellucid.generate.sample import temperature, top_p
 from pellucid.generate.speculate import accept
@@ -435,12 +439,40 @@ def losses() -> Any:
     return figure
 
 
+def denoising() -> Any:
+    """What each objective hides of one row, and how long the hidden spans are."""
+    figure, (left, right) = panels(2, 8.0, 2.6)
+    n, ids = 96, np.arange(1, 97)
+    rows = {"mlm": np.random.default_rng(0).random(n) < 0.15, "spans": random_spans(n, 0.15, 3.0, numbers(1))}
+    noisy = Denoising(mask=0, end=0, separator=-1)(ids, numbers(2))
+    rows["denoise"] = noisy.hidden[:-1]
+    for name, which in (("ul2: R", 1), ("ul2: S", 2), ("ul2: X", 3), ("ul2: X, long", 6)):
+        how = MIXTURE[which]
+        rows[name] = np.arange(n) >= 0.75 * n if how.span is None else random_spans(n, how.masked, how.span, numbers(3))
+    squares(left, torch.tensor(np.stack(list(rows.values()))).float(), "what is hidden", "token", "")
+    left.set(yticks=range(len(rows)), yticklabels=list(rows), aspect="auto")
+    lengths = {"denoise": np.concatenate([span_lengths(512, 0.3, 3.0, numbers(i)) for i in range(200)])}
+    hidden = np.concatenate([random_spans(512, 0.15, 3.0, numbers(i)) for i in range(200)])
+    edges = np.flatnonzero(np.diff(hidden.astype(int), prepend=0, append=0))
+    lengths["spans"] = edges[1::2] - edges[::2]
+    for colour, (name, found) in zip(COLOURS, lengths.items(), strict=False):
+        share = np.bincount(found, minlength=13)[:13] / len(found)
+        right.plot(range(13), share, ".-", color=colour, label=f"{name}: mean {found.mean():.2f}")
+    name_axes(right, "lengths of hidden spans", "tokens", "share")
+    right.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def numbers(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(attention, attention_heads, masks, positions, residual_and_norms, feed_forward, mixture_of_experts),
         *(encoder, encoder_decoder, recurrence, the_quadratic_cost, sparse_attention, linear_attention),
-        *(hybrids, caches, decoding, losses),
+        *(hybrids, caches, decoding, losses, denoising),
     )
 }
 

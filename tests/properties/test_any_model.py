@@ -18,9 +18,11 @@ from torch import Tensor
 
 import pellucid
 from pellucid.batch import IGNORE, Batch, Tokens
+from pellucid.checkpoints.native import load_model
 from pellucid.data.feed import PackedText, Share
 from pellucid.data.masked import MaskedText
-from pellucid.data.pairs import Pair, PairedText, encode_pairs, read_pairs, split_pairs
+from pellucid.data.pair_files import Pair, read_pairs, split_pairs
+from pellucid.data.pairs import PairedText, encode_pairs
 from pellucid.data.sources import documents
 from pellucid.data.store import TokenStore, build_store
 from pellucid.designs import design
@@ -31,6 +33,7 @@ from pellucid.spec import ModelSpec
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import derive, loop
 from pellucid.train.config import ObjectiveSpec, Run
+from pellucid.train.feeds import open_feed, prepare_for
 from pellucid.train.objectives import nll, objective_for
 from pellucid.train.precision import Peak
 from pellucid.train.report import Progress, Reporter
@@ -128,6 +131,30 @@ def test_a_run_of_any_kind_resumes_bit_for_bit(folder: Path, tmp_path: Path, kin
     assert [line["step"] for line in measured if set(line) & set(whole.metrics)] == [2, 4]
     assert {name.removeprefix("final_") for name in measured[-1] if name != "step"} == set(whole.metrics)
     assert train(folder / name, tmp_path / "whole", **TINY | more).metrics == whole.metrics, "nothing is left to do"
+
+
+def test_an_aid_is_measured_without_dropout(folder: Path, tmp_path: Path) -> None:
+    """Else a run that is resumed for its last measure alone would give another number."""
+    train(folder / "text.txt", tmp_path / "out", objective="rtd", **TINY)
+    run = Run.load(tmp_path / "out" / "run.json")
+    prepared = prepare_for("rtd", run.texts, run.options, tmp_path / "out", Reporter(), resumed=True)
+    trainer = Trainer(run, open_feed(run, prepared))
+    assert trainer.validate() == trainer.validate()
+    assert trainer.aid is not None and trainer.aid.training, "it learns on with dropout"
+
+
+def test_the_mean_of_the_last_checkpoints_is_measured_beside_the_last(folder: Path, tmp_path: Path) -> None:
+    result = train(folder / "text.txt", tmp_path / "out", **TINY, average=3)
+    assert set(result.metrics) == {"bits_per_byte", "averaged_bits_per_byte"}
+    assert result.metrics["bits_per_byte"] != result.metrics["averaged_bits_per_byte"]
+    steps = [load_model(path).state_dict() for path in sorted((tmp_path / "out" / "checkpoints").iterdir())]
+    assert len(steps) == 3, "as many are kept as the mean asks for, whatever keep_checkpoints says"
+    mean = load_model(tmp_path / "out" / "averaged").state_dict()
+    for name, last in result.model.state_dict().items():
+        assert torch.allclose(mean[name], sum(step[name] for step in steps) / 3, atol=1e-7)  # pyright: ignore
+        assert torch.equal(last, steps[-1][name]), "the run's own model is the last one"
+    plain = train(folder / "text.txt", tmp_path / "plain", **TINY)
+    assert plain.metrics["bits_per_byte"] == result.metrics["bits_per_byte"]
 
 
 def test_frozen_parameters_stay_and_have_no_state(folder: Path, tmp_path: Path) -> None:

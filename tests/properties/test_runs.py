@@ -131,6 +131,7 @@ DERIVED = (  # everything that may be asked for and is not settled by its defaul
     *("validate_every", "sample_every"),
 )
 UNSETTLED = {"minutes", "init_from", "checkpoint_every", "follow_load"}  # None says something of its own
+UNSETTLED |= {"masked", "span", "batch_tokens"}  # the objective has a share and a length, and rows are no tokens
 
 
 def number(run: Run, name: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import gemma, smollm2
+from native import kernels
 
 import pellucid
 
@@ -25,6 +26,24 @@ def test_logits_equal_those_of_the_opened_model(path: Callable[[], Path]) -> Non
     with torch.inference_mode():
         wanted, found = opened(ids), quantised(ids)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+
+
+@BOTH
+def test_native_steps_write_what_the_opened_model_writes(path: Callable[[], Path]) -> None:
+    opened = pellucid.load(path())
+    ids = torch.tensor([opened.tokenizer.encode_prompt(TEXT)])
+    with torch.inference_mode():
+        wanted = opened(ids)
+        with kernels():
+            quantised = pellucid.load(path(), quantised=True)
+            cache = quantised.new_cache(1)
+            found = [
+                quantised(ids[:, :4], cache=cache),
+                *(quantised(ids[:, i : i + 1], cache=cache) for i in range(4, 12)),
+            ]
+            assert quantised.why_no_step(torch.zeros(1, 1, quantised.spec.d_model), cache) is None
+    assert wanted.shape[1] >= 12
+    torch.testing.assert_close(torch.cat(found, 1), wanted[:, :12], rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
 MEASURE = """

@@ -19,6 +19,7 @@ from pellucid.errors import CheckpointError, UsageError
 from pellucid.families.source import Checkpoint
 from pellucid.files import nearest
 from pellucid.nn.models import AnyModel, Model
+from pellucid.nn.native.library import build
 from pellucid.text.tokenizer import Tokenizer
 
 M = TypeVar("M", bound=Model)
@@ -74,8 +75,9 @@ def load(
 
     name: a path that exists wins over a name on the hub; ORG/NAME:FILE.gguf is one file of many. architecture: the
     class of a published model's head, where it is not the one that its config names. tokenizer: False leaves it out.
-    quantised: the weights of a ``.gguf`` file stay quantised in memory, and are opened a few rows at a time while they
-    are multiplied; they have no gradients. (A folder that such a model was saved in opens so by itself.) ignore: the
+    quantised: the weights of a ``.gguf`` file stay quantised in memory, and each is opened while it is multiplied; they
+    have no gradients. The first such load compiles the kernels that do so, where there is a compiler (``nn.native``);
+    without them torch does, slowly. (A folder that such a model was saved in opens so by itself.) ignore: the
     names of attributes that are to be taken out of a published config before it is read. Raises CheckpointError when
     something is missing, damaged, or does not belong together, UsageError for ``quantised`` of what is no GGUF file,
     and for a name in ``ignore`` that the config does not have. ::
@@ -95,6 +97,7 @@ def load(
         own = _tokenizer_of(path, checkpoint) if tokenizer else None  # first: what it needs on the way is then free
         if isinstance(checkpoint.source, GGUFSource):
             checkpoint.source.release_vocabulary()
+        build()
         model = load_checkpoint(checkpoint, dtype, architecture, quantised=True)
         model.tokenizer = own
     elif is_ours(path):

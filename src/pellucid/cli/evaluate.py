@@ -14,6 +14,7 @@ EXAMPLES = """
 evaluate runs/book other.txt
 evaluate HuggingFaceTB/SmolLM2-135M notes/ articles.jsonl --field body
 evaluate gemma-3-270m-q4_k_m.gguf book.txt --quantised
+evaluate translation runs/translator held-out.tsv
 """
 
 
@@ -57,5 +58,9 @@ def evaluate(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command with these arguments."""
+    """Run the command with these arguments; ``evaluate translation`` is one of its own."""
+    if arguments[:1] == ["translation"]:
+        from pellucid.cli.translation import main as translation
+
+        return translation(arguments[1:])
     parse(evaluate, arguments, EXAMPLES)

@@ -21,7 +21,11 @@ class BeamOptions:
     """Beam search: the likeliest texts, searched for instead of drawn."""
 
     beams: int | None = field(
-        default=None, metadata={"help": "Search with this many candidates, and draw nothing; 4 to 6 are usual."}
+        default=None,
+        metadata={
+            "help": "Search with this many candidates, and draw nothing; 4 to 6 are usual.",
+            "alias": "--beam",
+        },
     )
     length_penalty: float = field(
         default=1.0, metadata={"help": "Rank texts by ln p / length^this: 0 prefers short ones, above 1 long ones."}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -19,7 +20,8 @@ train more.txt --out runs/more --from runs/book
 train articles.jsonl --field body --design mine.py:model
 train notes/ --out runs/reader --objective mlm --show-batch
 train book.txt --out runs/filler --objective spans
-train en-de.tsv --out runs/translator --objective seq2seq --smoothing 0.1
+train --pairs en-de.tsv --out runs/translator --smoothing 0.1 --batch-tokens 4000
+train --pairs en.txt de.txt --out runs/2017 --recipe attention_is_all_you_need --depth 2 --minutes 30
 """
 
 
@@ -29,6 +31,8 @@ def train(
     out: Path | None = None,
     run: Path | None = None,
     spec: Path | None = None,
+    pairs: tuple[str, ...] = (),
+    recipe: str | None = None,
     show_batch: bool = False,
 ) -> None:
     """Train a Transformer on your text. Every number you do not give is derived, and its reason printed.
@@ -41,6 +45,9 @@ def train(
         out: Folder of the run [default: runs/NAME of the first text].
         run: A run.json whose numbers are repeated exactly, instead of options.
         spec: A spec.json of the model, instead of a design and its sizes.
+        pairs: Instead of texts: pairs of them, for an encoder-decoder. Files that are tab-separated (source, target) or
+            .jsonl (fields source and target), or two files, line by line.
+        recipe: Options of the literature, where none are given: attention_is_all_you_need (Vaswani et al. 2017).
         show_batch: Show three rows of the first step: what it reads, and in colour what it must say.
     """
     from pellucid.cli.display import display, write_sample
@@ -49,8 +56,12 @@ def train(
     from pellucid.train.pace import load_run
     from pellucid.train.run import train as train_texts
 
+    if pairs:
+        texts, options = of_pairs(texts, pairs, options)
     if not texts:
         raise UsageError("no text was named", "pellucid train book.txt, or pellucid train --help")
+    if recipe is not None:
+        options = cooked(recipe, options)
     folder = out or default_folder(texts[0])
     resolved = None if run is None else load_run(run)
     model = None if spec is None else load_spec(spec)
@@ -59,6 +70,30 @@ def train(
             texts, folder, resolved, options=options, model=model, reporter=shown, sampler=write_sample
         )
         shown.finished(result, folder)
+
+
+def of_pairs(
+    texts: tuple[str, ...], pairs: tuple[str, ...], options: TrainOptions
+) -> tuple[tuple[str, ...], TrainOptions]:
+    """What is read, and the options that say it is pairs. Raises UsageError where something else is asked for, too."""
+    from pellucid.errors import UsageError
+
+    if texts:
+        raise UsageError(f"both texts ({texts[0]}) and --pairs are given", "name one of the two")
+    if options.objective not in (None, "seq2seq"):
+        raise UsageError(f"--pairs does not go with --objective {options.objective}", "leave one of the two out")
+    return pairs, replace(options, objective="seq2seq")
+
+
+def cooked(recipe: str, options: TrainOptions) -> TrainOptions:
+    """The options, and those of a recipe where they are open. Raises UsageError for a recipe that there is not."""
+    from pellucid.errors import UsageError, suggest
+    from pellucid.recipes.attention_is_all_you_need import RECIPES, cook
+
+    names = {"attention_is_all_you_need": "base", "attention_is_all_you_need_big": "big"}
+    if recipe not in names:
+        raise UsageError(f"there is no recipe {recipe!r}", suggest(recipe, names))
+    return cook(RECIPES[names[recipe]], options)
 
 
 def default_folder(text: str) -> Path:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,51 +16,13 @@ from torch import Tensor
 
 from pellucid.batch import IGNORE, Batch, Source, Tokens
 from pellucid.data.feed import Share, perplexity
+from pellucid.data.groups import Groups
 from pellucid.data.packing import random_for, share
-from pellucid.data.text_files import lines
+from pellucid.data.pair_files import Pair
 from pellucid.errors import DataError
 from pellucid.text.tokenizer import Tokenizer
 
 MULTIPLE = 16  # rows are padded to a multiple of this: few shapes, little padding
-
-
-class Pair(NamedTuple):
-    """What is read, and what is to be written."""
-
-    source: str
-    target: str
-
-
-def read_pairs(files: Sequence[str]) -> list[Pair]:
-    """The last two columns of each line of tab-separated files (also .gz, .xz, .bz2), in their order.
-
-    Lines in which one of the two is empty are left out. Raises DataError for a line with one column, and where no pair
-    is left.
-    """
-    found: list[Pair] = []
-    for file in files:
-        for number, line in lines(file):
-            columns = line.split("\t")
-            if len(columns) < 2:
-                raise DataError(f"{file} line {number} has no tab", "every line is a source, a tab and a target")
-            pair = Pair(columns[-2].strip(), columns[-1].strip())
-            if all(pair):
-                found.append(pair)
-    if not found:
-        raise DataError(f"{', '.join(files[:3])} holds no pair", "every line is a source, a tab and a target")
-    return found
-
-
-def split_pairs(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, validation): about ``fraction`` is held out, drawn by a hash of (seed, source), so that no source of
-    the validation pairs is trained on. Raises DataError where nothing is left to train on."""
-    parts: tuple[list[Pair], list[Pair]] = ([], [])
-    for pair in pairs:
-        digest = hashlib.sha256(f"{seed}:{pair.source}".encode()).digest()
-        parts[int.from_bytes(digest[:8], "big") < fraction * 2**64].append(pair)
-    if not parts[0]:
-        raise DataError("every pair is held out", "give more pairs, or hold out fewer of them")
-    return parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +92,8 @@ class PairedText:
     per byte of the target, and in perplexity of its tokens.
 
     fixed: every batch is as wide as the context, which a compiled model needs; else as its longest pair.
+    batch_tokens: tokens of targets in a step, on average. Pairs of like length then stand together, so that little is
+    padded, and ``batch_size`` says nothing of training (Vaswani et al. 2017, section 5.1).
     """
 
     def __init__(
@@ -142,6 +106,7 @@ class PairedText:
         seed: int,
         start_id: int,
         fixed: bool = False,
+        batch_tokens: int | None = None,
         rows_at_once: int | None = None,
     ):
         """Pairs of which a side is longer than ``context`` are left out; ``n_left_out``: of the training pairs.
@@ -155,7 +120,9 @@ class PairedText:
         if not len(self._kept):
             raise DataError(f"no pair is as short as {context} tokens", "choose a longer --context")
         self.batch_size, self.start_id, self.fixed = batch_size, start_id, fixed
-        self._at_once = rows_at_once or batch_size
+        self._at_once, self.batch_tokens = rows_at_once or batch_size, batch_tokens
+        lengths = np.diff(training.starts, axis=0)[self._kept]
+        self._groups = None if batch_tokens is None else Groups(lengths, batch_tokens, seed)
 
     @property
     def hash(self) -> str:
@@ -164,15 +131,23 @@ class PairedText:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of a step's targets, on average."""
+        if self._groups is not None:
+            return max(1, round(self._groups.lengths[:, 1].sum() / self._groups.count))
         ends = self.training.starts[:, 1]
         return max(1, round(self.batch_size * float((ends[self._kept + 1] - ends[self._kept]).mean())))
 
     def batches(self, step: int, micro_batches: int, world: Share) -> list[Batch]:
+        if self._groups is not None:
+            return self._of_group(self._groups.rows(step), micro_batches, world)
         first = step * self.batch_size
         return [
             self._batch(self.training, [self._pair(first + row) for row in part])
             for part in share(self.batch_size, micro_batches, world.rank, world.size)
         ]
+
+    def _of_group(self, rows: np.ndarray, micro_batches: int, world: Share) -> list[Batch]:
+        parts = share(len(rows), micro_batches, world.rank, world.size)
+        return [self._batch(self.training, self._kept[rows[part.start : part.stop]].tolist()) for part in parts]
 
     def evaluation(self, stride: int | None = None) -> Iterator[Batch]:
         """All held-out pairs in their order; ``stride`` changes nothing, since a pair is not cut."""
@@ -193,18 +168,26 @@ class PairedText:
     def _batch(self, pairs: EncodedPairs, rows: list[int]) -> Batch:
         sides = zip((pairs.source, pairs.target), pairs.starts.T, strict=True)
         source, target = ([stream[starts[row] : starts[row + 1]] for row in rows] for stream, starts in sides)
-        batch = batch_of_pairs(source, target, start_id=self.start_id, context=self.context, fixed=self.fixed)
+        how: dict[str, Any] = {"start_id": self.start_id, "context": self.context, "fixed": self.fixed}
+        batch = batch_of_pairs(source, target, multiple=MULTIPLE if self._groups is None else 1, **how)
         return replace(batch, n_bytes=int(pairs.n_bytes[rows].sum()))
 
 
 def batch_of_pairs(
-    source: Sequence[np.ndarray], target: Sequence[np.ndarray], *, start_id: int, context: int, fixed: bool = False
+    source: Sequence[np.ndarray],
+    target: Sequence[np.ndarray],
+    *,
+    start_id: int,
+    context: int,
+    fixed: bool = False,
+    multiple: int = MULTIPLE,
 ) -> Batch:
     """Ids of what is read and of what is to be written, a pair a row: the decoder reads ``start_id`` and the target.
 
-    fixed: rows are as wide as the context; else as the longest, rounded up to a ``MULTIPLE``.
+    fixed: rows are as wide as the context; else as the longest, rounded up to a ``multiple``.
     """
-    read, said = _padded(source, context, fixed), _padded(target, context, fixed)
+    wide = context if fixed else None
+    read, said = (_padded(side, context, wide, multiple) for side in (source, target))
     ids = torch.cat((torch.full((len(said), 1), start_id), said[:, :-1]), 1)
     return Batch(
         ids=ids.clamp_min(0),
@@ -214,10 +197,10 @@ def batch_of_pairs(
     )
 
 
-def _padded(rows: Sequence[np.ndarray], context: int, fixed: bool) -> Int64[Tensor, "rows time"]:
+def _padded(rows: Sequence[np.ndarray], most: int, wide: int | None, multiple: int) -> Int64[Tensor, "rows time"]:
     """The rows, −1 behind those that are shorter."""
     longest = max(map(len, rows))
-    width = context if fixed else min(context, -(-longest // MULTIPLE) * MULTIPLE)
+    width = min(most, -(-longest // multiple) * multiple) if wide is None else wide
     out = np.full((len(rows), width), -1, dtype=np.int64)
     for padded, row in zip(out, rows, strict=True):
         padded[: len(row)] = row

@@ -44,7 +44,7 @@ def counts(row: int, masked: float, span: float) -> tuple[int, int]:
 
 
 def random_spans(row: int, masked: float, span: float, rng: np.random.Generator) -> Bool[np.ndarray, " row"]:
-    """Which tokens are hidden: kept and hidden spans take turns, a kept one first; all such divisions are alike."""
+    """Which tokens are hidden: kept and hidden spans in turn, a kept one first, all divisions equally likely."""
     tokens, spans = counts(row, masked, span)
     hidden, kept = _lengths(tokens, spans, rng), _lengths(row - tokens, spans, rng)
     return np.repeat(np.tile([False, True], spans), np.stack((kept, hidden), 1).ravel())

@@ -124,13 +124,16 @@ def _decoded(name: str, read: Callable[[int], bytes]) -> Iterator[str]:
         done, lines, size = done + len(data), lines + data.count(b"\n"), BLOCK
 
 
-def lines(name: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not empty, with their numbers from 1. Raises DataError for what is no text."""
+def lines(name: str, empty: bool = False) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, with their numbers from 1; ``empty``: those without text, too.
+
+    Raises DataError for what is no text.
+    """
     with opened(name) as stream:
         for number, line in enumerate(stream, 1):
             try:
                 text = line.decode().rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise DataError(f"{name} line {number} is not UTF-8", "convert it, e.g. with iconv") from error
-            if text.strip():
+            if empty or text.strip():
                 yield number, text

@@ -32,6 +32,7 @@ READERS: dict[str, Callable[[int, int, int, int, int], ModelSpec]] = {
     "encoder": readers.encoder,
     "encoder_decoder": readers.encoder_decoder,
     "prefix": readers.prefix,
+    "transformer_2017": readers.transformer_2017,
     "discriminator": readers.discriminator,
 }
 _PUBLISHED = (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from pellucid.designs.language_models import classic
+from pellucid.designs.readers import transformer_2017
 from pellucid.errors import SpecError, suggest
 from pellucid.spec import (
     NO_NORM,
@@ -31,14 +31,10 @@ from pellucid.spec import (
     ResidualSpec,
     RMSNormSpec,
     RotarySpec,
-    SinusoidalSpec,
     StackSpec,
 )
 
-_TABLE_3: dict[str, tuple[int, int, int, int, int]] = {  # N, d_model, d_ff, h, d_k
-    "base": (6, 512, 2048, 8, 64),
-    "big": (6, 1024, 4096, 16, 64),
-}
+_TABLE_3: dict[str, tuple[int, int, int]] = {"base": (6, 512, 64), "big": (6, 1024, 64)}  # N, d_model, d_k
 _NO_RESIDUAL = ResidualSpec(skip=0.0)
 
 
@@ -51,18 +47,7 @@ def attention_is_all_you_need(size: str = "base", vocab_size: int = 37_000, cont
     """
     if size not in _TABLE_3:
         raise SpecError(f"attention_is_all_you_need has no size {size!r}", suggest(size, _TABLE_3))
-    n, d_model, d_ff, h, d_k = _TABLE_3[size]
-    norm = LayerNormSpec(eps=1e-6)  # as in the authors' code; the paper names no number
-    causal = AttentionSpec(h, h, d_k)
-    full = replace(causal, mask=Full())
-    reads = BlockSpec(full, FFNSpec(d_ff, "relu"), norm, POST_NORM)
-    writes = replace(reads, mixer=causal, cross=full)
-    embed = EmbedSpec(SinusoidalSpec(), scale=math.sqrt(d_model))
-    return EncoderDecoderSpec(
-        encoder=EncoderSpec(vocab_size, context, embed, StackSpec(d_model, (reads,) * n, None)),
-        decoder=DecoderSpec(vocab_size, context, embed, StackSpec(d_model, (writes,) * n, None)),
-        start_id=0,
-    )
+    return transformer_2017(vocab_size, context, *_TABLE_3[size])
 
 
 def attention_is_all_you_need_big() -> EncoderDecoderSpec:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from pellucid.designs.language_models import modern
 from pellucid.spec import (
+    POST_NORM,
     AttentionSpec,
     BlockSpec,
     Causal,
     DecoderSpec,
+    EmbedSpec,
     EncoderDecoderSpec,
     EncoderSpec,
+    FFNSpec,
     Full,
+    LayerNormSpec,
     MaskedLMHeadSpec,
     PrefixPart,
+    SinusoidalSpec,
+    StackSpec,
     TaggerHeadSpec,
 )
 
@@ -35,6 +42,21 @@ def encoder_decoder(vocab_size: int, context: int, n_layers: int, d_model: int, 
     """The modern design twice: ``n_layers`` that read, and as many that write (objective seq2seq)."""
     of = modern(vocab_size, context, n_layers, d_model, head_dim)
     return EncoderDecoderSpec(_reading(of), _writing(of), start_id=0)
+
+
+def transformer_2017(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int) -> EncoderDecoderSpec:
+    """The model of Vaswani et al. 2017, figure 1, in any size: post-norm, sines, one table of vectors."""
+    norm = LayerNormSpec(eps=1e-6)  # as in the authors' code; the paper names no number
+    causal = AttentionSpec(d_model // head_dim, d_model // head_dim, head_dim)
+    full = replace(causal, mask=Full())
+    reads = BlockSpec(full, FFNSpec(4 * d_model, "relu"), norm, POST_NORM)
+    writes = replace(reads, mixer=causal, cross=full)
+    embed = EmbedSpec(SinusoidalSpec(), scale=math.sqrt(d_model))
+    return EncoderDecoderSpec(
+        encoder=EncoderSpec(vocab_size, context, embed, StackSpec(d_model, (reads,) * n_layers, None)),
+        decoder=DecoderSpec(vocab_size, context, embed, StackSpec(d_model, (writes,) * n_layers, None)),
+        start_id=0,
+    )
 
 
 def prefix(vocab_size: int, context: int, n_layers: int, d_model: int, head_dim: int) -> DecoderSpec:

@@ -1,8 +1,8 @@
 """x · Wᵀ + b for a matrix W as it is stored: which product computes it, and why.
 
 A product takes (x, stored, bias) and gives what a plain matrix product with the opened matrix gives. ``register`` adds
-one; ``choose_product`` takes the newest that says it serves a call, and otherwise ``reference`` for quantised matrices
-and ``dense`` for plain ones.
+one; ``choose_product`` takes the newest that says it serves a call, and otherwise ``dense`` for plain matrices, and for
+quantised ones ``native`` where its kernels are built (``nn/native``), ``reference`` where they are not.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Size, Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from pellucid.nn.native.product import native
 from pellucid.nn.stored import Plain, Quantised, Stored
 
 AT_ONCE = 1 << 20  # numbers of a matrix that are opened at a time: a whole one of a small model, 4 MiB in float32
@@ -77,7 +78,7 @@ class Reference:
     def serves(self, x: Tensor, stored: Stored) -> str | None:
         if not isinstance(stored, Quantised):
             return None
-        return f"no faster product is registered for {stored.kind}: rows are opened, multiplied and dropped"
+        return f"rows of {stored.kind} are opened, multiplied and dropped; {native.declines(x, stored)}"
 
     def __call__(self, x: Tensor, stored: Stored, bias: Tensor | None = None) -> Tensor:
         assert isinstance(stored, Quantised)
@@ -85,7 +86,7 @@ class Reference:
 
 
 dense, reference = Dense(), Reference()
-_PRODUCTS: list[Product] = [dense, reference]
+_PRODUCTS: list[Product] = [native, dense, reference]
 
 
 def register(product: Product) -> None:

@@ -40,6 +40,11 @@ class Slots(ABC):
         """Whether a row may hold several documents."""
         return self.seg is not None
 
+    @property
+    @abstractmethod
+    def places(self) -> Int[Tensor, "batch time"]:
+        """The slot of each token that was taken."""
+
     @abstractmethod
     def take(self, tokens: Tokens) -> None:
         """Choose slots for these tokens and set ``keys``."""
@@ -127,6 +132,13 @@ class Contiguous(Slots):
         self._taken = self.pos
         self._after: Int[Tensor, " batch"] | None = None
         self._end = 0
+
+    @property
+    def places(self) -> Int[Tensor, "batch time"]:
+        if self.place is not None:
+            return self.place
+        taken = torch.arange(self.length, self.keys.pos.shape[1], device=self.pos.device)
+        return taken.expand(self.pos.shape[0], -1).contiguous()
 
     def take(self, tokens: Tokens) -> None:
         """The next slots of each row. Raises DataError where there are not that many left."""
@@ -234,6 +246,10 @@ class Ring(Slots):
         super().__init__(batch, self.capacity + 1, device)
         self.name = f"ring of {self.capacity}"
         self.place = self.pos[:, :0]
+
+    @property
+    def places(self) -> Int[Tensor, "batch time"]:
+        return self.place
 
     def _writes_first(self, time: int) -> bool:
         return time <= 1 + self.capacity - self.window

@@ -15,6 +15,7 @@ from pellucid.nn.block import Block
 from pellucid.nn.cache import Cache
 from pellucid.nn.documents import Documents
 from pellucid.nn.masks import lower
+from pellucid.nn.native import step
 from pellucid.nn.norms import build_norm
 from pellucid.nn.stores import Memory
 from pellucid.nn.view import View
@@ -55,6 +56,7 @@ class Stack(Tapped):
         self.final_norm = build_norm(spec.final_norm, spec.d_model)
         keys = [block.mixer.view_key() for block in self.layers]
         self._first_alike = [keys.index(key) for key in keys]  # for each block the first one that has the same view
+        self._distinct = sorted(set(self._first_alike))
 
     @property
     def layers(self) -> list[Block]:
@@ -76,6 +78,9 @@ class Stack(Tapped):
         The cache, when given, has its places for these tokens taken. Raises DataError where a block attends to an
         encoder, but there is no ``memory``.
         """
+        if memory is None and first == 0 and last is None and self.why_no_step(x, cache) is None:
+            assert cache is not None
+            return step.run(x, cache, [self._view(number, tokens, cache) for number in self._distinct])
         numbered = list(enumerate(self.layers))[first:last]
         if memory is None and any(block.reads_memory for _, block in numbered):
             raise DataError("this decoder attends to an encoder, but there is nothing from one", "pass its memory")
@@ -86,9 +91,20 @@ class Stack(Tapped):
         for i, block in numbered:
             past, alike = None if cache is None else cache.layers[i], self._first_alike[i]
             if alike not in views:
-                views[alike] = block.mixer.view(tokens, past, self.score_bias)
+                views[alike] = self._view(i, tokens, cache)
             if block.reads_memory:
                 x = heard(block)(x, views[alike], past, cross, None if cache is None else cache.cross[i])
             else:
                 x = heard(block)(x, views[alike], past)
         return x
+
+    def why_no_step(self, x: Float[Tensor, "batch time d_model"], cache: Cache | None) -> str | None:
+        """Why these new tokens go block by block through torch; None where ``nn.native.step`` takes them at once."""
+        if self.score_bias is not None:
+            return "a term is added to the scores"
+        return step.why_not(x, self.layers, cache, [self._distinct.index(number) for number in self._first_alike])
+
+    def _view(self, number: int, tokens: Tokens, cache: Cache | None) -> View | Documents:
+        """What the block of this number must know of the places of ``tokens``."""
+        past = None if cache is None else cache.layers[number]
+        return self.layers[number].mixer.view(tokens, past, self.score_bias)

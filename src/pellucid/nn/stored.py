@@ -11,6 +11,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Size, Tensor
 
 from pellucid.nn.formats import FORMATS, Format
+from pellucid.nn.native.library import opened
 
 PIECE = 1 << 16  # numbers opened at a time
 
@@ -74,6 +75,8 @@ class Quantised:
 
     def opened(self, dtype: torch.dtype) -> Tensor:
         """The numbers in this type: made in float32, as ggml makes them, and then rounded."""
+        if (whole := opened(self.blocks, self.kind) if dtype == torch.float32 else None) is not None:
+            return whole
         out = torch.empty(self.shape, dtype=dtype, device=self.blocks.device)
         places = out.view(-1, self.format.numbers).split(PIECE // self.format.numbers)
         for place, numbers in zip(places, self.pieces(), strict=True):

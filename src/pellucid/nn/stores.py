@@ -26,6 +26,18 @@ class Keys(NamedTuple):
     v: Float[Tensor, "batch kv_heads key head_dim"]
 
 
+class Reserved(NamedTuple):
+    """Room for new tokens in a layer's store.
+
+    k, v: (batch, kv_heads, slots, head_dim). places: the slot of each new token. n_keys: how many slots are read.
+    """
+
+    k: Tensor
+    v: Tensor
+    places: Int[Tensor, "batch time"]
+    n_keys: int
+
+
 class LayerCache:
     """One layer's keys and values, (batch, kv_heads, slots, head_dim) each."""
 
@@ -41,6 +53,11 @@ class LayerCache:
         """Keep the new tokens' k and v; return those of all tokens that ``slots.keys`` lists."""
         self._fit()
         return Keys(self.slots.write(self.k, k), self.slots.write(self.v, v))
+
+    def reserved(self) -> Reserved:
+        """Where the one new token of each row goes, for whoever writes it there and reads all back by itself."""
+        self._fit()
+        return Reserved(self.k, self.v, self.slots.places, self.slots.keys.pos.shape[1])
 
     def select(self, rows: Int[Tensor, " new"]) -> None:
         """The rows become those with these numbers."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pellucid.designs import width
 from pellucid.designs.published import attention_is_all_you_need
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
@@ -20,7 +22,8 @@ class Recipe:
     """One model of table 3 and how it was trained (Vaswani et al. 2017, sections 5 and 6.2).
 
     source_tokens, target_tokens: of a batch, approximately. hours: on ``gpus`` P100. smoothing: of labels, by
-    ``train.objectives.Smoothed``. ``said_`` is what the paper reports (tables 2 and 3).
+    ``train.objectives.Smoothed``. average: of so many last checkpoints (section 6.1). ``said_`` is what the paper
+    reports (tables 2 and 3).
     """
 
     spec: EncoderDecoderSpec
@@ -36,6 +39,7 @@ class Recipe:
     eps: float = 1e-9
     smoothing: float = 0.1
     gpus: int = 8
+    average: int = 5
 
     def options(self, **more: Any) -> TrainOptions:
         """What to ask of ``pellucid.train`` on pairs, so that they are learned as in the paper; ``more`` is added.
@@ -70,9 +74,38 @@ class Recipe:
         return self.spec.d_model**-0.5 * min(step**-0.5, step * self.warmup**-1.5)
 
 
+def cook(recipe: Recipe, asked: TrainOptions) -> TrainOptions:
+    """``asked``, and where it leaves something open, what the paper says (sections 3 and 5).
+
+    The model is the paper's in the sizes that are asked for, so that the peak rate of the schedule follows from its own
+    width and warm-up. Batches hold as many tokens of targets as in the paper, pairs of like length together.
+    """
+    default, spec = TrainOptions(), recipe.spec
+    attention = spec.decoder.stack.blocks[0].mixer
+    d_model = asked.d_model or (spec.d_model if asked.depth is None else width(asked.depth))
+    warmup = asked.warmup or recipe.warmup
+    said = recipe.options(minutes=asked.minutes, steps=recipe.steps if asked.minutes is None else None)
+    said = replace(
+        said,
+        design="transformer_2017",
+        depth=len(spec.decoder.stack.blocks),
+        d_model=d_model,
+        head_dim=math.gcd(d_model, getattr(attention, "head_dim", d_model)),
+        vocab_size=spec.vocab_size,
+        batch_tokens=recipe.target_tokens,
+        average=recipe.average,
+        learning_rate=(d_model * max(warmup, 1)) ** -0.5,
+        validation=default.validation,
+    )
+    given = {name: getattr(asked, name) for name in TrainOptions.options}
+    return replace(said, **{name: value for name, value in given.items() if value != getattr(default, name)})
+
+
 RECIPES: dict[str, Recipe] = {
     "base": Recipe(attention_is_all_you_need("base"), 100_000, 12.0, 0.1, said_parameters=65e6, said_flops=3.3e18),
-    "big": Recipe(attention_is_all_you_need("big"), 300_000, 84.0, 0.3, said_parameters=213e6, said_flops=2.3e19),
+    "big": Recipe(
+        attention_is_all_you_need("big"), 300_000, 84.0, 0.3, average=20, said_parameters=213e6, said_flops=2.3e19
+    ),
 }
 
 

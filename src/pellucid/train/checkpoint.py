@@ -47,7 +47,7 @@ def save(
     optimizers: Sequence[torch.optim.Optimizer],
     aid: nn.Module | None = None,
 ) -> Path:
-    """Write the checkpoint after ``step`` updates and remove all but the newest ``keep_checkpoints``.
+    """Write the checkpoint after ``step`` updates and remove all but the newest ``keep_checkpoints`` (or ``average``).
 
     Removed are also those of later steps: the run, which goes on from the newest valid one, has passed them over.
     aid: what is trained beside the model, in a file of its own.
@@ -65,7 +65,7 @@ def save(
     path = path_of(folder, step)
     write_folder(path, write)
     found = sorted(path.parent.glob("step-*"))
-    kept = [one for one in found if one <= path][-run.keeping.keep_checkpoints :]
+    kept = [one for one in found if one <= path][-max(run.keeping.keep_checkpoints, run.keeping.average) :]
     with explain_os_errors(path):
         for other in found:
             if other not in kept:

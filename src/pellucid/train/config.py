@@ -85,6 +85,12 @@ class TextSpec(FeedSpec):
     tokenizer: str
     context: int = option("Longest sequence, in tokens.", Legal(8, math.inf, "at least 8 tokens"))
     batch_size: int = option("Rows of `context` tokens in one update.", COUNT)
+    batch_tokens: int | None = option(
+        "Tokens of targets in one update, pairs of like length together, instead of `batch_size` rows (seq2seq).",
+        COUNT,
+        default=None,
+        later=True,
+    )
     validation: float = option(
         "Share of the documents held out (of the text's end, when there is only one document).", SHARE, default=0.05
     )
@@ -230,6 +236,13 @@ class Keeping(Part):
         neutral=None,
     )
     keep_checkpoints: int = option("How many to keep.", COUNT, default=2, neutral=1)
+    average: int = option(
+        "At the end, also measure the mean of the weights of so many last checkpoints, and save it in `averaged`.",
+        COUNT,
+        default=1,
+        neutral=1,
+        later=True,
+    )
     on_nonfinite: Literal["stop", "skip"] = option(
         "What to do when loss or gradient is not finite.", default="stop", neutral="stop"
     )

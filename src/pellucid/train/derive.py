@@ -190,6 +190,9 @@ class Numbers:
 
     @derived
     def batch_size(self) -> tuple[int, str]:
+        if self.asked.batch_tokens is not None:
+            rows = max(1, self.asked.micro_batches, self.asked.batch_tokens // 32)
+            return rows, "rows at once where it is measured; a step has as many as its tokens ask for"
         tokens = self._affordable(self.model)
         fitting = max(1, 2 ** round(math.log2(math.sqrt(tokens) * 1.25)) // self.context)
         fitting = max(self.asked.micro_batches, self._rows if self.asked.steps else fitting)

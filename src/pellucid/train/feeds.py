@@ -11,7 +11,8 @@ from pellucid.data.denoise import Denoising, sentence_ends
 from pellucid.data.feed import Feed, PackedText
 from pellucid.data.fim import FilledInText, Markers
 from pellucid.data.masked import MaskedText, WordEdges
-from pellucid.data.pairs import EncodedPairs, PairedText, encode_pairs, read_pairs, split_pairs
+from pellucid.data.pair_files import read_pairs, split_pairs
+from pellucid.data.pairs import EncodedPairs, PairedText, encode_pairs
 from pellucid.data.replaced import ReplacedText
 from pellucid.data.rewriting import Corruption, RewrittenText
 from pellucid.data.spans import Spans
@@ -79,7 +80,7 @@ def _prepare_pairs(
 ) -> PreparedPairs:
     if options.held_out:
         raise UsageError("held_out names documents, and pairs have no names", "use --validation")
-    training, validation = split_pairs(read_pairs(files), options.validation, options.seed)
+    training, validation = split_pairs(read_pairs(files, reporter.message), options.validation, options.seed)
     texts = [text for pair in training for text in pair]
     size, why = choose_vocab_size(options, sum(len(text.encode()) for text in texts))
     path = folder / TOKENIZER
@@ -116,7 +117,8 @@ def open_feed(run: Run, prepared: Prepared | PreparedPairs) -> Feed:
     if isinstance(prepared, PreparedPairs):
         assert isinstance(model, EncoderDecoderSpec)
         fixed = run.runtime.compile  # a shape more would be compiled again
-        return PairedText(prepared.training, prepared.validation, start_id=model.start_id, fixed=fixed, **rows)
+        shape: Any = {"start_id": model.start_id, "fixed": fixed, "batch_tokens": spec.batch_tokens}
+        return PairedText(prepared.training, prepared.validation, **shape, **rows)
     tokenizer, stores = prepared.tokenizer, (prepared.training, prepared.validation)
     if isinstance(model, EncoderDecoderSpec):
         corruption, fixed = _corruption(run.objective.name, spec, tokenizer), run.runtime.compile

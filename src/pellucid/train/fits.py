@@ -32,6 +32,7 @@ DESIGN_OF: dict[ObjectiveName, str] = {
     "ul2": "encoder_decoder",
 }
 USED_BY: dict[str, tuple[ObjectiveName, ...]] = {  # options that decide something for some objectives only
+    "batch_tokens": ("seq2seq",),
     "masked": ("mlm", "rtd", "spans", "denoise"),
     "whole_words": ("mlm", "rtd"),
     "span": ("spans", "denoise"),

@@ -21,6 +21,7 @@ from pellucid.errors import RunError
 from pellucid.nn.flops import training_flops
 from pellucid.nn.models import AnyModel
 from pellucid.train import checkpoint
+from pellucid.train.average import AVERAGED, last_checkpoints, mean_weights, weights_in
 from pellucid.train.config import Run
 from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder, Silence
 from pellucid.train.pace import Journal, Keeper, Pace, close_run, spent_before
@@ -178,6 +179,8 @@ def fit(
             reporter.end()
         life.save()
         final = _final_measures(life)
+        if run.keeping.average > 1:
+            final |= _averaged(life)
         if final:
             recorder.write(METRICS, trainer.done, **{FINAL + name: value for name, value in final.items()})
         recorder.sync()
@@ -216,6 +219,17 @@ def _final_measures(life: _Life) -> dict[str, float]:
     if (most := life.keeper.decide_end(trainer.done)) is not None:
         life.reporter.message(f"the first {most:,} held-out batches are measured: there is no time for more")
     return trainer.validate_all(lambda: life.refuse_stop("the last step", "run the same command again to finish"), most)
+
+
+def _averaged(life: _Life) -> dict[str, float]:
+    """Measures of the mean of the last checkpoints, which is saved in a folder of its own."""
+    paths = last_checkpoints(life.folder, life.run, life.run.keeping.average)
+    life.reporter.message(f"the mean of {len(paths)} checkpoints is measured, and saved in {life.folder / AVERAGED}")
+    with weights_in(life.trainer.model, mean_weights(paths)):
+        final = _final_measures(life)
+        if life.world.first:
+            save_model(life.trainer.model, life.folder / AVERAGED)
+    return {f"{AVERAGED}_{name}": value for name, value in final.items()}
 
 
 def _steps(life: _Life, sampler: Sampler | None) -> None:

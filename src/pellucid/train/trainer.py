@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pellucid.checkpoints.native import load_model
 from pellucid.checkpoints.tensors import save_tensors
 from pellucid.data.feed import Feed
 from pellucid.engine.compiling import eagerly
+from pellucid.engine.modes import evaluating
 from pellucid.nn.models import AnyModel
 from pellucid.train import checkpoint
 from pellucid.train.aids import ReplacedTokens
@@ -153,5 +155,5 @@ class Trainer:
 
     def _measures(self, batches: Iterable[Batch]) -> dict[str, float]:
         measured = self.objective.measured if isinstance(self.objective, ReplacedTokens) else None
-        with eagerly():
+        with eagerly(), nullcontext() if self.aid is None else evaluating(self.aid):
             return self.feed.score(held_out_sums(self.model, batches, self.autocast, self.world, measured))
