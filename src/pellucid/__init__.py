@@ -23,6 +23,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pellucid.api import build, convert, load, save
+    from pellucid.checkpoints.peft.read import open_adapter
+    from pellucid.checkpoints.peft.write import save_adapter
     from pellucid.evaluate.texts import evaluate, logprob
     from pellucid.evaluate.vectors import embed
     from pellucid.generate.beam import Beams
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from pellucid.look.look import Look, look
     from pellucid.nn.models import Decoder
     from pellucid.spec import DecoderSpec
+    from pellucid.surgery.lora import LoRA, adapt
     from pellucid.train.config import TrainOptions
     from pellucid.train.run import train
     from pellucid.verify.run import verify
@@ -42,6 +45,10 @@ _HOMES = {
     "convert": "api",
     "load": "api",
     "save": "api",
+    "open_adapter": "checkpoints.peft.read",
+    "save_adapter": "checkpoints.peft.write",
+    "adapt": "surgery.lora",
+    "LoRA": "surgery.lora",
     "embed": "evaluate.vectors",
     "logprob": "evaluate.texts",
     "chat": "generate.chat",
@@ -62,10 +69,12 @@ __all__ = [
     "Completion",
     "Decoder",
     "DecoderSpec",
+    "LoRA",
     "Look",
     "Sampling",
     "Speculation",
     "TrainOptions",
+    "adapt",
     "build",
     "chat",
     "convert",
@@ -75,7 +84,9 @@ __all__ = [
     "load",
     "logprob",
     "look",
+    "open_adapter",
     "save",
+    "save_adapter",
     "stream",
     "train",
     "verify",

@@ -13,16 +13,18 @@ from pellucid.checkpoints.by_name import is_ours as is_ours
 from pellucid.checkpoints.by_name import load as load
 from pellucid.checkpoints.by_name import locate as locate
 from pellucid.checkpoints.native import RUN, SPEC, save_model
+from pellucid.checkpoints.peft.config import CONFIG as ADAPTER
 from pellucid.checkpoints.safetensors_files import CONFIG
 from pellucid.engine.memory import require
-from pellucid.errors import UsageError
-from pellucid.files import write_folder
+from pellucid.errors import CheckpointError, UsageError
+from pellucid.files import read_json, write_folder
 from pellucid.nn.flops import count_parameters
 from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder, build_model
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, InitRule, ModelSpec
+from pellucid.surgery.merging import plain
 
-Format: TypeAlias = Literal["hf", "gguf", "native"]
+Format: TypeAlias = Literal["hf", "gguf", "native", "peft"]
 Quantisation: TypeAlias = Literal["f32", "f16", "q8_0"]
 
 
@@ -63,7 +65,8 @@ def convert(
 ) -> str:
     """Write a model, or what ``load`` finds under a name, for other tools; returns the family or format written.
 
-    to: "hf" for a folder that transformers opens, "gguf" for a file that llama.cpp runs, "native" for a folder of ours.
+    to: "hf" for a folder that transformers opens, "gguf" for a file that llama.cpp runs, "native" for a folder of ours,
+    "peft" for the folder of the active adapter alone. In a folder or file for other tools, that adapter is merged.
     dtype: of the weights in a folder, where ``model`` is a name (default: float32). quantisation: of the matrices in a
     GGUF (default: f16). family: the ``model_type`` for transformers (default: the first that can express the model).
     force: replace a model at ``out``. ignore: as ``load`` has it, where ``model`` is a name. Raises CheckpointError
@@ -77,11 +80,12 @@ def convert(
     for name, value, formats in (
         ("dtype", dtype, "hf native"),
         ("quantisation", quantisation, "gguf"),
-        ("family", family, "hf"),
+        ("family", family, "hf peft"),
     ):
         if value is not None and to not in formats.split():
             raise UsageError(f"{name} = {value} is not for {to}", "leave it out")
     _refuse_taken(out, to, force)
+    base = _base_of(Path(model)) if isinstance(model, str | Path) else None
     if isinstance(model, str | Path):
         model = load(model, dtype or torch.float32, ignore=ignore)
     elif ignore:
@@ -91,14 +95,29 @@ def convert(
     if to == "gguf":
         from pellucid.checkpoints.gguf.write import to_gguf
 
-        to_gguf(model, out, quantisation or "f16")
+        with plain(model):
+            to_gguf(model, out, quantisation or "f16")
         return to
     if to == "hf":
         from pellucid.checkpoints.export import to_hf
 
-        return to_hf(model, out, family)
+        with plain(model):
+            return to_hf(model, out, family)
+    if to == "peft":
+        from pellucid.checkpoints.peft.write import save_adapter
+
+        save_adapter(model, out, family=family, base=base)
+        return to
     write_folder(out, lambda aside: save_model(model, aside))
     return to
+
+
+def _base_of(folder: Path) -> str | None:
+    """The model that the run in a folder went on from; None where there is none."""
+    if not (folder / RUN).is_file():
+        return None
+    start = read_json(folder / RUN, CheckpointError).get("start", {})
+    return start.get("init_from")
 
 
 def _refuse_taken(out: Path, to: Format, force: bool) -> None:
@@ -114,7 +133,7 @@ def _refuse_taken(out: Path, to: Format, force: bool) -> None:
             raise UsageError(f"{out} is a file", "give the name of a new folder")
         return
     if any(out.iterdir()):
-        is_model = ((out / SPEC).is_file() or (out / CONFIG).is_file()) and not (out / RUN).exists()
+        is_model = (any((out / file).is_file() for file in (SPEC, CONFIG, ADAPTER))) and not (out / RUN).exists()
         if not (force and is_model):
             remedy = "replace it with --force" if is_model else "choose another"
             raise UsageError(f"the folder {out} is not empty", remedy)

@@ -19,6 +19,7 @@ from torch import Tensor
 import pellucid
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.checkpoints.native import load_model
+from pellucid.checkpoints.tensors import load_tensors
 from pellucid.data.feed import PackedText, Share
 from pellucid.data.masked import MaskedText
 from pellucid.data.pair_files import Pair, read_pairs, split_pairs
@@ -30,6 +31,7 @@ from pellucid.errors import DataError, RunError, UsageError
 from pellucid.nn.init import initialise
 from pellucid.nn.models import Decoder, Encoder, EncoderDecoder, build_model
 from pellucid.spec import ModelSpec
+from pellucid.surgery.holding import names, switch
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import derive, loop
 from pellucid.train.config import ObjectiveSpec, Run
@@ -163,8 +165,6 @@ def test_frozen_parameters_stay_and_have_no_state(folder: Path, tmp_path: Path) 
     drawn = initialise(build_model(run.model), run.start.init, run.seed).state_dict()
     moved = {name for name, p in result.model.state_dict().items() if not torch.equal(p, drawn[name])}
     assert moved == {name for name in drawn if not name.startswith("embed.")}
-    from pellucid.checkpoints.tensors import load_tensors
-
     state, _ = load_tensors(tmp_path / "out" / "checkpoints" / "step-00000006" / "optimizer.safetensors")
     assert {name.split("/")[0] for name in state} == moved
     for pattern, message in (("embde.*", "no parameter 'embde"), ("*", "leaves nothing to train")):
@@ -190,6 +190,48 @@ def test_init_from_goes_on_with_the_weights_and_tokenizer_of_a_model(folder: Pat
     still = train(folder / "text.txt", tmp_path / "still", **standing)
     for before, after in zip(first.model.parameters(), still.model.parameters(), strict=True):
         assert torch.equal(before, after), "the weights are where the first run left them"
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_adapter_alone_is_trained_and_resumes_bit_for_bit(folder: Path, tmp_path: Path, quantised: bool) -> None:
+    first = train(folder / "text.txt", tmp_path / "first", **TINY)
+    base = tmp_path / "first"
+    if quantised:
+        base = tmp_path / "first.gguf"
+        pellucid.convert(first.model, base, to="gguf", quantisation="q8_0")
+    more: dict[str, Any] = {
+        **ROWS, "init_from": str(base), "checkpoint_every": 2, "lora": ("*blocks.*",), "lora_rank": 2,
+        "lora_also": ("final_norm.*",), "lora_quantised": quantised,
+    }  # fmt: skip
+    whole = train(folder / "text.txt", tmp_path / "whole", **more)
+    assert whole.metrics["bits_per_byte"] != first.metrics["bits_per_byte"]
+    with pytest.raises(PowerCut):
+        train(folder / "text.txt", tmp_path / "broken", reporter=CutAt(3), **more)
+    train(folder / "text.txt", tmp_path / "broken", **more)
+    assert digests(tmp_path / "whole") == digests(tmp_path / "broken")
+    loaded = pellucid.load(tmp_path / "whole")
+    assert names(loaded) == ["adapter"]
+    switch(loaded, None)
+    before = pellucid.load(base, quantised=quantised).state_dict()
+    assert all(torch.equal(each, before[name]) for name, each in loaded.state_dict().items() if name in before)
+    state, _ = load_tensors(tmp_path / "whole" / "checkpoints" / "step-00000006" / "optimizer.safetensors")
+    trained = {name.split("/")[0] for name in state}
+    assert {"final_norm.weight", "blocks.0.attn.q.adapters.adapter.b"} <= trained
+    assert all(".adapters." in name or name == "final_norm.weight" for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"lora": ("*blocks.*",)}, "no model that it is for"),
+        ({"lora_rank": 4}, "lora_rank = 4 decides nothing"),
+        ({"lora_quantised": True}, "lora_quantised = True decides nothing"),
+    ],
+)
+def test_options_of_an_adapter_need_one_and_a_base(folder: Path, tmp_path: Path, asked: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        train(folder / "text.txt", tmp_path / "out", **TINY, **asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_init_from_refuses_sizes_and_another_model_later(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import INDUCTION, PREVIOUS, empty, with_induction
+from planted_models import INDUCTION, PREVIOUS, empty, with_induction
 from strategies import EXAMPLE, build, close
 from torch import Tensor
 

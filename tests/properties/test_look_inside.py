@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import INDUCTION, PREVIOUS, with_induction
+from planted_models import INDUCTION, PREVIOUS, with_induction
 from rich.console import Console
 from strategies import EXAMPLE, as_encoder, build
 

@@ -130,8 +130,10 @@ DERIVED = (  # everything that may be asked for and is not settled by its defaul
     *("matrix_learning_rate", "weight_decay", "eps", "warmup", "precision", "init", "design", "objective"),
     *("validate_every", "sample_every"),
 )
-UNSETTLED = {"minutes", "init_from", "checkpoint_every", "follow_load"}  # None says something of its own
-UNSETTLED |= {"masked", "span", "batch_tokens"}  # the objective has a share and a length, and rows are no tokens
+UNSETTLED = {  # None says something of its own
+    *("minutes", "init_from", "checkpoint_every", "follow_load"),
+    *("masked", "span", "batch_tokens"),  # the objective has a share and a length, and rows are no tokens
+}
 
 
 def number(run: Run, name: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted import FACT, INDUCTION, PREVIOUS, READER, empty, with_fact, with_induction
+from planted_models import FACT, INDUCTION, PREVIOUS, READER, empty, with_fact, with_induction
 from strategies import EXAMPLE, build, close
 from torch import Tensor
 

@@ -36,6 +36,7 @@ def test_native_steps_write_what_the_opened_model_writes(path: Callable[[], Path
         wanted = opened(ids)
         with kernels():
             quantised = pellucid.load(path(), quantised=True)
+            assert isinstance(quantised, pellucid.Decoder)
             cache = quantised.new_cache(1)
             found = [
                 quantised(ids[:, :4], cache=cache),

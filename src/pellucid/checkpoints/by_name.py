@@ -13,6 +13,9 @@ from pellucid.arguments import checked
 from pellucid.checkpoints.hub import fetch, is_name
 from pellucid.checkpoints.load import load_checkpoint, open_checkpoint, without
 from pellucid.checkpoints.native import SPEC, TOKENIZER, load_model
+from pellucid.checkpoints.peft.config import CONFIG as ADAPTER
+from pellucid.checkpoints.peft.config import read_config
+from pellucid.checkpoints.peft.read import open_adapter
 from pellucid.checkpoints.safetensors_files import CONFIG, WEIGHTS
 from pellucid.checkpoints.sentence import MODULES
 from pellucid.errors import CheckpointError, UsageError
@@ -71,7 +74,8 @@ def load(
     quantised: bool = False,
     ignore: Collection[str] = (),
 ) -> AnyModel:
-    """A model with its tokenizer, in eval mode: ours, a published folder, a ``.gguf`` file, or ORG/NAME on the hub.
+    """A model with its tokenizer, in eval mode: ours, a published folder, a ``.gguf`` file, or ORG/NAME on the hub; or
+    an adapter's folder, with the model that it names.
 
     name: a path that exists wins over a name on the hub; ORG/NAME:FILE.gguf is one file of many. architecture: the
     class of a published model's head, where it is not the one that its config names. tokenizer: False leaves it out.
@@ -88,6 +92,8 @@ def load(
         logits = model(torch.tensor([model.tokenizer.encode("Once upon a time", bos=True)]))  # (batch, time, vocab)
     """
     path = locate(name)
+    if (path / ADAPTER).is_file() and not any((path / file).is_file() for file in (SPEC, CONFIG)):
+        return _adapted(path, dtype, architecture, tokenizer, quantised, ignore)
     if path.name == WEIGHTS and is_ours(path.parent):
         path = path.parent
     if quantised:
@@ -117,6 +123,19 @@ def load(
         prompt = said.get("prompts", {}).get(said.get("default_prompt"), "")
         model.tokenizer.read_as(longest=said.get("longest"), prompt=prompt, lower=said.get("lower", False))
     return model
+
+
+def _adapted(
+    path: Path, dtype: torch.dtype, architecture: str | None, tokenizer: bool, quantised: bool, ignore: Collection[str]
+) -> AnyModel:
+    """The model that an adapter of PEFT's names as its base, with the adapter in it."""
+    base = read_config(path).base
+    if base is None or Path(base).resolve() == path.resolve():
+        raise CheckpointError(
+            f"{path} holds an adapter that does not say for which model it is", "pellucid.open_adapter(model, folder)"
+        )
+    model = load(base, dtype, architecture=architecture, tokenizer=tokenizer, quantised=quantised, ignore=ignore)
+    return open_adapter(model, path)
 
 
 def _ignoring(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:

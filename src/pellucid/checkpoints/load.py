@@ -23,7 +23,8 @@ from pellucid.families.weights import equal, shapes_of, stream_weights
 from pellucid.nn.init import build_undrawn
 from pellucid.nn.models import AnyModel
 from pellucid.nn.quantised import hold_quantised, quantisable
-from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, MaskedLMHeadSpec, ModelSpec, PoolerHeadSpec
+from pellucid.spec import EncoderSpec, ModelSpec, PoolerHeadSpec
+from pellucid.surgery.ties import untied_spec
 
 OF_GENERATION = (*SAMPLING.split(), *TOKENS.split())
 IGNORED_OF_GENERATION = ("_from_model_config", "transformers_version")  # these describe the file, not the model
@@ -109,18 +110,8 @@ def _planned(checkpoint: Checkpoint, architecture: str | None) -> tuple[ModelSpe
         heads = [double for double in found.doubles if double.own]
         if all(equal(source, double.copy, double.original) for double in heads):
             return spec, replace(found, doubles=tuple(double for double in found.doubles if not double.own))
-        spec = _untied(spec)  # the tensors decide, whatever the config says
+        spec = untied_spec(spec)  # the tensors decide, whatever the config says
         return spec, plan(source.shapes, shapes_of(spec), family(str(checkpoint.config["model_type"])).table(spec))
-
-
-def _untied(spec: ModelSpec) -> ModelSpec:
-    """The model whose head has a matrix of its own instead of the table of tokens."""
-    if isinstance(spec, EncoderDecoderSpec):
-        return replace(spec, decoder=replace(spec.decoder, head=replace(spec.decoder.head, tied=False)))
-    if isinstance(spec, DecoderSpec):
-        return replace(spec, head=replace(spec.head, tied=False))
-    assert isinstance(spec.head, MaskedLMHeadSpec)  # no other head is ever tied
-    return replace(spec, head=replace(spec.head, tied=False))
 
 
 def formats(checkpoint: Checkpoint) -> dict[str, int]:

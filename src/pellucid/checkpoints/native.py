@@ -14,7 +14,7 @@ from torch import Size, Tensor
 from pellucid.checkpoints.room import refuse_too_large
 from pellucid.checkpoints.sentence import is_reading
 from pellucid.checkpoints.tensors import TensorFile, save_tensors
-from pellucid.errors import CheckpointError, SpecError, suggest
+from pellucid.errors import CheckpointError, DataError, SpecError, suggest
 from pellucid.families.weights import refuse_nonfinite, shapes_of, tensors_of
 from pellucid.files import sha256
 from pellucid.nn.formats import FORMATS
@@ -23,6 +23,7 @@ from pellucid.nn.models import AnyModel, Model
 from pellucid.nn.quantised import hold_quantised, quantisable, stored_of
 from pellucid.nn.stored import Plain, Quantised
 from pellucid.spec import ModelSpec, load_spec
+from pellucid.surgery import record as surgery
 from pellucid.values import Value
 
 # the attributes in which a model keeps what its published folder says
@@ -75,6 +76,8 @@ def save_model(model: Model, folder: Path) -> None:
     if model.tokenizer is not None:
         model.tokenizer.save(folder / TOKENIZER)
         metadata |= _tokenizer_hashes(folder)
+    if added := surgery.described(model):
+        metadata["adapters"] = added
     kinds = {name: stored.kind for name, stored in stored_of(model).items() if isinstance(stored, Quantised)}
     save_tensors(folder / WEIGHTS, tensors_of(model), **metadata, **({"quantised": kinds} if kinds else {}))
     model.spec.save(folder / SPEC)
@@ -112,19 +115,20 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:
             raise CheckpointError(
                 f"{folder}: {name} is missing or not the one this model was trained with", "restore it from the run"
             )
-    refuse_misfit(_shapes_on_disk(spec, metadata.get("quantised", {}), file.path), file.shapes, file.path)
+    refuse_misfit(_shapes_on_disk(spec, metadata, file.path), file.shapes, file.path)
     refuse_too_large(folder, shapes_of(spec), dtype, metadata.get("quantised", {}))
     model = build_undrawn(spec)
     hold_quantised(model, metadata.get("quantised", {}))
+    surgery.restore(model, metadata.get("adapters", {}))
     _take(model, file, dtype)
     _keep_published(model, metadata.get("published", {}), folder)
     return model.to(dtype).eval()
 
 
-def _shapes_on_disk(spec: ModelSpec, kinds: Any, source: Path) -> dict[str, Size]:
-    """What the file of such a model must hold. Raises CheckpointError for formats that ``save_model`` never writes."""
-    shapes = shapes_of(spec)
-    if not kinds:
+def _shapes_on_disk(spec: ModelSpec, metadata: Mapping[str, Any], source: Path) -> dict[str, Size]:
+    """What the file of such a model must hold. Raises CheckpointError for metadata that ``save_model`` never writes."""
+    shapes, kinds, added = shapes_of(spec), metadata.get("quantised", {}), metadata.get("adapters", {})
+    if not kinds and not added:
         return shapes
     with torch.device("meta"):
         model = build_undrawn(spec)
@@ -135,6 +139,10 @@ def _shapes_on_disk(spec: ModelSpec, kinds: Any, source: Path) -> dict[str, Size
         ):
             raise CheckpointError(f"{source}: its metadata are damaged", "use another copy")
         hold_quantised(model, cast("dict[str, str]", kinds))
+        try:
+            surgery.restore(model, added)
+        except DataError as error:
+            raise CheckpointError(f"{source}: its metadata are damaged: {error.problem}", "use another copy") from error
     return _shapes(tensors_of(model))
 
 

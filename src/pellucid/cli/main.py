@@ -15,6 +15,7 @@ from io import TextIOWrapper
 
 COMMANDS = {
     "train": "train a model from scratch on your text",
+    "tune": "teach a model the answers of your conversations",
     "generate": "continue a prompt",
     "chat": "talk with a model that was taught to answer",
     "look": "see attention, guesses and losses, layer by layer",

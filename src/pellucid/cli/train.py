@@ -17,6 +17,7 @@ train notes/ articles.jsonl --out runs/notes --depth 6 --minutes 30
 train - --out runs/corpus --steps 2000 < corpus.txt
 train book.txt --out runs/again --run runs/book/run.json
 train more.txt --out runs/more --from runs/book
+train more.txt --out runs/adapter --from runs/book --lora '*blocks.*' --lora-rank 4
 train articles.jsonl --field body --design mine.py:model
 train notes/ --out runs/reader --objective mlm --show-batch
 train book.txt --out runs/filler --objective spans

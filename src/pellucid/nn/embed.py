@@ -92,9 +92,13 @@ class Embedding(nn.Module):
 
     @property
     def head_table(self) -> Product:
-        """What makes logits in a tied head: the matrix of ``tokens``, or the ``multiply`` (…, width) -> (…, vocab) of a
-        module that stands in its place because it is quantised."""
-        return self.tokens.weight if isinstance(self.tokens, nn.Embedding) else self.tokens.multiply
+        """What makes logits in a tied head: the matrix of ``tokens``, or the ``product`` of a module that stands in its
+        place because it is quantised or adapted."""
+        product: Product | None = getattr(self.tokens, "product", None)
+        if product is not None:
+            return product
+        assert isinstance(self.tokens, nn.Embedding)
+        return self.tokens.weight
 
     def as_head(self, x: Float[Tensor, "*axes d_embed"]) -> Float[Tensor, "*axes vocab"]:
         """x · Eᵀ, the product of a tied head (Press and Wolf 2017)."""

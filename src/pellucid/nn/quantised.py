@@ -84,6 +84,11 @@ class QuantisedEmbedding(Matrix):
         # what is opened has its type, which model.to(dtype) changes
         self.register_buffer("like", plain.weight.detach().new_empty(0), persistent=False)
 
+    @property
+    def product(self) -> Tensor | Callable[[Tensor], Tensor]:
+        """What a tied head multiplies by."""
+        return self.multiply
+
     def opened(self, dtype: torch.dtype) -> nn.Embedding:
         plain = nn.Embedding(self.num_embeddings, self.embedding_dim, device="meta")
         plain.weight = nn.Parameter(self.stored.opened(dtype))

@@ -15,6 +15,7 @@ from pellucid.designs import is_own, sized
 from pellucid.errors import SpecError, UsageError, suggest
 from pellucid.files import read_json
 from pellucid.spec import InitRule, ModelSpec
+from pellucid.train.adaptation import Adaptation
 from pellucid.train.options import (
     COUNT,
     NOT_NEGATIVE,
@@ -30,7 +31,7 @@ from pellucid.train.options import (
     refuse_illegal,
 )
 from pellucid.train.schedule import Decision, ScheduleName, factor, position
-from pellucid.values import Value
+from pellucid.values import Value, later
 
 ObjectiveName = Literal["causal", "mlm", "rtd", "spans", "denoise", "prefix", "fim", "ul2", "seq2seq", "labels"]
 OptimizerName = Literal["muon", "adamw"]
@@ -263,7 +264,7 @@ class Seed(Part):
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 
-@asking(Sizing, Schedule, Seed, Reading, TextSpec, ObjectiveSpec, Start, Optimiser, Runtime, Keeping)
+@asking(Sizing, Schedule, Seed, Reading, TextSpec, ObjectiveSpec, Start, Adaptation, Optimiser, Runtime, Keeping)
 class TrainOptions(Value):
     """What is asked of a run. What is not (None) follows from the text's size and the time there is."""
 
@@ -321,6 +322,7 @@ class Run(Value):
     seed: int
     options: TrainOptions
     reasons: tuple[Reason, ...] = ()
+    adapter: Adaptation = later(Adaptation())  # noqa: RUF009 - frozen
 
     @property
     def steps(self) -> int:

@@ -15,6 +15,7 @@ from pellucid.engine.memory import free_bytes
 from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import EncoderDecoderSpec, InitRule, ModelSpec
+from pellucid.train.adaptation import Adaptation
 from pellucid.train.config import (
     FeedSpec,
     Keeping,
@@ -44,6 +45,7 @@ TOKENS_PER_PARAMETER = 2.5  # of the blocks: brief training with Muon wants far 
 MAX_EPOCHS = 8.0  # of the text that a size is planned for: further repetition teaches little (Muennighoff et al. 2023)
 ASSUMED_UTILISATION = 0.25  # of the measured peak, for planning the size; the number of steps is then measured
 GENTLENESS = 0.1  # of the learning rates, for a model that has learned already
+ADAPTERS_GENTLENESS = 0.4  # for one that is put beside such a model, and begins as nothing
 MAX_DEPTH = 32
 
 Known = Prepared | PreparedPairs
@@ -212,6 +214,8 @@ class Numbers:
 
     @property
     def _gentleness(self) -> float:
+        if self.asked.lora:
+            return ADAPTERS_GENTLENESS
         return GENTLENESS if self.gently else 1.0
 
     @property
@@ -271,6 +275,7 @@ class Numbers:
             feed=feed,
             objective=self.part(ObjectiveSpec),
             start=self.part(Start, weights=None if base is None else base.weights),
+            adapter=self.part(Adaptation),
             optimiser=self.part(Optimiser),
             schedule=Schedule(name=self.asked.schedule, steps=self.asked.steps or 1, warmup=0),
             runtime=runtime,

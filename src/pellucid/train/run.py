@@ -20,6 +20,7 @@ from pellucid.errors import CheckpointError, RunError, SpecError, UsageError, su
 from pellucid.files import locked, sweep
 from pellucid.spec import ModelSpec
 from pellucid.text.tokenizer import Tokenizer
+from pellucid.train.adaptation import Adaptation
 from pellucid.train.checkpoint import FOLDER, RUN
 from pellucid.train.config import EarlierFormError, Reading, Run, Sizing, TextSpec, TrainOptions, changed
 from pellucid.train.feeds import open_feed, prepare_for
@@ -177,6 +178,10 @@ def _refuse_idle_options(options: TrainOptions, feed: Feed | None, model: ModelS
         settled |= {each.flag for each in declared(Sizing)} - {"minutes"}
     if options.init_from is not None and model is not None:
         raise UsageError("both a model's spec and init_from are given", "give the one to begin with")
+    if not options.lora:
+        settled |= {each.flag for each in declared(Adaptation)}
+    elif options.init_from is None:
+        raise UsageError("an adapter is asked for, but no model that it is for", "name it with --from")
     for name in sorted(settled):
         if getattr(options, name) != getattr(default, name):
             raise UsageError(f"{name} = {getattr(options, name)} decides nothing here: it is settled", "leave it out")
@@ -187,7 +192,8 @@ def _base(wanted: Run | None, options: TrainOptions, folder: Path) -> Base | Non
     name = options.init_from if wanted is None else wanted.start.init_from
     if name is None or any((folder / FOLDER).glob("step-*")):
         return None
-    base = Base.load(name)
+    asked = options.lora_quantised if wanted is None else wanted.adapter.quantised
+    base = Base.load(name, quantised=asked)
     if wanted is not None and base.weights != wanted.start.weights:
         raise RunError(f"{name} is not the model that this run began with", "restore it, or choose another --out")
     return base

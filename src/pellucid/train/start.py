@@ -18,8 +18,12 @@ from pellucid.nn.embed import Embedding
 from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, build_model
 from pellucid.nn.residual import Sublayer
+from pellucid.surgery.holding import names, train_only
+from pellucid.surgery.lora import adapt
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.config import Run
+
+ADAPTER = "adapter"  # the name of the one that a run trains
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +34,9 @@ class Base:
     weights: str
 
     @staticmethod
-    def load(name: str) -> Base:
+    def load(name: str, *, quantised: bool = False) -> Base:
         """What ``pellucid.load`` finds under a name. Raises CheckpointError where that is no model."""
-        model = load(name)
+        model = load(name, quantised=quantised)
         digest = hashlib.sha256()
         for key, tensor in sorted(tensors_of(model).items()):
             digest.update(key.encode())
@@ -48,10 +52,15 @@ class Base:
 def starting_model(run: Run, model: AnyModel | None = None) -> AnyModel:
     """The run's model in training mode: ``model``, or a new one whose weights are drawn by (rule, seed).
 
-    The parameters to freeze are frozen, dropout is set, and the blocks are compiled if that was asked for.
+    An adapter is put in if the run trains one, and all else is frozen; the parameters to freeze are frozen, dropout is
+    set, and the blocks are compiled if that was asked for.
     """
     if model is None:
         model = initialise(build_model(run.model), run.start.init, run.seed)
+    if run.adapter.targets:
+        if ADAPTER not in names(model):  # a checkpoint's model has it
+            adapt(model, run.adapter.asked, name=ADAPTER, seed=run.seed)
+        train_only(model, ADAPTER)
     freeze(model, run.start.freeze)
     set_dropout(model, run.objective.dropout)
     if run.runtime.compile:
