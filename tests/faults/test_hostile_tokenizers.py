@@ -593,6 +593,7 @@ BESIDE: Json = {"tokenizer_config": CONFIG, "generation_config": {"eos_token_id"
                 "config": {"model_type": "roberta", "eos_token_id": 1}}  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*tokenizer.json says otherwise:UserWarning")
 @settings(max_examples=examples(200))
 @given(st.sampled_from([BPE, UNIGRAM]), spoiled(BESIDE))
 def test_spoiled_configs_beside_a_tokenizer_are_read_or_refused(
