@@ -94,7 +94,12 @@ def fresh() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", SPECS)
+QUICK = {"rotary, grouped, gated", "buckets, window", "prefix, q and k normed", "YaRN, soft caps"}  # every kind of part
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SPECS]
+)
 def test_the_whole_model_is_one_graph(name: str) -> None:
     """For every way a row can stand; the graph runs as it is, so the numbers are equal to the last few bits."""
     model = model_of(SPECS[name])

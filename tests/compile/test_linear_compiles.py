@@ -79,7 +79,9 @@ def compare(name: str, places: str, backend: str) -> int:
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize(
+    "places", [pytest.param(each, marks=() if each == "packed" else pytest.mark.slow) for each in PLACES]
+)
 def test_linear_attention_is_one_graph(name: str, places: str) -> None:
     assert compare(name, places, "aot_eager") == 1
 

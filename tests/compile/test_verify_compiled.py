@@ -18,7 +18,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("fault", PLANTED, ids=str)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(each, marks=pytest.mark.slow if "theirs" in str(each) else ()) for each in PLANTED], ids=str
+)
 def test_a_planted_fault_is_found(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     model = fault.model()
     clean = verify(model, ["compiled"])["compiled"]

@@ -10,7 +10,7 @@ from kill_and_resume import Run, digest, run_to_end, torture, torture_minutes
 
 @pytest.mark.timeout(300)
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
-    report = torture(tmp_path, kills=2)
+    report = torture(tmp_path, kills=2, steps=15)
     assert report.kills == 2
     assert report.in_checkpoint >= 1, "no kill fell inside a checkpoint write"
     assert report.differences == []

@@ -182,6 +182,7 @@ def test_minutes_are_kept_however_the_speed_changes(
     assert 54 <= machine.now <= 63, f"{result.steps} steps"
 
 
+@pytest.mark.slow
 def test_control_without_decisions_a_busy_machine_takes_longer(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +216,7 @@ def test_killed_and_resumed_follows_what_was_written_and_keeps_the_sum_of_time(
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_unfinished_run_is_repeated_with_what_was_decided_so_far(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

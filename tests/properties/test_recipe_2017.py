@@ -86,6 +86,7 @@ def backwards(n: int, seed: int) -> Batch:
     return Batch(written, Tokens.plain(n, 5), labels, source=Source(word, Tokens.plain(n, 5)))
 
 
+@pytest.mark.slow
 def test_the_recipe_trains() -> None:
     """Everything of it but its sizes: a shorter warm-up, as there are fewer steps."""
     torch.manual_seed(0)

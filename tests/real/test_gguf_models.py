@@ -181,8 +181,9 @@ print((most() - before) / sum(weight.nbytes for weight in model.parameters()))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says a process's largest memory")
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
-@pytest.mark.parametrize("path", [smollm2, pytest.param(gemma, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [smollm2, gemma])
 def test_loading_takes_little_more_memory_than_the_model(path: Callable[[], Path], dtype: str) -> None:
     """In a process of its own."""
     run = subprocess.run([sys.executable, "-c", MEASURE, str(path()), dtype], check=True, capture_output=True)

@@ -17,6 +17,7 @@ def smol() -> AnyModel:
     return pellucid.load(smollm2())
 
 
+@pytest.mark.slow
 def test_a_chat_model_keeps_every_promise_about_text(smol: AnyModel) -> None:
     report = verify(smol, OF_TEXT)
     assert {finding.verdict for finding in report.findings} == {"pass"}, report.broken

@@ -43,7 +43,9 @@ def test_models_of_transformers_keep_every_promise(name: str) -> None:
 QUICK = {"bert", "gemma3", "llama", "marian", "mixtral", "t5"}  # one of each kind
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow][name in QUICK :]) for name in THEIRS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in THEIRS]
+)
 def test_models_of_transformers_opened_by_pellucid_keep_every_promise(name: str, tmp_path: Path) -> None:
     THEIRS[name]().save_pretrained(tmp_path)
     report = verify(tmp_path, HERE, through="pellucid")
@@ -82,6 +84,7 @@ HEADS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_unknown_models_of_transformers_keep_every_promise(name: str) -> None:
     torch.manual_seed(0)
