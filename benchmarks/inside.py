@@ -60,6 +60,7 @@ def ours(folder: Path, rounds: int) -> list[tuple[str, float, str]]:
     from pellucid.interpret.record import capture
 
     plain, model = AutoModelForCausalLM.from_pretrained(folder), pellucid.load(folder)
+    assert isinstance(model, pellucid.Decoder)
     clean, _ = prompts(0)
     points = [name for name in model.point_names() if not name.endswith(("scores", "pattern"))]
     found: list[tuple[str, float, str]] = []
@@ -86,9 +87,12 @@ def ours(folder: Path, rounds: int) -> list[tuple[str, float, str]]:
 def peers(folder: Path, rounds: int) -> list[tuple[str, float, str]]:
     """The same of TransformerLens and nnsight, in their own interpreter."""
     import pandas
-    from nnsight import LanguageModel
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformer_lens.patching import generic_activation_patch, layer_pos_patch_setter
+    from nnsight import LanguageModel  # pyright: ignore[reportMissingImports]
+    from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
+    from transformer_lens.patching import (  # pyright: ignore[reportMissingImports]
+        generic_activation_patch,
+        layer_pos_patch_setter,
+    )
     from transformers import AutoModelForCausalLM
 
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), _tokenizer()
@@ -120,10 +124,13 @@ def peers(folder: Path, rounds: int) -> list[tuple[str, float, str]]:
     cells = pandas.DataFrame([(layer, 10) for layer in range(0, 12, 3)], columns=["layer", "pos"])
     cache = everything()[1]
 
+    def logit(logits: torch.Tensor) -> torch.Tensor:
+        return logits[0, -1, 3]
+
     @torch.inference_mode()
     def grid() -> object:
         return generic_activation_patch(
-            bridge, corrupt, cache, lambda logits: logits[0, -1, 3], layer_pos_patch_setter, "resid_pre", index_df=cells
+            bridge, corrupt, cache, logit, layer_pos_patch_setter, "resid_pre", index_df=cells
         )
 
     took = ratio_of(grid, forward, 3) * CELLS / len(cells)

@@ -198,7 +198,7 @@ def test_translation_without_its_library_or_model_is_refused_first(
     translator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (name,) = written(tmp_path, "tsv")
-    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics.bleu", None)
     assert run(["evaluate", "translation", str(tmp_path / "nothing"), name]) != 0
     said = capsys.readouterr()
     assert "sacrebleu cannot be used" in said.err + said.out and "pellucid[translation]" in said.err + said.out

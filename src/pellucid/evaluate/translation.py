@@ -42,7 +42,8 @@ class Translated:
 def metrics() -> list[Any]:
     """sacrebleu's BLEU and chrF. Raises UsageError where it is not installed."""
     try:
-        from sacrebleu.metrics import BLEU, CHRF  # pyright: ignore[reportMissingImports]
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
         raise UsageError(f"sacrebleu cannot be used: {error}", "pip install 'pellucid[translation]'") from error
     return [BLEU(), CHRF()]

@@ -80,7 +80,7 @@ class FactEdit:
     layer: int
     key: Float[Tensor, " d_ff"]
     value: Float[Tensor, " d_model"]
-    weight: nn.Parameter
+    weight: Float[Tensor, "d_model d_ff"]  # of the model itself
     before: Float[Tensor, "d_model d_ff"]
 
     @torch.no_grad()
@@ -131,7 +131,7 @@ def rewrite(
     kept = down.weight.detach().clone()
     with torch.no_grad():
         missing = value - wide(down(key.to(model.dtype)))
-        down.weight += torch.outer(missing, direction / (direction @ key)).to(down.weight.dtype)
+        down.weight.add_(torch.outer(missing, direction / (direction @ key)).to(down.weight.dtype))
     return FactEdit(layer, key, value, down.weight, kept)
 
 
@@ -245,7 +245,9 @@ def _ids(model: Decoder, words: Words) -> Int[Tensor, " n"]:
     if isinstance(words, str):
         if model.tokenizer is None:
             raise UsageError("this model has no tokenizer, so it cannot read a text", "give token ids instead")
-        words = model.tokenizer.encode(words)
-    if not len(words):
+        ids = model.tokenizer.encode(words)
+    else:
+        ids = list(words)
+    if not ids:
         raise UsageError("the answer is empty", "give a token at least")
-    return rows_of(model, list(words), "the answer")[0]
+    return rows_of(model, ids, "the answer")[0]
