@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from some import some_of
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -78,15 +79,13 @@ def compare(name: str, places: str, backend: str) -> int:
     return counter.frame_count
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize(
-    "places", [pytest.param(each, marks=() if each == "packed" else pytest.mark.slow) for each in PLACES]
-)
+@pytest.mark.parametrize("name", some_of(SPECS, ["kernel, both sides", "gated decay", "delta"]))
+@pytest.mark.parametrize("places", some_of(PLACES, ["packed"]))
 def test_linear_attention_is_one_graph(name: str, places: str) -> None:
     assert compare(name, places, "aot_eager") == 1
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", some_of(SPECS, ["gated decay"]))
 def test_under_autocast_too(name: str) -> None:
     eager, compiled = mixer_of(name), mixer_of(name)
     compiled.compile(backend="aot_eager", fullgraph=True, dynamic=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from some import some_of
 from torch import Tensor
 
 import pellucid
@@ -107,16 +108,10 @@ KINDS: dict[str, tuple[str, type, dict[str, Any]]] = {
 }
 
 
-SLOW = (
-    "whole_words",
-    "denoise",
-    "ul2",
-    "prefix",
-    "tokens_ahead",
-)  # others of the same feed are not
+QUICK = ("decoder", "encoder", "pairs", "frozen_embeddings", "spans", "fim")  # each feed once
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in KINDS])
+@pytest.mark.parametrize("kind", some_of(KINDS, QUICK))
 def test_a_run_of_any_kind_resumes_bit_for_bit(folder: Path, tmp_path: Path, kind: str) -> None:
     """The power goes one step after a checkpoint. On the old code a run with frozen weights could not be resumed, and
     only decoders could be trained."""

@@ -320,12 +320,11 @@ print((peak() - before) / sum(weight.nbytes for weight in model.parameters()))
 @pytest.mark.parametrize(
     ("saved", "loaded", "write"),
     [
-        (torch.float32, "float32", to_hf),
-        (torch.bfloat16, "float32", to_hf),
-        (torch.float32, "bfloat16", to_hf),
-        (torch.float32, "float32", pellucid.save),
+        pytest.param(torch.float32, "float32", to_hf, id="float32", marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, "float32", to_hf, id="bfloat16 to float32"),
+        pytest.param(torch.float32, "bfloat16", to_hf, id="float32 to bfloat16", marks=pytest.mark.slow),
+        pytest.param(torch.float32, "float32", pellucid.save, id="native"),
     ],
-    ids=["float32", "bfloat16 to float32", "float32 to bfloat16", "native"],
 )
 def test_loading_takes_the_memory_of_the_model(
     saved: torch.dtype, loaded: str, write: Callable[[AnyModel, Path], Any], tmp_path: Path

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from some import some_of
 
 from pellucid.errors import RunError
 from pellucid.train import derive, loop, pace
@@ -168,12 +169,7 @@ SPEEDS: dict[str, Callable[[int], float]] = {
 }
 
 
-QUICK = ("busy at first", "busy after a third")
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SPEEDS]
-)
+@pytest.mark.parametrize("name", some_of(SPEEDS, ["busy after a third"]))
 def test_minutes_are_kept_however_the_speed_changes(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from some import some_of
 from subjects import CONTEXT, GROUPED, LONGER, OURS, SIZES, THEIRS, VOCAB, WIDTH, t5
 from torch.nn import functional as F
 
@@ -24,28 +25,26 @@ FEW: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
 }  # fmt: skip
 HERE = [name for name in all_checks() if name != "compiled"]  # that: in tests/compile
+# One model of each kind; `make test-all` tries them all.
+OUR_KINDS = {"modern", "moe", "window", "hybrid", "gated", "lstm", "own-prefix", "encoder", "encoder and decoder"}
+THEIR_KINDS = {"bert", "gemma3", "llama", "marian", "mixtral", "t5"}
 
 
 def broken(subject: Any) -> list[Any]:
     return verify(subject, HERE).broken
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", some_of(OURS, OUR_KINDS))
 def test_models_of_pellucid_keep_every_promise(name: str) -> None:
     assert broken(OURS[name]()) == []
 
 
-@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("name", some_of(THEIRS, THEIR_KINDS))
 def test_models_of_transformers_keep_every_promise(name: str) -> None:
     assert broken(THEIRS[name]()) == []
 
 
-QUICK = {"bert", "gemma3", "llama", "marian", "mixtral", "t5"}  # one of each kind
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in THEIRS]
-)
+@pytest.mark.parametrize("name", some_of(THEIRS, THEIR_KINDS))
 def test_models_of_transformers_opened_by_pellucid_keep_every_promise(name: str, tmp_path: Path) -> None:
     THEIRS[name]().save_pretrained(tmp_path)
     report = verify(tmp_path, HERE, through="pellucid")
