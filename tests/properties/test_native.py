@@ -133,10 +133,10 @@ def test_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     unbuilt = Library()
     assert not unbuilt.ready() and "not built" in unbuilt.why
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
     found = Library()
     assert not found.ready(build=True) and "no C++ compiler" in found.why
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == "ninja" else name)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None if name == "ninja" else name)
     assert not found.ready(build=True) and not Library().ready(build=True)
 
 

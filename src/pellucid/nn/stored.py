@@ -14,6 +14,7 @@ from pellucid.nn.formats import FORMATS, Format
 from pellucid.nn.native.library import opened
 
 PIECE = 1 << 16  # numbers opened at a time
+EXPONENT = 0x7C  # bits of a float16's second byte; all are set in infinity and NaN
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class Quantised:
         """Whether every number is finite in this type. For a type of float32's range, scales alone tell."""
         if torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max:
             return all(bool(piece.to(dtype).isfinite().all()) for piece in self.pieces())
-        blocks = self.blocks.reshape(-1, self.format.n_bytes)
-        fields = (blocks[:, place : place + 2] for place in self.format.scales)
-        return all(
-            bool(part.contiguous().view(torch.float16).isfinite().all())
-            for field in fields
-            for part in field.split(PIECE)
+        # By numpy, whose code takes 4 MB less than torch's. Of a float16 the second byte in memory holds the exponent.
+        blocks = self.blocks.reshape(-1, self.format.n_bytes).numpy(force=True)
+        return not any(
+            bool(((blocks[first : first + PIECE, place + 1] & EXPONENT) == EXPONENT).any())
+            for place in self.format.scales
+            for first in range(0, len(blocks), PIECE)
         )
 
     def pieces(self) -> Iterator[Float[Tensor, "blocks numbers"]]:

@@ -11,12 +11,12 @@ import os
 import platform
 import shutil
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from jaxtyping import Float, UInt8
 from torch import Size, Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -75,7 +75,14 @@ def _lacking() -> str:
     compilers = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
     if not any(shutil.which(name) for name in compilers if name):
         return "there is no C++ compiler"
-    return "" if shutil.which("ninja") else "there is no ninja, which torch builds with: pip install ninja"
+    return (
+        "" if shutil.which("ninja", path=_path()) else "there is no ninja, which torch builds with: pip install ninja"
+    )
+
+
+def _path() -> str:
+    """Where programs are looked for: beside this Python's own, too, whose environment need not be activated."""
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")))
 
 
 def _folder() -> Path:
@@ -91,6 +98,8 @@ def _folder() -> Path:
 
 def _compile(folder: Path) -> None:
     """Build the operators and load them; one process builds, others wait for it."""
+    from filelock import FileLock
+
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if (folder / WHOLE).exists():
@@ -100,7 +109,12 @@ def _compile(folder: Path) -> None:
 
         print(f"pellucid: compiling kernels for fast decoding, once, into {folder} ...", file=sys.stderr, flush=True)
         sources = [str(Path(__file__).parent / name) for name in SOURCES]
-        cpp_extension.load(NAME, sources, extra_cflags=list(FLAGS), build_directory=str(folder), is_python_module=False)
+        options: dict[str, Any] = {"extra_cflags": list(FLAGS), "build_directory": str(folder)}
+        before, os.environ["PATH"] = os.environ.get("PATH", os.defpath), _path()
+        try:
+            cpp_extension.load(NAME, sources, is_python_module=False, **options)
+        finally:
+            os.environ["PATH"] = before
         (folder / WHOLE).touch()
 
 
