@@ -21,9 +21,9 @@ from _equal import equal
 from pellucid.api import build
 from pellucid.batch import IGNORE, Batch, Tokens
 from pellucid.nn.models import Decoder
-from pellucid.train.config import OptimizerName
 from pellucid.train.objectives import nll
 from pellucid.train.optim import build_optimizers, set_rate
+from pellucid.train.parts import OptimizerName
 from pellucid.train.schedule import factor
 from pellucid.train.step import step
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from _equal import Size, register
 
-from pellucid.train.config import OptimizerName, Run, TrainOptions
+from pellucid.train.config import Run, TrainOptions
+from pellucid.train.parts import OptimizerName
 from pellucid.train.report import Progress, Reporter
 from pellucid.train.run import train
 

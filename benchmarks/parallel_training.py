@@ -33,10 +33,11 @@ from _text import Text, best_of, learn_text
 from pellucid.api import build
 from pellucid.batch import Batch, Tokens
 from pellucid.recipes.standard_library import standard_library
-from pellucid.train.config import OptimizerName, TrainOptions
+from pellucid.train.config import TrainOptions
 from pellucid.train.memory import keep_freed_memory
 from pellucid.train.objectives import nll
 from pellucid.train.optim import build_optimizers
+from pellucid.train.parts import OptimizerName
 from pellucid.train.step import step
 
 RIVALS = ("modern", "lstm", "gru", "lstm_attention")

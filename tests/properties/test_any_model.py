@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pellucid
 from pellucid.batch import IGNORE, Batch, Tokens
-from pellucid.checkpoints.native import load_model
+from pellucid.checkpoints.native import load_model, which_weights
 from pellucid.checkpoints.tensors import load_tensors
 from pellucid.data.feed import PackedText, Share
 from pellucid.data.masked import MaskedText
@@ -35,9 +35,10 @@ from pellucid.spec import ModelSpec
 from pellucid.surgery.holding import names, switch
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import derive, loop
-from pellucid.train.config import ObjectiveSpec, Run
+from pellucid.train.config import Run
 from pellucid.train.feeds import open_feed, prepare_for
 from pellucid.train.objectives import nll, objective_for
+from pellucid.train.parts import ObjectiveSpec
 from pellucid.train.precision import Peak
 from pellucid.train.report import Progress, Reporter
 from pellucid.train.run import train
@@ -152,6 +153,36 @@ def test_the_mean_of_the_last_checkpoints_is_measured_beside_the_last(folder: Pa
         assert torch.equal(last, steps[-1][name]), "the run's own model is the last one"
     plain = train(folder / "text.txt", tmp_path / "plain", **TINY)
     assert plain.metrics["bits_per_byte"] == result.metrics["bits_per_byte"]
+
+
+def test_the_fading_mean_is_that_of_all_steps_and_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    """By hand from a checkpoint of every step; a run that was cut ends with the same mean."""
+    asked: dict[str, Any] = TINY | {"checkpoint_every": 1, "keep_checkpoints": 9, "ema": 0.6}
+    result = train(folder / "text.txt", tmp_path / "out", **asked)
+    assert set(result.metrics) == {"bits_per_byte", "ema_bits_per_byte"}
+    assert result.metrics["bits_per_byte"] != result.metrics["ema_bits_per_byte"]
+    run = Run.load(tmp_path / "out" / "run.json")
+    feed = open_feed(run, prepare_for("causal", run.texts, run.options, tmp_path / "out", Reporter(), resumed=True))
+    mean = {name: p.detach().clone() for name, p in Trainer(run, feed).model.named_parameters()}
+    weights: dict[str, Tensor] = {}
+    for done in range(1, 7):
+        weights = load_model(tmp_path / "out" / "checkpoints" / f"step-{done:08d}").state_dict()
+        share = 1 - min(0.6, (1 + done) / (10 + done))
+        mean = {name: old + share * (weights[name] - old) for name, old in mean.items()}
+    saved = load_model(tmp_path / "out" / "ema").state_dict()
+    for name, last in result.model.state_dict().items():
+        torch.testing.assert_close(saved[name], mean[name])
+        assert torch.equal(last, weights[name]), "the run's own model is the last one"
+    assert which_weights(tmp_path / "out" / "ema") == "the mean that fades by 0.6 a step, after step 6"
+    assert which_weights(tmp_path / "out") == ""
+    with pytest.raises(PowerCut):
+        train(folder / "text.txt", tmp_path / "cut", reporter=CutAt(4), **asked)
+    assert train(folder / "text.txt", tmp_path / "cut", **asked).metrics == result.metrics
+    assert (tmp_path / "cut" / "ema" / "model.safetensors").read_bytes() == (
+        tmp_path / "out" / "ema" / "model.safetensors"
+    ).read_bytes()
+    plain = train(folder / "text.txt", tmp_path / "plain", **TINY)
+    assert plain.metrics["bits_per_byte"] == result.metrics["bits_per_byte"], "the mean changes nothing that is trained"
 
 
 def test_frozen_parameters_stay_and_have_no_state(folder: Path, tmp_path: Path) -> None:

@@ -41,9 +41,10 @@ from pellucid.text.markers import MIDDLES, MODES, middles_of, modes_of, sentinel
 from pellucid.text.tokenizer import MASK, Tokenizer
 from pellucid.train.aids import FurtherHeads, MultiToken, ReplacedTokens, drawn_tokens, labels_ahead
 from pellucid.train.checkpoint import with_aid
-from pellucid.train.config import ObjectiveSpec, TrainOptions
+from pellucid.train.config import TrainOptions
 from pellucid.train.fits import choose_objective, objectives_of, refuse_idle
 from pellucid.train.objectives import Objective, aid_for, objective_for
+from pellucid.train.parts import ObjectiveSpec
 from pellucid.train.run import train
 from pellucid.train.step import accumulate
 from pellucid.train.world import ALONE, World

@@ -20,10 +20,11 @@ from pellucid.checkpoints.native import save_model
 from pellucid.errors import CheckpointError, DataError, PellucidError, RunError, SpecError, UsageError
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import checkpoint, derive, loop, resolve, trainer
-from pellucid.train.config import Run, TextSpec, TrainOptions, changed
+from pellucid.train.config import Run, TrainOptions, changed
 from pellucid.train.feeds import open_feed
 from pellucid.train.loop import Interrupted, Result
 from pellucid.train.metrics import read_metrics
+from pellucid.train.parts import TextSpec
 from pellucid.train.precision import Peak
 from pellucid.train.prepare import Prepared, prepare
 from pellucid.train.report import Progress, Reporter
@@ -128,10 +129,11 @@ def of_size(prepared: Prepared, n_tokens: int) -> Prepared:
 DERIVED = (  # everything that may be asked for and is not settled by its default; "minutes" only decides the others
     *("steps", "depth", "d_model", "head_dim", "vocab_size", "context", "batch_size", "learning_rate"),
     *("matrix_learning_rate", "weight_decay", "eps", "warmup", "precision", "init", "design", "objective"),
+    *("smoothing",),
     *("validate_every", "sample_every"),
 )
 UNSETTLED = {  # None says something of its own
-    *("minutes", "init_from", "checkpoint_every", "follow_load"),
+    *("minutes", "init_from", "checkpoint_every", "follow_load", "ema"),
     *("masked", "span", "batch_tokens"),  # the objective has a share and a length, and rows are no tokens
 }
 

@@ -45,7 +45,6 @@ from pellucid.spec import (
     ResidualSpec,
 )
 from pellucid.text.tokenizer import Tokenizer
-from pellucid.train.config import ObjectiveSpec, OptimizerName
 from pellucid.train.objectives import NegativeLogLikelihood, Objective, Routed, nll, objective_for
 from pellucid.train.optim import (
     MATRICES_TO_TABLES,
@@ -55,6 +54,7 @@ from pellucid.train.optim import (
     set_rate,
     state_tensors,
 )
+from pellucid.train.parts import ObjectiveSpec, OptimizerName
 from pellucid.train.schedule import factor
 from pellucid.train.step import accumulate, step
 from pellucid.train.validate import held_out_sums

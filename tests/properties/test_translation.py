@@ -14,7 +14,7 @@ from pellucid.batch import IGNORE
 from pellucid.cli.main import run
 from pellucid.cli.train import cooked, of_pairs
 from pellucid.data.groups import Groups
-from pellucid.data.pair_files import Pair, read_pairs
+from pellucid.data.pair_files import Pair, read_pairs, split_pairs
 from pellucid.data.pairs import PairedText, encode_pairs
 from pellucid.designs import attention_is_all_you_need, design
 from pellucid.errors import DataError, UsageError
@@ -25,6 +25,10 @@ from pellucid.nn.models import build_model
 from pellucid.recipes.attention_is_all_you_need import RECIPES
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.config import TrainOptions
+from pellucid.train.derive import Numbers
+from pellucid.train.feeds import PreparedPairs, prepare_for
+from pellucid.train.report import Reporter
+from pellucid.train.schedule import too_short
 from pellucid.train.world import ALONE, World
 
 PAIRS = [Pair(f"word {n} " * (n * n % 7) + "end", f"Wort {n}, und mehr " * (1 + n % 5) + ".") for n in range(120)]
@@ -130,6 +134,74 @@ def test_a_step_of_tokens_is_the_same_for_any_number_of_processes() -> None:
         assert whole.ids.shape[1] == max(map(len, said)), "rows are as long as the longest of them"
 
 
+# --- what follows from pairs, where nothing is asked for
+
+
+def numbers_of(**asked: Any) -> Numbers:
+    tokenizer = Tokenizer.train([text for pair in PAIRS for text in pair], 300)
+    prepared = PreparedPairs(tokenizer, encode_pairs(PAIRS, tokenizer), None, ())
+    asked = {"objective": "seq2seq", "depth": 2, "steps": 100, "precision": "fp32"} | asked
+    return Numbers(TrainOptions(**asked), prepared)
+
+
+def test_pairs_have_smoothed_labels_steps_in_tokens_and_a_context_of_their_lengths() -> None:
+    numbers = numbers_of()
+    assert (numbers.smoothing, numbers.batch_tokens) == (0.1, 2048)
+    longer = encode_pairs(PAIRS, numbers.prepared.tokenizer).lengths.max(1)
+    assert numbers.context / 2 < np.quantile(longer, 0.99) <= numbers.context
+    assert (longer <= numbers.context).mean() >= 0.99, "hardly a pair is left out"
+    assert numbers_of(batch_size=4).batch_tokens is None, "rows, where rows are asked for"
+    assert numbers_of(smoothing=0.0).smoothing == 0.0
+    assert {"smoothing", "batch_tokens", "context"} <= {reason.field for reason in numbers.reasons}
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 200])
+def test_padding_is_the_share_of_places_without_a_token(batch_tokens: int | None) -> None:
+    tokenizer = Tokenizer.train([text for pair in PAIRS for text in pair], 300)
+    data = encode_pairs(PAIRS, tokenizer)
+    how: Any = {"context": 128, "batch_size": 4, "seed": 3, "start_id": 0, "batch_tokens": batch_tokens}
+    feed = PairedText(data, data, **how)
+    steps = len(PAIRS) // 4 if batch_tokens is None else round(data.n_tokens / batch_tokens)
+    sides = [
+        side.pos
+        for i in range(steps)
+        for b in feed.batches(i, 1, ALONE)
+        if b.source
+        for side in (b.tokens, b.source.tokens)
+    ]
+    counted = sum(int((pos < 0).sum()) for pos in sides) / sum(pos.numel() for pos in sides)
+    assert feed.padding() == pytest.approx(counted)
+    least, most = (0.0, 0.2) if batch_tokens else (0.3, 1.0)  # rows in a random order are the control
+    assert least < feed.padding() < most, "these two sides differ in length more than texts do"
+
+
+def test_held_out_batches_are_all_pairs_in_little_padding() -> None:
+    tokenizer = Tokenizer.train([text for pair in PAIRS for text in pair], 300)
+    data = encode_pairs(PAIRS, tokenizer)
+    feed = PairedText(data, data, context=128, batch_size=8, seed=3, start_id=0)
+    batches = list(feed.evaluation())
+    assert sum(int((b.labels != IGNORE).sum()) for b in batches) == data.n_tokens
+    assert sum(b.n_bytes for b in batches) == int(data.n_bytes.sum())
+    first = sum(int((b.labels != IGNORE).sum()) for b in batches[: len(batches) // 2])
+    assert 0.3 < first / data.n_tokens < 0.7, "half of them are of all lengths"
+
+
+def test_held_out_pairs_are_kept_beside_the_model(tmp_path: Path) -> None:
+    (name,) = written(tmp_path, "tsv")
+    asked = TrainOptions(objective="seq2seq", vocab_size=300, validation=0.2)
+    prepared = prepare_for("seq2seq", (name,), asked, tmp_path / "run", Reporter())
+    kept = read_pairs([str(tmp_path / "run" / "held-out.jsonl")])
+    training, held = split_pairs(PAIRS, 0.2, 0)
+    assert kept == held and not {pair.source for pair in kept} & {pair.source for pair in training}
+    assert isinstance(prepared, PreparedPairs) and len(prepared.training) == len(training)
+
+
+def test_a_run_that_ends_within_its_warm_up_says_so() -> None:
+    assert "37 steps of 4,000" in too_short(37, 4000) and "1% of its peak" in too_short(37, 4000)
+    assert "--warmup 1" in too_short(2, 40)
+    assert too_short(4001, 4000) == too_short(10, 0) == ""
+
+
 # --- the recipe
 
 
@@ -150,7 +222,9 @@ def test_the_cooked_recipe_has_every_number_of_the_paper() -> None:
 def test_the_cooked_recipe_yields_to_what_is_asked() -> None:
     asked = cooked("attention_is_all_you_need", TrainOptions(minutes=2.0, depth=3, warmup=100, smoothing=0.2))
     assert (asked.steps, asked.minutes, asked.depth, asked.d_model, asked.smoothing) == (None, 2.0, 3, 128, 0.2)
-    assert asked.learning_rate == pytest.approx((128 * 100) ** -0.5) and asked.beta2 == 0.98
+    assert asked.learning_rate == pytest.approx((128 * 4000) ** -0.5) and asked.beta2 == 0.98
+    longer = cooked("attention_is_all_you_need", TrainOptions(depth=3, warmup=9000))
+    assert longer.learning_rate == pytest.approx((128 * 9000) ** -0.5), "a short warm-up alone is bounded"
     with pytest.raises(UsageError, match=r"(?s)no recipe 'atention.*attention_is_all_you_need"):
         cooked("atention_is_all_you_need", TrainOptions())
 

@@ -63,14 +63,16 @@ def _tokenizer_hashes(folder: Path) -> dict[str, str]:
     return {key: sha256(folder / file) for key, file in _TOKENIZER_FILES.items() if (folder / file).is_file()}
 
 
-def save_model(model: Model, folder: Path) -> None:
+def save_model(model: Model, folder: Path, *, weights: str = "") -> None:
     """Write spec, weights and (when the model has one) tokenizer; each file is whole or as it was before.
 
     The weights carry the hashes of the other two, so that a mixed-up folder is refused when it is loaded. Quantised
     weights are written as they are, with the names of their formats, and come back so. The spec is written last: where
-    it stands, everything does.
+    it stands, everything does. weights: which ones of a run these are, where they are not its last (``which_weights``).
     """
     metadata: dict[str, Any] = {"spec": value_hash(model.spec)}
+    if weights:
+        metadata["weights"] = weights
     if published := {name: value for name in PUBLISHED if (value := getattr(model, name))}:
         metadata["published"] = published
     if model.tokenizer is not None:
@@ -81,6 +83,12 @@ def save_model(model: Model, folder: Path) -> None:
     kinds = {name: stored.kind for name, stored in stored_of(model).items() if isinstance(stored, Quantised)}
     save_tensors(folder / WEIGHTS, tensors_of(model), **metadata, **({"quantised": kinds} if kinds else {}))
     model.spec.save(folder / SPEC)
+
+
+def which_weights(folder: Path) -> str:
+    """What ``save_model`` was told of the weights in a folder; "" where it was told nothing, or nothing is there."""
+    path = folder / WEIGHTS
+    return str(TensorFile(path).metadata.get("weights", "")) if path.is_file() else ""
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:

@@ -86,6 +86,7 @@ def info(
         console.print()
         console.print(training_table(spec))
     show_run(console, Path(subject))
+    show_weights(console, Path(subject))
     if quantised:
         _stored(console, subject)
     if svg is not None:
@@ -252,6 +253,19 @@ def show_run(console: Console, folder: Path) -> None:
         settings = ((field.name, getattr(part, field.name)) for field in fields(part))
         shown = [f"{key} {_shown(value)}" for key, value in settings if value not in (None, ())]
         console.print(f"  {name:10} {', '.join(shown)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_weights(console: Console, folder: Path) -> None:
+    """Which weights of a run a folder holds, where they are not its last ones."""
+    from pellucid.checkpoints.native import SPEC, which_weights
+    from pellucid.errors import CheckpointError
+
+    try:
+        said = which_weights(folder) if (folder / SPEC).is_file() else ""
+    except CheckpointError:  # no weight is needed here
+        return
+    if said:
+        console.print(f"\nweights: {said}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _shown(value: object) -> str:

@@ -21,8 +21,9 @@ train more.txt --out runs/adapter --from runs/book --lora '*blocks.*' --lora-ran
 train articles.jsonl --field body --design mine.py:model
 train notes/ --out runs/reader --objective mlm --show-batch
 train book.txt --out runs/filler --objective spans
-train --pairs en-de.tsv --out runs/translator --smoothing 0.1 --batch-tokens 4000
-train --pairs en.txt de.txt --out runs/2017 --recipe attention_is_all_you_need --depth 2 --minutes 30
+train --pairs en-de.tsv --out runs/translator --minutes 8
+train book.txt --out runs/calm --ema 0.999 --average 5
+train --pairs en.txt de.txt --recipe attention_is_all_you_need --depth 2 --batch-tokens 4000 --warmup 400 --minutes 30
 """
 
 

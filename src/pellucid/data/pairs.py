@@ -47,6 +47,11 @@ class EncodedPairs:
         """Tokens of all targets."""
         return len(self.target)
 
+    @property
+    def lengths(self) -> Int64[np.ndarray, "pairs 2"]:
+        """Tokens of the source and of the target of each pair."""
+        return np.diff(self.starts, axis=0)
+
     @cached_property
     def hash(self) -> str:
         """Equal for equal ids of the same vocabulary in the same pairs."""
@@ -82,7 +87,7 @@ def _order(seed: int, epoch: int, pairs: int) -> Int64[np.ndarray, " pairs"]:
 
 def _within(pairs: EncodedPairs, context: int) -> Int64[np.ndarray, " kept"]:
     """Numbers of the pairs neither side of which is longer."""
-    return np.flatnonzero((np.diff(pairs.starts, axis=0) <= context).all(1))
+    return np.flatnonzero((pairs.lengths <= context).all(1))
 
 
 class PairedText:
@@ -121,8 +126,7 @@ class PairedText:
             raise DataError(f"no pair is as short as {context} tokens", "choose a longer --context")
         self.batch_size, self.start_id, self.fixed = batch_size, start_id, fixed
         self._at_once, self.batch_tokens = rows_at_once or batch_size, batch_tokens
-        lengths = np.diff(training.starts, axis=0)[self._kept]
-        self._groups = None if batch_tokens is None else Groups(lengths, batch_tokens, seed)
+        self._groups = None if batch_tokens is None else Groups(training.lengths[self._kept], batch_tokens, seed)
 
     @property
     def hash(self) -> str:
@@ -150,10 +154,30 @@ class PairedText:
         return [self._batch(self.training, self._kept[rows[part.start : part.stop]].tolist()) for part in parts]
 
     def evaluation(self, stride: int | None = None) -> Iterator[Batch]:
-        """All held-out pairs in their order; ``stride`` changes nothing, since a pair is not cut."""
-        for first in range(0, len(self._held), self._at_once):
-            assert self.validation is not None
-            yield self._batch(self.validation, self._held[first : first + self._at_once].tolist())
+        """All held-out pairs, those of like length together, batches of all lengths in turn; ``stride`` changes
+        nothing, since a pair is not cut."""
+        if self.validation is None or not len(self._held):
+            return
+        order = self._held[np.lexsort(self.validation.lengths[self._held].T)]
+        batches = [order[first : first + self._at_once].tolist() for first in range(0, len(order), self._at_once)]
+        for number in random_for(0, len(batches)).permutation(len(batches)):  # so that a few stand for all
+            yield self._batch(self.validation, batches[number])
+
+    def padding(self) -> float:
+        """The share of padding in all places, of sources and targets, that the steps of the first epoch compute."""
+        lengths, n = self.training.lengths[self._kept], len(self._kept)
+        if self._groups is not None:
+            steps = [self._groups.rows(step) for step in range(self._groups.count)]
+        else:
+            order = _order(self.seed, 0, n)
+            steps = [order[first : first + self.batch_size] for first in range(0, n, self.batch_size)]
+        multiple = MULTIPLE if self._groups is None else 1
+        widths = (-(-lengths[rows].max(0) // multiple) * multiple for rows in steps)
+        places = sum(
+            len(rows) * (2 * self.context if self.fixed else int(np.minimum(wide, self.context).sum()))
+            for rows, wide in zip(steps, widths, strict=True)
+        )
+        return 1 - int(lengths.sum()) / places
 
     def score(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Bits per byte of the targets' text, the ends included; perplexity of their tokens."""

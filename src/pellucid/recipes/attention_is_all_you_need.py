@@ -78,7 +78,9 @@ def cook(recipe: Recipe, asked: TrainOptions) -> TrainOptions:
     """``asked``, and where it leaves something open, what the paper says (sections 3 and 5).
 
     The model is the paper's in the sizes that are asked for, so that the peak rate of the schedule follows from its own
-    width and warm-up. Batches hold as many tokens of targets as in the paper, pairs of like length together.
+    width and warm-up. A shorter warm-up than the paper's does not raise that peak: for a width of 128 and 100 steps it
+    would be 0.009, where a post-norm model learns little. Batches hold as many tokens of targets as in the paper, pairs
+    of like length together.
     """
     default, spec = TrainOptions(), recipe.spec
     attention = spec.decoder.stack.blocks[0].mixer
@@ -94,7 +96,7 @@ def cook(recipe: Recipe, asked: TrainOptions) -> TrainOptions:
         vocab_size=spec.vocab_size,
         batch_tokens=recipe.target_tokens,
         average=recipe.average,
-        learning_rate=(d_model * max(warmup, 1)) ** -0.5,
+        learning_rate=(d_model * max(warmup, recipe.warmup)) ** -0.5,
         validation=default.validation,
     )
     given = {name: getattr(asked, name) for name in TrainOptions.options}

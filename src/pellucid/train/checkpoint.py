@@ -6,11 +6,11 @@ Nothing else needs saving: data order, dropout and learning rate are functions o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pellucid.checkpoints.native import RUN, SPEC, refuse_misfit, save_model, value_hash
 from pellucid.checkpoints.tensors import load_tensors, save_tensors
@@ -21,7 +21,7 @@ from pellucid.train.config import Run
 from pellucid.train.optim import load_state_tensors, state_tensors
 
 FOLDER, OPTIMIZER, STATE = "checkpoints", "optimizer.safetensors", "checkpoint.json"
-AID = "aid.safetensors"
+AID, MEAN = "aid.safetensors", "ema.safetensors"
 
 
 def with_aid(model: nn.Module, aid: nn.Module | None) -> nn.Module:
@@ -46,11 +46,12 @@ def save(
     model: AnyModel,
     optimizers: Sequence[torch.optim.Optimizer],
     aid: nn.Module | None = None,
+    mean: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint after ``step`` updates and remove all but the newest ``keep_checkpoints`` (or ``average``).
 
     Removed are also those of later steps: the run, which goes on from the newest valid one, has passed them over.
-    aid: what is trained beside the model, in a file of its own.
+    aid: what is trained beside the model, mean: of its weights, each in a file of its own.
     """
 
     def write(aside: Path) -> None:
@@ -58,6 +59,8 @@ def save(
         save_tensors(aside / OPTIMIZER, state_tensors(with_aid(model, aid), optimizers))
         if aid is not None:
             save_tensors(aside / AID, aid.state_dict())
+        if mean is not None:
+            save_tensors(aside / MEAN, mean)
         run.save(aside / RUN)
         files = {file.name: sha256(file) for file in sorted(aside.iterdir())}
         write_json(aside / STATE, {"step": step, "run": value_hash(run.identity()), "files": files})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 
 from pellucid.designs import design, width
 from pellucid.engine.compiling import compiler_here
@@ -16,25 +17,24 @@ from pellucid.errors import UsageError
 from pellucid.nn.flops import count_parameters, training_flops
 from pellucid.spec import EncoderDecoderSpec, InitRule, ModelSpec
 from pellucid.train.adaptation import Adaptation
-from pellucid.train.config import (
+from pellucid.train.config import Reason, Run, TrainOptions
+from pellucid.train.derived import derived
+from pellucid.train.feeds import PreparedPairs
+from pellucid.train.fits import DESIGN_OF, choose_objective
+from pellucid.train.needs import training_needs
+from pellucid.train.optim import default_eps
+from pellucid.train.options import declared
+from pellucid.train.parts import (
     FeedSpec,
     Keeping,
     ObjectiveName,
     ObjectiveSpec,
     Optimiser,
     PrecisionName,
-    Reason,
-    Run,
     Runtime,
     Schedule,
     Start,
-    TrainOptions,
 )
-from pellucid.train.feeds import PreparedPairs
-from pellucid.train.fits import DESIGN_OF, choose_objective
-from pellucid.train.needs import training_needs
-from pellucid.train.optim import default_eps
-from pellucid.train.options import declared
 from pellucid.train.precision import measure_peak
 from pellucid.train.prepare import Prepared
 from pellucid.train.start import Base
@@ -47,31 +47,11 @@ ASSUMED_UTILISATION = 0.25  # of the measured peak, for planning the size; the n
 GENTLENESS = 0.1  # of the learning rates, for a model that has learned already
 ADAPTERS_GENTLENESS = 0.4  # for one that is put beside such a model, and begins as nothing
 MAX_DEPTH = 32
+STEP_OF_PAIRS = 2048  # tokens of targets, where the number of steps is asked for
 
 Known = Prepared | PreparedPairs
 
-T = TypeVar("T", bound=object)
 P = TypeVar("P", bound=Value)
-
-
-class derived(Generic[T]):  # noqa: N801 - it is used like property
-    """An open number of a run: the method of its name gives (value, why), unless it was asked for. Read once."""
-
-    def __init__(self, derive: Callable[[Any], tuple[T, str]]):
-        self.derive, self.name = derive, derive.__name__
-
-    @overload
-    def __get__(self, numbers: None, owner: object) -> derived[T]: ...
-    @overload
-    def __get__(self, numbers: Numbers, owner: object) -> T: ...
-    def __get__(self, numbers: Numbers | None, owner: object) -> derived[T] | T:
-        if numbers is None:
-            return self
-        asked = getattr(numbers.asked, self.name)
-        value, why = self.derive(numbers) if asked is None else (asked, "asked for")
-        numbers.note(self.name, value, why)
-        numbers.__dict__[self.name] = value  # found before this descriptor from now on
-        return value
 
 
 def attends(spec: ModelSpec) -> bool:
@@ -88,8 +68,8 @@ class Numbers:
     ):
         """prepared: None where the feed is given. base: a model whose sizes are settled; gently: so are its weights."""
         self.asked, self._prepared, self.base, self.gently = asked, prepared, base, gently
-        self.seconds: float | None = None  # of a step, once it was measured
         self.reasons: list[Reason] = []
+        self.seconds: float | None = None  # of a step, once it was measured
         self.minutes = DEFAULT_MINUTES if asked.minutes is None and asked.steps is None else asked.minutes
 
     def note(self, field: str, value: object, why: str) -> None:
@@ -110,10 +90,17 @@ class Numbers:
         peak = measure_peak()
         return peak.faster, f"measured here: fp32 {peak.fp32 / 1e9:.0f}, bf16 {peak.bf16 / 1e9:.0f} GFLOP/s"
 
+    @cached_property
+    def _lengths(self) -> Int64[np.ndarray, "pairs 2"] | None:
+        """Tokens of source and target of each pair; None where texts are read."""
+        return self.prepared.training.lengths if isinstance(self.prepared, PreparedPairs) else None
+
     @derived
     def context(self) -> tuple[int, str]:
         n_tokens = self.prepared.training.n_tokens
         longest = 256 if (self.minutes or 0) < 20 else 512
+        if isinstance(self.prepared, PreparedPairs):
+            return self.prepared.context(longest if self.base is None else self.base.context)
         while longest > 32 and n_tokens < 8 * longest:
             longest //= 2
         if self.base is not None and self.base.context < longest:
@@ -140,8 +127,9 @@ class Numbers:
 
     @cached_property
     def _tokens(self) -> float:
-        """Tokens that are worth planning for, whatever the time."""
-        asked = math.inf if self.asked.steps is None else float(self.asked.steps * self._rows * self.context)
+        """Tokens that are worth planning for, whatever the time; of pairs, those of their targets."""
+        a_step = self._rows * self.context if self._lengths is None else self.asked.batch_tokens or STEP_OF_PAIRS
+        asked = float((self.asked.steps or math.inf) * a_step)
         return min(MAX_EPOCHS * self.prepared.training.n_tokens, asked)
 
     def _spec(self, depth: int) -> ModelSpec:
@@ -151,7 +139,10 @@ class Numbers:
 
     def _affordable(self, spec: ModelSpec) -> float:
         """Tokens that a model can be trained on in the time."""
-        return min(self._tokens, self._budget * self.context / training_flops(spec, self.context))
+        if self._lengths is None:
+            return min(self._tokens, self._budget * self.context / training_flops(spec, self.context))
+        read, said = np.minimum(self._lengths, self.context).mean(0).round().astype(int).tolist()
+        return min(self._tokens, self._budget * said / training_flops(spec, said, read))
 
     @derived
     def depth(self) -> tuple[int, str]:
@@ -190,17 +181,36 @@ class Numbers:
         parameters = count_parameters(self.model)
         self.note("parameters", parameters.total, f"{parameters.mixers + parameters.ffn:,} of them in the blocks")
 
+    @cached_property
+    def _fitting(self) -> int:
+        """Tokens of a step that suit what can be trained on in the time."""
+        return 2 ** round(math.log2(math.sqrt(self._affordable(self.model)) * 1.25))
+
     @derived
     def batch_size(self) -> tuple[int, str]:
-        if self.asked.batch_tokens is not None:
-            rows = max(1, self.asked.micro_batches, self.asked.batch_tokens // 32)
+        if self._lengths is not None and (tokens := self.batch_tokens) is not None:
+            rows = max(1, self.asked.micro_batches, tokens // 32)
             return rows, "rows at once where it is measured; a step has as many as its tokens ask for"
-        tokens = self._affordable(self.model)
-        fitting = max(1, 2 ** round(math.log2(math.sqrt(tokens) * 1.25)) // self.context)
+        fitting = max(1, self._fitting // self.context)
         fitting = max(self.asked.micro_batches, self._rows if self.asked.steps else fitting)
         return fitting, f"rows; {fitting * self.context:,} tokens a step"
 
+    @derived
+    def batch_tokens(self) -> tuple[int | None, str]:
+        """Read for pairs alone."""
+        if self.asked.batch_size is not None:
+            return None, "rows are asked for"
+        if self.asked.compile:
+            return None, "a compiled model reads rows of one shape"
+        return STEP_OF_PAIRS if self.asked.steps else self._fitting, "tokens of targets in a step, on average"
+
     # --- how it learns
+
+    @derived
+    def smoothing(self) -> tuple[float, str]:
+        if self.objective == "seq2seq":
+            return 0.1, "as translators have it (Vaswani et al. 2017)"
+        return 0.0, "only pairs are learned with it, unless it is asked for"
 
     @derived
     def learning_rate(self) -> tuple[float, str]:
@@ -214,9 +224,7 @@ class Numbers:
 
     @property
     def _gentleness(self) -> float:
-        if self.asked.lora:
-            return ADAPTERS_GENTLENESS
-        return GENTLENESS if self.gently else 1.0
+        return ADAPTERS_GENTLENESS if self.asked.lora else GENTLENESS if self.gently else 1.0
 
     @property
     def _and_gentler(self) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pellucid.checkpoints.native import TOKENIZER
 from pellucid.data.denoise import Denoising, sentence_ends
@@ -18,12 +22,17 @@ from pellucid.data.rewriting import Corruption, RewrittenText
 from pellucid.data.spans import Spans
 from pellucid.data.ul2 import MixtureOfDenoisers
 from pellucid.errors import DataError, UsageError
+from pellucid.files import write_text
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec
 from pellucid.text import markers
 from pellucid.text.tokenizer import MASK, Tokenizer
-from pellucid.train.config import ObjectiveName, Reason, Run, TextSpec, TrainOptions
+from pellucid.train.config import Reason, Run, TrainOptions
+from pellucid.train.parts import ObjectiveName, TextSpec
 from pellucid.train.prepare import Prepared, choose_vocab_size, prepare
 from pellucid.train.report import Reporter
+
+SHORT_ENOUGH = 0.99  # of the pairs fit into the context that is chosen for them
+HELD_OUT = "held-out.jsonl"  # the pairs that a run never trains on, in its folder
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,13 @@ class PreparedPairs:
     training: EncodedPairs
     validation: EncodedPairs | None
     reasons: tuple[Reason, ...]
+
+    def context(self, most: int) -> tuple[int, str]:
+        """The least power of two, up to ``most``, that nearly all pairs are no longer than; and why."""
+        longer = self.training.lengths.max(1)
+        wanted = 2 ** math.ceil(math.log2(max(32.0, float(np.quantile(longer, SHORT_ENOUGH)))))
+        found = min(wanted, most)
+        return found, f"{np.mean(longer <= found):.1%} of the pairs are no longer; the others are left out"
 
 
 def prepare_for(
@@ -91,11 +107,15 @@ def _prepare_pairs(
             with reporter.working("learning the tokenizer", sum(len(text.encode()) for text in texts)) as advance:
                 tokenizer = Tokenizer.train(texts, size, advance)
         tokenizer.save(path)
+    if validation and not (resumed and (folder / HELD_OUT).exists()):
+        write_text(
+            folder / HELD_OUT, "".join(json.dumps(pair._asdict(), ensure_ascii=False) + "\n" for pair in validation)
+        )
     encoded = encode_pairs(training, tokenizer)
     held = encode_pairs(validation, tokenizer) if validation else None
     reasons = (
         Reason("pairs", f"{len(training):,}", f"{encoded.n_tokens:,} tokens to write"),
-        Reason("held out", f"{len(validation):,}", "pairs, by their source"),
+        Reason("held out", f"{len(validation):,}", f"pairs, by their source; they are in {HELD_OUT}"),
         Reason("vocab_size", f"{tokenizer.vocab_size:,}", why),
     )
     return PreparedPairs(tokenizer, encoded, held, reasons)

@@ -17,7 +17,8 @@ from pellucid.spec import (
     ModelSpec,
     TaggerHeadSpec,
 )
-from pellucid.train.config import ObjectiveName, TrainOptions
+from pellucid.train.config import TrainOptions
+from pellucid.train.parts import ObjectiveName
 from pellucid.train.world import ALONE
 
 DESIGN_OF: dict[ObjectiveName, str] = {

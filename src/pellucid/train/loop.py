@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import Tensor
 
 from pellucid.checkpoints.native import save_model
 from pellucid.data.feed import Feed
@@ -21,12 +22,13 @@ from pellucid.errors import RunError
 from pellucid.nn.flops import training_flops
 from pellucid.nn.models import AnyModel
 from pellucid.train import checkpoint
-from pellucid.train.average import AVERAGED, last_checkpoints, mean_weights, weights_in
+from pellucid.train.average import means, weights_in
 from pellucid.train.config import Run
 from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder, Silence
 from pellucid.train.pace import Journal, Keeper, Pace, close_run, spent_before
 from pellucid.train.precision import measure_peak
 from pellucid.train.report import Progress, Reporter
+from pellucid.train.schedule import too_short
 from pellucid.train.step import StepResult
 from pellucid.train.trainer import VALIDATION_BATCHES, Trainer
 from pellucid.train.world import ALONE, World
@@ -121,7 +123,10 @@ class _Life:
             start = time.perf_counter()
             if self.world.first:
                 self.recorder.sync()
-                checkpoint.save(self.folder, self.run, trainer.done, trainer.model, trainer.optimizers, trainer.aid)
+                mean = None if trainer.mean is None else trainer.mean.weights
+                checkpoint.save(
+                    self.folder, self.run, trainer.done, trainer.model, trainer.optimizers, trainer.aid, mean
+                )
             self.saved = trainer.done
             self.world.barrier()
             self.saved_at = time.perf_counter()
@@ -172,6 +177,8 @@ def fit(
     with record as recorder, _stop_requests() as asked:
         life = _Life(trainer, folder, recorder, reporter, asked, keeper)
         reporter.start(run, trainer.done)
+        if not trainer.done and (short := too_short(run.steps, run.schedule.warmup)):
+            reporter.message(short)
         reporter.reading(lambda: trainer.batches(trainer.done), trainer.model)
         try:
             _steps(life, sampler)
@@ -179,8 +186,8 @@ def fit(
             reporter.end()
         life.save()
         final = _final_measures(life)
-        if run.keeping.average > 1:
-            final |= _averaged(life)
+        for name, weights, what in means(folder, run, trainer.mean):
+            final |= _of_mean(life, name, weights, what)
         if final:
             recorder.write(METRICS, trainer.done, **{FINAL + name: value for name, value in final.items()})
         recorder.sync()
@@ -221,15 +228,14 @@ def _final_measures(life: _Life) -> dict[str, float]:
     return trainer.validate_all(lambda: life.refuse_stop("the last step", "run the same command again to finish"), most)
 
 
-def _averaged(life: _Life) -> dict[str, float]:
-    """Measures of the mean of the last checkpoints, which is saved in a folder of its own."""
-    paths = last_checkpoints(life.folder, life.run, life.run.keeping.average)
-    life.reporter.message(f"the mean of {len(paths)} checkpoints is measured, and saved in {life.folder / AVERAGED}")
-    with weights_in(life.trainer.model, mean_weights(paths)):
+def _of_mean(life: _Life, name: str, weights: Mapping[str, Tensor], what: str) -> dict[str, float]:
+    """Measures of the model with these weights, which is saved in a folder of its own."""
+    life.reporter.message(f"{what} is measured, and saved in {life.folder / name}")
+    with weights_in(life.trainer.model, weights):
         final = _final_measures(life)
         if life.world.first:
-            save_model(life.trainer.model, life.folder / AVERAGED)
-    return {f"{AVERAGED}_{name}": value for name, value in final.items()}
+            save_model(life.trainer.model, life.folder / name, weights=f"{what}, after step {life.trainer.done}")
+    return {f"{name}_{measure}": value for measure, value in final.items()}
 
 
 def _steps(life: _Life, sampler: Sampler | None) -> None:

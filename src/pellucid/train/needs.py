@@ -8,7 +8,8 @@ from pellucid.engine.memory import gigabytes, require
 from pellucid.nn.flops import activation_bytes, count_parameters
 from pellucid.nn.loss import CHUNK_BYTES
 from pellucid.spec import ModelSpec
-from pellucid.train.config import OptimizerName, PrecisionName, Run
+from pellucid.train.config import Run
+from pellucid.train.parts import OptimizerName, PrecisionName
 from pellucid.train.world import World
 
 

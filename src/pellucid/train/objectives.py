@@ -17,7 +17,7 @@ from pellucid.nn.moe import MixtureOfExperts, load_balance, router_z
 from pellucid.predicates import Ahead
 from pellucid.spec import InitRule
 from pellucid.train.aids import FurtherHeads, MultiToken, ReplacedTokens, generator_for
-from pellucid.train.config import ObjectiveSpec
+from pellucid.train.parts import ObjectiveSpec
 
 
 @runtime_checkable  # the shape checks of the tests look

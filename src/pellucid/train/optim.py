@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import CheckpointError, UsageError
-from pellucid.train.config import OptimizerName
+from pellucid.train.parts import OptimizerName
 
 MATRICES_TO_TABLES = 2 / 15  # AdamW's rate for matrices, over its rate for tables beside Muon: resolve's 0.004 and 0.03
 

@@ -18,7 +18,7 @@ import torch
 
 from pellucid.errors import PellucidError
 from pellucid.files import read_json, write_json
-from pellucid.train.config import PrecisionName
+from pellucid.train.parts import PrecisionName
 
 DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

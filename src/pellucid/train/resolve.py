@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 from pellucid.data.feed import Feed
+from pellucid.data.pairs import PairedText
 from pellucid.errors import UsageError
 from pellucid.spec import ModelSpec
-from pellucid.train.config import (
-    FeedSpec,
-    Keeping,
-    Run,
-    Schedule,
-    TextSpec,
-    TrainOptions,
-)
+from pellucid.train.config import Run, TrainOptions
 from pellucid.train.derive import Known, Numbers
-from pellucid.train.feeds import open_feed
+from pellucid.train.feeds import PreparedPairs, open_feed
 from pellucid.train.fits import refuse_unfit_feed
 from pellucid.train.needs import refuse_too_large
+from pellucid.train.parts import FeedSpec, Keeping, Schedule, TextSpec
 from pellucid.train.start import Base
 from pellucid.train.trainer import Trainer
 from pellucid.train.world import ALONE, World
@@ -46,7 +42,10 @@ def resolve(
     runtime = numbers.runtime()
     _ = numbers.context
     numbers.note_sizes()
-    texts_spec = numbers.part(TextSpec, hash="", tokens_per_step=1, texts=texts, tokenizer=prepared.tokenizer.hash)
+    tokenizer, known = prepared.tokenizer.hash, dict[str, Any]()
+    if isinstance(prepared, PreparedPairs):
+        known["batch_tokens"] = numbers.batch_tokens
+    texts_spec = numbers.part(TextSpec, hash="", tokens_per_step=1, texts=texts, tokenizer=tokenizer, **known)
     if texts_spec.batch_size < runtime.micro_batches:
         raise UsageError(
             f"batch_size = {texts_spec.batch_size} cannot be split into {runtime.micro_batches} micro-batches",
@@ -55,6 +54,8 @@ def resolve(
     run = numbers.run(texts_spec, runtime, base)
     feed = open_feed(run, prepared)
     run = replace(run, feed=replace(texts_spec, hash=feed.hash, tokens_per_step=feed.tokens_per_step))
+    if isinstance(feed, PairedText):
+        numbers.note("padding", f"{feed.padding():.1%}", "of the places that the steps of an epoch compute")
     run = _measured(numbers, run, feed, base, world)
     each = run.steps * run.tokens_per_step / prepared.training.n_tokens
     numbers.note("tokens", run.steps * run.tokens_per_step, f"{each:.2g} times the text")

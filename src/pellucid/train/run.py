@@ -22,7 +22,7 @@ from pellucid.spec import ModelSpec
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train.adaptation import Adaptation
 from pellucid.train.checkpoint import FOLDER, RUN
-from pellucid.train.config import EarlierFormError, Reading, Run, Sizing, TextSpec, TrainOptions, changed
+from pellucid.train.config import EarlierFormError, Run, TrainOptions, changed
 from pellucid.train.feeds import open_feed, prepare_for
 from pellucid.train.fits import choose_objective, refuse_idle
 from pellucid.train.loop import Result, Sampler, fit
@@ -30,6 +30,7 @@ from pellucid.train.memory import keep_freed_memory
 from pellucid.train.metrics import METRICS, finals, read_metrics
 from pellucid.train.needs import refuse_too_large
 from pellucid.train.options import declared
+from pellucid.train.parts import Reading, Sizing, TextSpec
 from pellucid.train.report import Reporter
 from pellucid.train.resolve import resolve, resolve_feed
 from pellucid.train.start import Base

@@ -70,3 +70,14 @@ def factor(
         progress = (at - start) / max(steps - start, 1)
         return floor + (1 - floor) * (1 - min(max(progress, 0.0), 1.0))
     raise UsageError(f"unknown schedule {name!r}", "use wsd, cosine or inverse_sqrt")
+
+
+def too_short(steps: int, warmup: int) -> str:
+    """A word about a run that ends within its warm-up; "" for any other."""
+    if steps > warmup:
+        return ""
+    return (
+        f"the run ends within its warm-up: it has {steps:,} steps of {warmup:,}, so the learning rate gets to "
+        f"{steps / max(warmup, 1):.0%} of its peak; train for longer, take smaller steps, or choose "
+        f"--warmup {max(1, steps // 20)}"
+    )

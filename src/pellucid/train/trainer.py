@@ -14,17 +14,19 @@ import torch
 
 from pellucid.batch import Batch
 from pellucid.checkpoints.native import load_model
-from pellucid.checkpoints.tensors import save_tensors
+from pellucid.checkpoints.tensors import load_tensors, save_tensors
 from pellucid.data.feed import Feed
 from pellucid.engine.compiling import eagerly
 from pellucid.engine.modes import evaluating
 from pellucid.nn.models import AnyModel
 from pellucid.train import checkpoint
 from pellucid.train.aids import ReplacedTokens
-from pellucid.train.config import Run, TextSpec
+from pellucid.train.average import MovingAverage
+from pellucid.train.config import Run
 from pellucid.train.objectives import aid_for, objective_for
 from pellucid.train.optim import build_optimizers, set_rate
 from pellucid.train.pace import Pace
+from pellucid.train.parts import TextSpec
 from pellucid.train.precision import autocast
 from pellucid.train.start import set_dropout, starting_model
 from pellucid.train.step import StepResult, step
@@ -68,9 +70,13 @@ class Trainer:
         )
         self.objective = objective_for(self.model, run.objective, self.aid)
         self.autocast = autocast(run.runtime.precision, world.device.type)
+        decay = run.keeping.ema
+        self.mean = None if decay is None else MovingAverage(self.model, decay)
         self.done = 0
         if resume is not None:
             checkpoint.load_state(resume, self.model, self.optimizers, self.aid)
+            if self.mean is not None:
+                self.mean.load(load_tensors(resume / checkpoint.MEAN)[0], resume / checkpoint.MEAN)
             self.done = checkpoint.step_of(resume)
 
     def batches(self, index: int) -> list[Batch]:
@@ -101,6 +107,8 @@ class Trainer:
             trained=self.trained,
         )
         self.done += 1
+        if self.mean is not None and result.finite:
+            self.mean.update(self.done)
         return result, rate * run.optimiser.learning_rate
 
     def measure(self, repeats: int = 4) -> float:
