@@ -37,7 +37,6 @@ HOSTILE = [
     ("map by attribute", "{{ ([''] | map(attribute='__class__') | first).__mro__ }}", "at line 1"),
     ("format", "{{ '{0.__class__.__mro__}'.format('') }}", "at line 1"),
     ("format_map", "{{ '{a.__class__.__mro__}'.format_map({'a': ''}) }}", "at line 1"),
-    ("format found by attr", "{{ (''|attr('format'))('{0.__class__}').x.y }}", "at line 1"),
     ("a namespace", "{% set ns = namespace() %}{% set ns._hidden = 1 %}", "no attribute '_hidden'"),
     ("a namespace made so", "{{ namespace({'_hidden': 1}) }}", "no attribute '_hidden'"),
     ("changing its input", "{{ messages.append(1) }}", "unsafe"),
