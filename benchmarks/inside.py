@@ -139,14 +139,17 @@ def peers(folder: Path, rounds: int) -> list[tuple[str, float, str]]:
 
 
 def _tokenizer() -> Any:
-    """A tokenizer that the peers ask for and nothing reads."""
+    """A tokenizer that the peers ask for and nothing reads.
+
+    It has no beginning of a text: TransformerLens would load it again, with one, by a name that this one lacks.
+    """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a"))
     end = "<|endoftext|>"
-    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token=end, eos_token=end, pad_token=end, unk_token="a")
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=end, pad_token=end, unk_token="a")
 
 
 def main() -> None:
@@ -169,7 +172,7 @@ def main() -> None:
         rows = ours(Path(folder), chosen.rounds)
         if chosen.peers:
             command = [chosen.peers, __file__, "--worker", folder, "--rounds", str(chosen.rounds)]
-            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             rows += [tuple(row) for row in json.loads(told.splitlines()[-1])]
     print(f"{processor()}, one thread; GPT-2 of base size, {TIME} tokens; a plain forward of transformers is 1")
     for name, ratio, remark in rows:
