@@ -133,7 +133,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AnyModel:
     return model.to(dtype).eval()
 
 
-def _shapes_on_disk(spec: ModelSpec, metadata: Mapping[str, Any], source: Path) -> dict[str, Size]:
+def _shapes_on_disk(spec: ModelSpec, metadata: Mapping[str, Any], source: Path) -> Mapping[str, Size]:
     """What the file of such a model must hold. Raises CheckpointError for metadata that ``save_model`` never writes."""
     shapes, kinds, added = shapes_of(spec), metadata.get("quantised", {}), metadata.get("adapters", {})
     if not kinds and not added:

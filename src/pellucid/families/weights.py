@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Size, Tensor, nn
@@ -18,7 +19,8 @@ from pellucid.spec import ModelSpec
 # --- what a model has ------------------------------------------------------------------------------------------------
 
 
-def shapes_of(spec: ModelSpec) -> dict[str, Size]:
+@lru_cache(maxsize=4)  # a load asks several times for the same
+def shapes_of(spec: ModelSpec) -> Mapping[str, Size]:
     """The shapes of all that a model of this spec stores, by name; none of its memory is taken.
 
     Raises CheckpointError for a size whose product no number of torch holds.
