@@ -24,6 +24,7 @@ import pellucid
 from pellucid.batch import Batch, Tokens
 from pellucid.cli.diagram import draw
 from pellucid.data.denoise import Denoising, span_lengths
+from pellucid.data.mixture import Deal, Mixture
 from pellucid.data.spans import random_spans
 from pellucid.data.ul2 import MIXTURE
 from pellucid.designs import DESIGNS
@@ -463,6 +464,26 @@ def denoising() -> Any:
     return figure
 
 
+def mixtures() -> Any:
+    """Shares by temperature, and rows read of three texts, one of which may be read so often and no more."""
+    figure, (left, right) = panels(2, 8.0, 2.6)
+    names, temperatures = ("900 MB", "90 MB", "10 MB"), np.geomspace(1, 10, 40)
+    shares = [Mixture(names, (), (900.0, 90.0, 10.0), float(t)).shares for t in temperatures]
+    deal = Deal((0.5, 0.3, 0.2), most=(900, 120, 900))
+    rows = range(0, 800, 5)
+    counts = [deal.counts(n) for n in rows]
+    for i, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
+        left.plot(temperatures, [share[i] for share in shares], color=colour, label=name)
+        label = f"share {deal.shares[i]:.0%}" + (", at most 120 rows" if i == 1 else "")
+        right.plot(rows, [count[i] for count in counts], color=colour, label=label)
+    left.set(ylim=(0, 1))
+    name_axes(left, "shares of three texts", "temperature", "share")
+    name_axes(right, "rows dealt out", "rows of all", "rows of each")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def numbers(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
@@ -472,7 +493,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
     for each in (
         *(attention, attention_heads, masks, positions, residual_and_norms, feed_forward, mixture_of_experts),
         *(encoder, encoder_decoder, recurrence, the_quadratic_cost, sparse_attention, linear_attention),
-        *(hybrids, caches, decoding, losses, denoising),
+        *(hybrids, caches, decoding, losses, denoising, mixtures),
     )
 }
 
