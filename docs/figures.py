@@ -24,6 +24,7 @@ import pellucid
 from pellucid.batch import Batch, Tokens
 from pellucid.cli.diagram import draw
 from pellucid.data.denoise import Denoising, span_lengths
+from pellucid.data.groups import Groups
 from pellucid.data.mixture import Deal, Mixture
 from pellucid.data.spans import random_spans
 from pellucid.data.ul2 import MIXTURE
@@ -42,6 +43,7 @@ from pellucid.nn.rope import frequencies
 from pellucid.nn.running_sum import by_steps
 from pellucid.nn.slots import Contiguous, Ring
 from pellucid.predicates import big_bird, longformer, sparse_transformer
+from pellucid.recipes.attention_is_all_you_need import RECIPES
 from pellucid.spec import (
     NO_NORM,
     POST_NORM,
@@ -484,6 +486,31 @@ def mixtures() -> Any:
     return figure
 
 
+def translation() -> Any:
+    """Padding by the tokens of a step, and the rate of the 2017 schedule."""
+    figure, (left, right) = panels(2, 8.0, 2.6)
+    rng = numbers(0)
+    said = 1 + rng.geometric(1 / 14, 5000)
+    lengths = np.stack((np.maximum(1, said + rng.integers(-3, 4, 5000)), said), 1)
+    tokens = [128 * 2**i for i in range(6)]
+    groups = [Groups(lengths, size, seed=0) for size in tokens]
+    like = [[each.rows(step) for step in range(each.count)] for each in groups]
+    random = [np.array_split(rng.permutation(5000), each.count) for each in groups]
+    for colour, label, found in zip(COLOURS, ("of like length", "as they come"), (like, random), strict=False):
+        places = [sum(len(rows) * int(lengths[rows].max(0).sum()) for rows in steps) for steps in found]
+        left.plot(tokens, [1 - int(lengths.sum()) / count for count in places], ".-", color=colour, label=label)
+    left.set(ylim=(0, 1))
+    name_axes(left, "padding", "tokens of targets in a step", "share of places", log="x")
+    recipe, steps = RECIPES["base"], range(1, 8000, 20)
+    for colour, warmup in zip(COLOURS, (4000, 1000, 100), strict=False):
+        rate = replace(recipe, warmup=warmup).learning_rate
+        right.plot(steps, [rate(step) for step in steps], color=colour, label=f"warm-up {warmup:,}")
+    name_axes(right, "the rate of 2017, width 512", "step", "learning rate")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def numbers(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
@@ -493,7 +520,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
     for each in (
         *(attention, attention_heads, masks, positions, residual_and_norms, feed_forward, mixture_of_experts),
         *(encoder, encoder_decoder, recurrence, the_quadratic_cost, sparse_attention, linear_attention),
-        *(hybrids, caches, decoding, losses, denoising, mixtures),
+        *(hybrids, caches, decoding, losses, denoising, mixtures, translation),
     )
 }
 
