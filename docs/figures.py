@@ -24,6 +24,8 @@ import pellucid
 from pellucid.batch import Batch, Tokens
 from pellucid.cli.diagram import draw
 from pellucid.data.denoise import Denoising, span_lengths
+from pellucid.data.groups import Groups
+from pellucid.data.mixture import Deal, Mixture
 from pellucid.data.spans import random_spans
 from pellucid.data.ul2 import MIXTURE
 from pellucid.designs import DESIGNS
@@ -41,6 +43,7 @@ from pellucid.nn.rope import frequencies
 from pellucid.nn.running_sum import by_steps
 from pellucid.nn.slots import Contiguous, Ring
 from pellucid.predicates import big_bird, longformer, sparse_transformer
+from pellucid.recipes.attention_is_all_you_need import RECIPES
 from pellucid.spec import (
     NO_NORM,
     POST_NORM,
@@ -463,6 +466,51 @@ def denoising() -> Any:
     return figure
 
 
+def mixtures() -> Any:
+    """Shares by temperature, and rows read of three texts, one of which may be read so often and no more."""
+    figure, (left, right) = panels(2, 8.0, 2.6)
+    names, temperatures = ("900 MB", "90 MB", "10 MB"), np.geomspace(1, 10, 40)
+    shares = [Mixture(names, (), (900.0, 90.0, 10.0), float(t)).shares for t in temperatures]
+    deal = Deal((0.5, 0.3, 0.2), most=(900, 120, 900))
+    rows = range(0, 800, 5)
+    counts = [deal.counts(n) for n in rows]
+    for i, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
+        left.plot(temperatures, [share[i] for share in shares], color=colour, label=name)
+        label = f"share {deal.shares[i]:.0%}" + (", at most 120 rows" if i == 1 else "")
+        right.plot(rows, [count[i] for count in counts], color=colour, label=label)
+    left.set(ylim=(0, 1))
+    name_axes(left, "shares of three texts", "temperature", "share")
+    name_axes(right, "rows dealt out", "rows of all", "rows of each")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def translation() -> Any:
+    """Padding by the tokens of a step, and the rate of the 2017 schedule."""
+    figure, (left, right) = panels(2, 8.0, 2.6)
+    rng = numbers(0)
+    said = 1 + rng.geometric(1 / 14, 5000)
+    lengths = np.stack((np.maximum(1, said + rng.integers(-3, 4, 5000)), said), 1)
+    tokens = [128 * 2**i for i in range(6)]
+    groups = [Groups(lengths, size, seed=0) for size in tokens]
+    like = [[each.rows(step) for step in range(each.count)] for each in groups]
+    random = [np.array_split(rng.permutation(5000), each.count) for each in groups]
+    for colour, label, found in zip(COLOURS, ("of like length", "as they come"), (like, random), strict=False):
+        places = [sum(len(rows) * int(lengths[rows].max(0).sum()) for rows in steps) for steps in found]
+        left.plot(tokens, [1 - int(lengths.sum()) / count for count in places], ".-", color=colour, label=label)
+    left.set(ylim=(0, 1))
+    name_axes(left, "padding", "tokens of targets in a step", "share of places", log="x")
+    recipe, steps = RECIPES["base"], range(1, 8000, 20)
+    for colour, warmup in zip(COLOURS, (4000, 1000, 100), strict=False):
+        rate = replace(recipe, warmup=warmup).learning_rate
+        right.plot(steps, [rate(step) for step in steps], color=colour, label=f"warm-up {warmup:,}")
+    name_axes(right, "the rate of 2017, width 512", "step", "learning rate")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def numbers(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
@@ -472,7 +520,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
     for each in (
         *(attention, attention_heads, masks, positions, residual_and_norms, feed_forward, mixture_of_experts),
         *(encoder, encoder_decoder, recurrence, the_quadratic_cost, sparse_attention, linear_attention),
-        *(hybrids, caches, decoding, losses, denoising),
+        *(hybrids, caches, decoding, losses, denoising, mixtures, translation),
     )
 }
 

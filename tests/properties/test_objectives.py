@@ -339,7 +339,8 @@ def test_any_split_gives_the_same_rows_and_the_same_gradient(
     which, make = FEEDS[name]
     feed = make(tokenizer, store, {"context": 40, "batch_size": 6, "seed": 3})
     model = initialise(build_model(design(which)(tokenizer.vocab_size, 40, 2, 16, 8)), "fan_in", 0)
-    spec = ObjectiveSpec(name="rtd" if name == "rtd" else "causal", tokens_ahead=3 if name == "ahead" else 1)
+    ahead = 3 if name == "ahead" else 1
+    spec = ObjectiveSpec(name="rtd" if name == "rtd" else "causal", smoothing=0.0, tokens_ahead=ahead)
     aid = aid_for(model, spec, "fan_in", 1)
     objective = objective_for(model, spec, aid)
     wanted = gradient(model, aid, objective, feed.batches(2, 1, ALONE))
@@ -410,7 +411,7 @@ def test_tokens_are_drawn_from_the_generator_by_their_numbers() -> None:
 def test_a_draw_that_hits_the_right_token_is_no_replacement(tokenizer: Tokenizer, store: TokenStore) -> None:
     model = initialise(build_model(design("discriminator")(tokenizer.vocab_size, 40, 1, 16, 8)), "fan_in", 0)
     assert isinstance(model, Encoder)
-    spec = ObjectiveSpec(name="rtd")
+    spec = ObjectiveSpec(name="rtd", smoothing=0.0)
     aid = aid_for(model, spec, "normal", 1)
     feed = ReplacedText(store, None, context=40, batch_size=16, seed=3, mask_id=tokenizer.mask_id or 0)
     (batch,) = feed.batches(0, 1, ALONE)

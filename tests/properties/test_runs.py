@@ -133,7 +133,7 @@ DERIVED = (  # everything that may be asked for and is not settled by its defaul
     *("validate_every", "sample_every"),
 )
 UNSETTLED = {  # None says something of its own
-    *("minutes", "init_from", "checkpoint_every", "follow_load", "ema"),
+    *("minutes", "init_from", "checkpoint_every", "follow_load", "ema", "mix_epochs"),
     *("masked", "span", "batch_tokens"),  # the objective has a share and a length, and rows are no tokens
 }
 

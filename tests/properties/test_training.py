@@ -250,7 +250,7 @@ def test_a_step_goes_down(model: Decoder, batch: Batch, name: OptimizerName) -> 
     """Every kind of layer takes part: one small step, and the loss is less; every weight has its gradient."""
     model, objective = (
         model.double(),
-        objective_for(model, ObjectiveSpec(name="causal", load_balance=0.0, router_z=0.0)),
+        objective_for(model, ObjectiveSpec(name="causal", smoothing=0.0, load_balance=0.0, router_z=0.0)),
     )
     first = step(model, [torch.optim.SGD(model.parameters(), lr=0.0)], objective, [batch], clip=None)
     if first.grad_norm < 1e-6:  # nothing scored, or nothing to learn
@@ -314,7 +314,7 @@ def test_routed_is_the_loss_and_what_keeps_routers_in_order(
     torch.testing.assert_close(loss, by_hand(model, batch, balance, z))
     torch.testing.assert_close(Routed(0.0, 0.0)(model, batch), nll(model, batch))
     routers = [m for m in model.modules() if isinstance(m, MixtureOfExperts)]
-    assert isinstance(objective_for(model, ObjectiveSpec(name="causal")), Routed) == bool(routers)
+    assert isinstance(objective_for(model, ObjectiveSpec(name="causal", smoothing=0.0)), Routed) == bool(routers)
     if routers and z > 0.1 and nll.count(batch):
         weights = [m.router.weight for m in routers]
         assert all(g.any() for g in torch.autograd.grad(loss, weights))

@@ -20,6 +20,7 @@ train more.txt --out runs/more --from runs/book
 train more.txt --out runs/adapter --from runs/book --lora '*blocks.*' --lora-rank 4
 train articles.jsonl --field body --design mine.py:model
 train notes/ --out runs/reader --objective mlm --show-batch
+train books/ code/ letters.txt --out runs/mixed --mix 6 3 1 --mix-epochs 4
 train book.txt --out runs/filler --objective spans
 train --pairs en-de.tsv --out runs/translator --minutes 8
 train book.txt --out runs/calm --ema 0.999 --average 5

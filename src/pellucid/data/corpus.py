@@ -124,6 +124,7 @@ class Corpus(Sequence[Passage]):
             with explain_os_errors(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._copy = _Copy(self._folder)
+        self.inputs: list[int] = []  # how many documents there were after each thing that was named
         self._sources: list[str] = []
         self._source, self._number = array("q"), array("q")
         self._characters, self._stops = array("q"), array("q")

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from pellucid.batch import Batch
-from pellucid.data.packing import Packed, evaluation
+from pellucid.data.mixture import MixedRows, Mixture, Read, rows_of
+from pellucid.data.packing import evaluation
 from pellucid.data.store import TokenStore
 from pellucid.predicates import Ahead
 
@@ -59,6 +60,13 @@ class Feed(Protocol):
         ...
 
 
+@runtime_checkable
+class Mixing(Protocol):
+    """A feed that can say what it has read of each of its texts."""
+
+    def read(self, steps: int) -> list[Read]: ...
+
+
 def perplexity(sums: Mapping[str, float]) -> float:
     """exp of the mean of -ln p over scored places; at most e^700, which a number can still hold."""
     return math.exp(min(sums["nats"] / sums["count"], 700.0))
@@ -73,7 +81,7 @@ class TextFeed:
 
     def __init__(
         self,
-        training: TokenStore,
+        training: TokenStore | Mixture,
         validation: TokenStore | None,
         *,
         context: int,
@@ -83,7 +91,7 @@ class TextFeed:
         ahead: Ahead | None = None,
     ):
         """Raises DataError when the text is too short for a single row."""
-        self.rows, self.validation = Packed(training, context, seed, ahead), validation
+        self.rows, self.validation = rows_of(training, context, seed, ahead), validation
         self.batch_size, self.rows_at_once = batch_size, rows_at_once or batch_size
 
     @property
@@ -93,6 +101,10 @@ class TextFeed:
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.rows.context
+
+    def read(self, steps: int) -> list[Read]:
+        """What so many steps read of each text of a mixture; [] where there is one text alone."""
+        return self.rows.read(steps * self.batch_size) if isinstance(self.rows, MixedRows) else []
 
 
 class PackedText(TextFeed):

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int64
 from pellucid.batch import Batch
 from pellucid.data.feed import Share, TextFeed
 from pellucid.data.masked import EVALUATION, TRAINING
+from pellucid.data.mixture import Mixture
 from pellucid.data.packing import batch_of, documents_in, random_for, share
 from pellucid.data.store import TokenStore
 from pellucid.errors import DataError
@@ -43,7 +44,7 @@ class FilledInText(TextFeed):
 
     def __init__(
         self,
-        training: TokenStore,
+        training: TokenStore | Mixture,
         validation: TokenStore | None,
         *,
         tokenizer: Tokenizer,

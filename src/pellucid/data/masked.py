@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 
 from pellucid.batch import IGNORE, Batch
 from pellucid.data.feed import Share, TextFeed, perplexity
+from pellucid.data.mixture import Mixture
 from pellucid.data.packing import evaluation, random_for, share
 from pellucid.data.store import TokenStore
 from pellucid.errors import DataError
@@ -63,7 +64,7 @@ class MaskedText(TextFeed):
 
     def __init__(
         self,
-        training: TokenStore,
+        training: TokenStore | Mixture,
         validation: TokenStore | None,
         *,
         context: int,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int64, UInt
 
 from pellucid.batch import IGNORE, Batch, Tokens
-from pellucid.data.store import TokenStore
+from pellucid.data.store import Encoded, TokenStore
 from pellucid.errors import DataError, UsageError
 from pellucid.predicates import Ahead
 
@@ -78,7 +78,8 @@ class Packed:
                 f"the text has {store.n_tokens} tokens, too few for a context of {context}",
                 f"give more text, or a shorter --context (at most {store.n_tokens - 1})",
             )
-        self.store, self.context, self.seed, self.ahead = store, context, seed, ahead or Ahead()
+        self.store: Encoded = store
+        self._tokens, self.context, self.seed, self.ahead = store.tokens, context, seed, ahead or Ahead()
         self.rows = max(1, (store.n_tokens - context) // context)  # the same number, however far an epoch is shifted
         self._slack = min(context - 1, store.n_tokens - 1 - self.rows * context)
 
@@ -95,7 +96,7 @@ class Packed:
     def windows(self, first: int, count: int) -> UInt[np.ndarray, "count labelled"]:
         """The tokens of samples first, first + 1, … and the one behind each, (count, context + 1)."""
         starts = np.array([self._start(number) for number in range(first, first + count)], dtype=np.int64)
-        return self.store.tokens[starts[:, None] + np.arange(self.context + 1)]
+        return self._tokens[starts[:, None] + np.arange(self.context + 1)]
 
     def _prefixes(self, number: int, seg: Int64[np.ndarray, " context"]) -> Bool[np.ndarray, " context"]:
         """Which tokens of sample ``number`` are in the prefix of their document."""
@@ -157,7 +158,7 @@ def evaluation(
         yield batch_of(store, ids, store.tokens[inside + 1], seg, scored=scored)
 
 
-def documents_in(store: TokenStore, ids: np.ndarray, valid: Marks | None = None) -> Places:
+def documents_in(store: Encoded, ids: np.ndarray, valid: Marks | None = None) -> Places:
     """The number of each token's document in its row, from 0; -1 where ``valid`` is False.
 
     A document begins wherever <|endoftext|> stands (and nowhere else: text never encodes to it).
@@ -187,7 +188,7 @@ def _unseen(seg: Places, first: int, part: Marks | None = None) -> Marks | None:
 
 
 def batch_of(
-    store: TokenStore,
+    store: Encoded,
     ids: np.ndarray,
     labels: np.ndarray,
     seg: Places,

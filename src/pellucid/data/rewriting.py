@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int64
 from pellucid.batch import IGNORE, Batch
 from pellucid.data.feed import Share, TextFeed, perplexity
 from pellucid.data.masked import EVALUATION, TRAINING
+from pellucid.data.mixture import Mixture
 from pellucid.data.packing import random_for, share
 from pellucid.data.pairs import batch_of_pairs
 from pellucid.data.store import TokenStore
@@ -60,7 +61,7 @@ class RewrittenText(TextFeed):
 
     def __init__(
         self,
-        training: TokenStore,
+        training: TokenStore | Mixture,
         validation: TokenStore | None,
         *,
         corruption: Corruption,

@@ -63,6 +63,7 @@ def documents(
     corpus = Corpus(folder, keep=keep)
     for one in found:
         _read_input(corpus, *one, field, on_skip)
+        corpus.inputs.append(len(corpus))
     return corpus
 
 

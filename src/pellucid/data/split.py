@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import overload
@@ -27,6 +27,14 @@ class Selection(Sequence[Text]):
     def add(self, document: int, start: Place, stop: Place) -> None:
         """Document number ``document``, from ``start`` to ``stop``."""
         self._rows.extend((document, *start, *stop))
+
+    @staticmethod
+    def whole(documents: Sequence[Text], numbers: Iterable[int]) -> Selection:
+        """The documents of these numbers."""
+        found = Selection(documents)
+        for number in numbers:
+            found.add(number, Place(0, 0), Place(documents[number].n_characters, documents[number].n_bytes))
+        return found
 
     def __len__(self) -> int:
         return len(self._rows) // 5

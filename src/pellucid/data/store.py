@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt, UInt16
@@ -50,6 +50,20 @@ class Manifest:
     def hash(self) -> str:
         """sha256 of everything above, kept beside it: a damaged manifest is found."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@runtime_checkable  # the shape checks of the tests look
+class Encoded(Protocol):
+    """What rows of a text have in common: a vocabulary, and what they were cut from."""
+
+    @property
+    def eot(self) -> int: ...
+
+    @property
+    def token_bytes(self) -> UInt16[np.ndarray, " vocab"]: ...
+
+    @property
+    def hash(self) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,19 @@ from pellucid.nn.embed import TokenTable
 from pellucid.nn.loss import Predictions
 from pellucid.nn.models import Decoder, Encoder
 from pellucid.nn.stack import Stack
-from pellucid.spec import DecoderSpec, EncoderSpec, StackSpec
+from pellucid.spec import DecoderSpec, EncoderSpec, ModelSpec, StackSpec
 
 GENERATOR_WIDTH = 1 / 3  # of the model's (Clark et al. 2020, section 3.2: a quarter to a half is best)
+
+
+def aid_specs(spec: ModelSpec, *, replaced: bool, further: int) -> list[ModelSpec]:
+    """What is computed beside a model in each step: a generator, or a block and a head for each further token. Their
+    tables are the model's own."""
+    if replaced and isinstance(spec, EncoderSpec):
+        return [generator_spec(spec)]
+    if further and isinstance(spec, DecoderSpec):
+        return [replace(spec, stack=replace(spec.stack, blocks=spec.stack.blocks[-1:]))] * further
+    return []
 
 
 # --- multi-token prediction ------------------------------------------------------------------------------------------
@@ -80,11 +90,16 @@ def labels_ahead(batch: Batch, ahead: int) -> Int[Tensor, "batch time"]:
 # --- replaced-token detection ----------------------------------------------------------------------------------------
 
 
-def generator_for(spec: EncoderSpec, table: TokenTable) -> Encoder:
-    """A smaller encoder that fills in masks: as many blocks, narrower, on the discriminator's own table of vectors."""
+def generator_spec(spec: EncoderSpec) -> EncoderSpec:
+    """A smaller encoder that fills in masks: as many blocks, narrower, on vectors of the discriminator's width."""
     width = max(1, round(spec.d_model * GENERATOR_WIDTH / 8)) * 8
     of = encoder(spec.vocab_size, spec.context, spec.n_layers, width, math.gcd(width, 64))
-    return Encoder(replace(of, embed=replace(of.embed, d_embed=spec.d_embed)), table)
+    return replace(of, embed=replace(of.embed, d_embed=spec.d_embed))
+
+
+def generator_for(spec: EncoderSpec, table: TokenTable) -> Encoder:
+    """The generator of a discriminator, on its own table of vectors."""
+    return Encoder(generator_spec(spec), table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +123,10 @@ class ReplacedTokens:
         """Masked tokens."""
         return int((batch.labels != IGNORE).sum())
 
-    def measured(self, model: Model, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-        """(nats, places) of the model's own task."""
+    def measured(self, model: Model, batch: Batch) -> tuple[Float[Tensor, ""], int, int]:
+        """(nats, places, replaced tokens) of the model's own task."""
         told = self.told(batch, self.aid.predictions(batch))
-        return model.nll_sum(told), int((told.labels != IGNORE).sum())
+        return model.nll_sum(told), int((told.labels != IGNORE).sum()), int((told.labels == 1).sum())
 
     @torch.no_grad()
     def told(self, batch: Batch, predictions: Predictions) -> Batch:

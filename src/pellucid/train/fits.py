@@ -32,7 +32,12 @@ DESIGN_OF: dict[ObjectiveName, str] = {
     "denoise": "encoder_decoder",
     "ul2": "encoder_decoder",
 }
+_OF_TEXTS: tuple[ObjectiveName, ...] = ("causal", "prefix", "fim", "mlm", "rtd", "spans", "denoise", "ul2")
 USED_BY: dict[str, tuple[ObjectiveName, ...]] = {  # options that decide something for some objectives only
+    "deduplicate": _OF_TEXTS,
+    "mix": _OF_TEXTS,
+    "mix_temperature": _OF_TEXTS,
+    "mix_epochs": _OF_TEXTS,
     "batch_tokens": ("seq2seq",),
     "masked": ("mlm", "rtd", "spans", "denoise"),
     "whole_words": ("mlm", "rtd"),

@@ -24,7 +24,8 @@ from pellucid.nn.models import AnyModel
 from pellucid.train import checkpoint
 from pellucid.train.average import means, weights_in
 from pellucid.train.config import Run
-from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder, Silence
+from pellucid.train.metrics import FINAL, METRICS, TIMINGS, Recorder, Silence, keep_read, read_in_words
+from pellucid.train.needs import aids_of
 from pellucid.train.pace import Journal, Keeper, Pace, close_run, spent_before
 from pellucid.train.precision import measure_peak
 from pellucid.train.report import Progress, Reporter
@@ -84,7 +85,8 @@ class _Speed:
 
     def __init__(self, run: Run, world: World):
         context = run.model.context
-        self.flops = training_flops(run.model, context) * run.tokens_per_step / context
+        a_row = sum(training_flops(spec, context) for spec in (run.model, *aids_of(run)))
+        self.flops = a_row * run.tokens_per_step / context
         self.peak = measure_peak(world.device.type).of(run.runtime.precision) * world.size
         self.per_step = run.tokens_per_step
 
@@ -124,6 +126,7 @@ class _Life:
             if self.world.first:
                 self.recorder.sync()
                 mean = None if trainer.mean is None else trainer.mean.weights
+                keep_read(self.folder, trainer.feed, trainer.done)
                 checkpoint.save(
                     self.folder, self.run, trainer.done, trainer.model, trainer.optimizers, trainer.aid, mean
                 )
@@ -191,6 +194,8 @@ def fit(
         if final:
             recorder.write(METRICS, trainer.done, **{FINAL + name: value for name, value in final.items()})
         recorder.sync()
+        for line in read_in_words(feed, trainer.done):
+            reporter.message(line)
     uncompile(compilable(trainer.model.eval()))
     if world.first:
         close_run(run, trainer.pace, folder)

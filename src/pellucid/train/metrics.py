@@ -13,10 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from pellucid.data.feed import Feed, Mixing
 from pellucid.errors import UsageError
-from pellucid.files import explain_os_errors, write_text
+from pellucid.files import explain_os_errors, write_json, write_text
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+MIXTURE = "mixture.json"  # what was read of each text
 FINAL = "final_"  # before each name of the last line: it is measured again by a run resumed after its last step
 
 
@@ -42,6 +44,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             break
         out.append(value)
     return out
+
+
+def keep_read(folder: Path, feed: Feed, steps: int) -> None:
+    """Write what so many steps have read of each text of a mixture; nothing where there is none."""
+    if isinstance(feed, Mixing) and (found := feed.read(steps)):
+        write_json(folder / MIXTURE, {"steps": steps, "texts": [one._asdict() for one in found]})
+
+
+def read_in_words(feed: Feed, steps: int) -> list[str]:
+    """The same, a line for each text."""
+    found = feed.read(steps) if isinstance(feed, Mixing) else []
+    total = max(1, sum(one.rows for one in found))
+    return [
+        f"read of {one.name}: {one.tokens:,} tokens, {one.epochs:.3g} times its text, {one.rows / total:.1%} of rows"
+        for one in found
+    ]
 
 
 class Silence:

@@ -8,6 +8,7 @@ from pellucid.engine.memory import gigabytes, require
 from pellucid.nn.flops import activation_bytes, count_parameters
 from pellucid.nn.loss import CHUNK_BYTES
 from pellucid.spec import ModelSpec
+from pellucid.train.aids import aid_specs
 from pellucid.train.config import Run
 from pellucid.train.parts import OptimizerName, PrecisionName
 from pellucid.train.world import World
@@ -49,10 +50,31 @@ def training_needs(
 
 
 def run_needs(run: Run, micro_batches: int | None = None) -> Needs:
-    """Of a run, where each update is split into so many parts (default: its own number)."""
+    """Of a run, where each update is split into so many parts (default: its own number); with all that is trained
+    beside the model, whose tables it shares, and the mean of the weights."""
     context = run.model.context
     rows = -(-run.tokens_per_step // context // (micro_batches or run.runtime.micro_batches)) or 1
-    return training_needs(run.model, rows, context, run.optimiser.name, run.runtime.precision)
+    how = rows, context, run.optimiser.name, run.runtime.precision
+    found = training_needs(run.model, *how)
+    for spec in aids_of(run):
+        aid, p = training_needs(spec, *how), count_parameters(spec)
+        tables = p.embedding + p.head
+        aid = aid._replace(
+            weights=aid.weights - 4 * tables,
+            gradients=aid.gradients - 4 * tables,
+            optimiser=aid.optimiser - 8 * tables,
+            casts=aid.casts - (2 * tables if aid.casts else 0),
+        )
+        found = Needs(*map(sum, zip(found, aid, strict=True)))
+    if run.keeping.ema is not None:
+        found = found._replace(weights=found.weights + 4 * count_parameters(run.model).total)
+    return found
+
+
+def aids_of(run: Run) -> list[ModelSpec]:
+    """Specs of what a run computes beside its model in each step."""
+    asked = run.objective
+    return aid_specs(run.model, replaced=asked.name == "rtd", further=asked.tokens_ahead - 1)
 
 
 def refuse_too_large(run: Run, world: World) -> None:

@@ -40,6 +40,12 @@ class Reading(Part):
     """How the texts are read; a run holds the hash of what came of it."""
 
     field: str = option("Where a row of JSON, or of a dataset, holds its text.", default="text")
+    deduplicate: Literal["no", "exact", "near"] = option(
+        "Leave out documents that are copies of others: equal ones, or also nearly equal ones (needs datasketch). "
+        "Default: no; exact for a mixture.",
+        default="no",
+        later=True,
+    )
 
 
 # --- the parts of a run ----------------------------------------------------------------------------------------------
@@ -75,6 +81,21 @@ class TextSpec(FeedSpec):
         "Share of the documents held out (of the text's end, when there is only one document).", SHARE, default=0.05
     )
     held_out: tuple[str, ...] = option("Names of documents to hold out, instead of a share.", default=())
+    mix: tuple[float, ...] = option(
+        "Weights of the texts in a mixture, in their order, instead of one text of all.", default=(), later=True
+    )
+    mix_temperature: float = option(
+        "Flatten the mixture's weights, or else the texts' sizes, to their power 1 / this.",
+        POSITIVE,
+        default=1.0,
+        later=True,
+    )
+    mix_epochs: float | None = option(
+        "How often each text of a mixture is read at most, while others are not read so often.",
+        POSITIVE,
+        default=None,
+        later=True,
+    )
     masked: float | None = option(
         "Share of the tokens that are hidden (mlm, rtd, spans, denoise). Default: 0.15; denoise: 0.3.",
         SHARE,

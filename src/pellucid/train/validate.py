@@ -20,19 +20,21 @@ def held_out_sums(
     batches: Iterable[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     world: World = ALONE,
-    measured: Callable[[Model, Batch], tuple[Tensor, int | float]] | None = None,
+    measured: Callable[[Model, Batch], tuple[Tensor, int | float, int]] | None = None,
 ) -> dict[str, float]:
     """nats: the sum of -ln p over scored places; count: how many those are, or the sum of their weights; bytes: of the
-    text that they stand for. measured: gives nats and count of a batch, in place of the model's own.
+    text that they stand for; marked: places whose label is rarer than the other one, of a model that tells two apart.
+    measured: gives nats, count and marked places of a batch, in place of the model's own.
 
     All processes are given the same batches, and share them out: each reads every ``size``-th.
     """
-    nats, count, n_bytes = 0.0, 0, 0
+    nats, count, n_bytes, marked = 0.0, 0, 0, 0
     with evaluating(model), torch.no_grad(), autocast():
         for number, batch in enumerate(batches):
             if number % world.size == world.rank:
                 batch = batch.to(world.device)
-                found = measured(model, batch) if measured else (model.nll_sum(batch), nll.count(batch))
-                nats, count = nats + float(found[0]), count + found[1]
+                each = measured(model, batch) if measured else (model.nll_sum(batch), nll.count(batch), 0)
+                nats, count, marked = nats + float(each[0]), count + each[1], marked + each[2]
                 n_bytes += batch.n_bytes
-    return {name: float(world.total(x)) for name, x in (("nats", nats), ("count", count), ("bytes", n_bytes))}
+    found = {"nats": nats, "count": count, "bytes": n_bytes, "marked": marked}
+    return {name: float(world.total(x)) for name, x in found.items()}
