@@ -5,16 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from pellucid.cli.parse import parse, text_of
 from pellucid.cli.policy import BeamOptions, SpeculationOptions, searched
 from pellucid.cli.say import say
+from pellucid.errors import UsageError
 
 if TYPE_CHECKING:
     from pellucid.generate.decode import Completion
+    from pellucid.nn.models import AnyModel
 
 EXAMPLES = """
 generate runs/book "Once upon a time"
@@ -24,6 +28,7 @@ generate HuggingFaceTB/SmolLM2-135M "The capital of France is"
 generate runs/book "To be" --seed 7 --top-p 0.9 --max-new-tokens 500 --n 3
 generate runs/translator "Guten Tag" --beams 4 --length-penalty 0.6 --n-best 3
 generate HuggingFaceTB/SmolLM2-1.7B "The capital of France is" --draft HuggingFaceTB/SmolLM2-135M
+generate SmolLM2-135M "The film was" --steer praise.gguf --steer-strength 2
 generate runs/book - --lookup --temperature 0 < draft.txt
 """
 ENDS = {
@@ -48,6 +53,8 @@ def generate(
     n: Annotated[int, tyro.conf.arg(aliases=["--n-best"])] = 1,
     search: BeamOptions = BeamOptions(),  # noqa: B008 - frozen
     speculation: SpeculationOptions = SpeculationOptions(),  # noqa: B008 - frozen
+    steer: Path | None = None,
+    steer_strength: float = 1.0,
     quantised: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ignore_key: tuple[str, ...] = (),
 ) -> None:
@@ -65,6 +72,8 @@ def generate(
         stop: End before any of these strings (\\n is a line end).
         seed: The same seed writes the same text.
         n: Write so many texts: samples, or with --beams the best ones with their scores.
+        steer: A control vector (.gguf, ours or llama.cpp's), added to the stream after its layers.
+        steer_strength: What it is multiplied by; below 0 it steers away.
         quantised: Leave the weights of a .gguf file quantised in memory: it takes the file's size, and more time.
         ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
@@ -78,15 +87,28 @@ def generate(
     stops = [s.replace("\\n", "\n") for s in stop]
     opened = open_model(model, quantised, ignore_key)
     started = time.perf_counter()
-    if n == 1 and policy.streams:
-        pieces = stream(opened, text, max_new_tokens=max_new_tokens, policy=policy, stop=stops, seed=seed)
-        completions = [_show_as_written(text, pieces)]
-    else:
-        completions = generate(opened, text, max_new_tokens=max_new_tokens, policy=policy, n=n, stop=stops, seed=seed)
-        _show_whole(text, completions, numbered=n > 1)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "policy": policy, "stop": stops, "seed": seed}
+    with _steered(opened, steer, steer_strength):
+        if n == 1 and policy.streams:
+            completions = [_show_as_written(text, stream(opened, text, **options))]
+        else:
+            completions = generate(opened, text, n=n, **options)
+            _show_whole(text, completions, numbered=n > 1)
     if sys.stdout.isatty() and sys.stderr.isatty():
         _say_how_it_ended(completions, time.perf_counter() - started)
     _say_what_is_full(completions, opened.spec.context)
+
+
+def _steered(model: AnyModel, path: Path | None, strength: float) -> AbstractContextManager[None]:
+    """While it lasts, the model is steered by a control vector; by none without a path."""
+    from pellucid.interpret.steering import Steering
+    from pellucid.nn.models import Decoder
+
+    if path is None:
+        return nullcontext()
+    if not isinstance(model, Decoder):
+        raise UsageError("a control vector steers a decoder, and this model is none", "leave --steer out")
+    return Steering.open(path).applied(model, strength)
 
 
 def _show_as_written(text: str, pieces: Generator[str, None, Completion]) -> Completion:
