@@ -20,6 +20,7 @@ look runs/book "To be, or not to be" --only attention lens
 look SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is"
 look SmolLM2-135M "The capital of France is" --trace France --heads --only inside
 look SmolLM2-135M --patch "The capital of France is" "The capital of Italy is" --only inside --html patch.html
+look SmolLM2-135M "The capital of France is" --explain --only inside
 look bert-base-uncased "Paris is the [MASK] of France."
 look opus-mt-en-de "The cat sat on the mat." --target "Die Katze saß auf der Matte."
 """
@@ -37,6 +38,7 @@ def look(
     patch: tuple[str, str] | None = None,
     trace: str | None = None,
     heads: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    explain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """See what a model makes of a text: its guesses layer by layer, every head's attention, the loss of each token.
 
@@ -55,6 +57,8 @@ def look(
             in the second. Without a text the first is what is read.
         trace: Words of the text: drowned in noise, which restored states bring the model's answer back?
         heads: Score induction, previous-token, duplicate-token and copying heads.
+        explain: Which tokens are the reason of the next one, by attention, gradients and leaving them out; whether the
+            answer goes and comes with these tokens; and whether it depends on where attention looks.
         ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
     from rich.console import Console
@@ -71,7 +75,9 @@ def look(
     read = text_of(text) if text is not None else patch[0] if patch is not None else ""
     with Console(stderr=True).status("reading"):
         named = Path(os.path.abspath(model)).name
-        seen = look_into(loaded, read, top=top, name=named, target=target, patch=patch, trace=trace, heads=heads)
+        seen = look_into(
+            loaded, read, top=top, name=named, target=target, patch=patch, trace=trace, heads=heads, explain=explain
+        )
     if html is not None:
         write_text(html, to_html(seen))  # first: who reads what is shown may stop reading (`| head`)
     console = Console()

@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pellucid.errors import UsageError
+from pellucid.interpret.dependence import dependence
+from pellucid.interpret.faithfulness import METHODS, NEARNESS, Curves, curves
 from pellucid.interpret.heads import habits
-from pellucid.interpret.pairs import pair
+from pellucid.interpret.pairs import pair, rows_of
 from pellucid.interpret.patching import Grid, patch
 from pellucid.interpret.tracing import POINTS, trace
 from pellucid.look.seen import Panel
@@ -76,6 +78,50 @@ def habitual(model: Decoder) -> Panel:
     rows = tuple(f"{head // per_layer}.{head % per_layer}" for head in best.tolist())
     note = "on random tokens read twice: attention to what followed, stood before, is the same; says what it sees"
     return Panel("Habits of heads", note, rows, HABITS, _array(scores[best]), ranked=True)
+
+
+def explained(model: Decoder, text: str | Sequence[int]) -> tuple[Panel, ...]:
+    """What several methods hold for the reason of the next token, whether taking tokens out agrees, and whether the
+    answer depends on where attention looks (``interpret.faithfulness``, ``interpret.dependence``)."""
+    ids, read = rows_of(model, text), reader(model.tokenizer)
+    found, moved = curves(model, ids), dependence(model, ids)
+    tokens, answer = tuple(label(read(token)) for token in ids[0].tolist()), label(read(found.answer))
+    names = (*METHODS, NEARNESS)
+    shares = torch.stack([_shares(found.importance[name]) for name in METHODS])
+    best = sorted(names, key=lambda name: -found.area(name))
+    tested = [[*_means(found, name), found.area(name), found.beats_random(name)] for name in best]
+    layers = (*(f"layer {layer}" for layer in moved.layers), "all layers")
+    changed = torch.stack((moved.uniform, moved.permuted), -1)
+    return (
+        Panel(
+            f"Why {answer}? Importance of tokens", "each method's positive importance, as shares of its sum",
+            METHODS, tokens, _array(shares), ranked=True,
+        ),
+        Panel(
+            "Is that what it reads?",
+            f"mean p({answer}) as a method's tokens come in and go out; {NEARNESS}: the nearest token first",
+            tuple(best), ("in", "out", "in − out", "beats random"), np.array(tested), ranked=True,
+        ),
+        Panel(
+            "Does it depend on where attention looks?",
+            f"how far the guess {answer} and all others move, with even or shuffled weights (total variation)",
+            layers, ("even", "shuffled"), np.concatenate((_array(changed), np.array([moved.all]))),
+        ),
+    )  # fmt: skip
+
+
+def _shares(importance: Float[Tensor, " time"]) -> Float[Tensor, " time"]:
+    """Positive importance as shares of its sum; zeros where there is none."""
+    positive = importance.clamp(min=0)
+    return positive / positive.sum().clamp(min=torch.finfo(positive.dtype).tiny)
+
+
+def _means(found: Curves, name: str) -> tuple[float, float]:
+    """The means below the insertion and the deletion curve."""
+    insertion, deletion = found.insertion[name], found.deletion[name]
+    return float(torch.trapezoid(insertion)) / (len(insertion) - 1), float(torch.trapezoid(deletion)) / (
+        len(deletion) - 1
+    )
 
 
 @torch.no_grad()
