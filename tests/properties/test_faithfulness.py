@@ -109,7 +109,7 @@ def test_a_look_explains_its_guess() -> None:
     assert moved.rows == ("layer 0", "layer 1", "all layers")
 
 
-def test_what_cannot_be_explained_is_refused() -> None:
+def test_guesses_that_cannot_be_explained_are_refused() -> None:
     model = build(EXAMPLE)
     recurrent = build(DESIGNS["lstm"](11, 16, 2, 16, 8))
     cases: list[tuple[Any, dict[str, Any], str]] = [

@@ -19,6 +19,7 @@ import pellucid
 from pellucid.checkpoints.native import RUN
 from pellucid.cli.main import run
 from pellucid.cli.training import number_of
+from pellucid.data.store import TokenStore
 from pellucid.designs import classic, modern
 from pellucid.engine import memory
 from pellucid.errors import RunError, TooLargeError, UsageError
@@ -116,6 +117,7 @@ def test_a_derived_depth_fits_into_memory(text: Path, tmp_path: Path, free: Call
     options = TrainOptions(minutes=1e6, context=16, vocab_size=280, precision="fp32")
     prepared = prepare([str(text)], options, tmp_path / "out", Reporter())
     store = prepared.training
+    assert isinstance(store, TokenStore)
     endless = replace(prepared, training=replace(store, manifest=replace(store.manifest, n_tokens=10**12)))
     assert Numbers(options, endless).depth > 3
     free(training_needs(modern(280, 16, 3, 128, 64), 1, 16).total)

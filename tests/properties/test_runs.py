@@ -17,6 +17,7 @@ import torch
 
 from pellucid.batch import Batch
 from pellucid.checkpoints.native import save_model
+from pellucid.data.store import TokenStore
 from pellucid.errors import CheckpointError, DataError, PellucidError, RunError, SpecError, UsageError
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import checkpoint, derive, loop, resolve, trainer
@@ -123,6 +124,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def of_size(prepared: Prepared, n_tokens: int) -> Prepared:
     """As if the text were longer or shorter."""
     store = prepared.training
+    assert isinstance(store, TokenStore)
     return replace(prepared, training=replace(store, manifest=replace(store.manifest, n_tokens=n_tokens)))
 
 
