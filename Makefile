@@ -7,8 +7,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
-# Python compiles what is imported when it is; pip would compile twenty thousand files first.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
 PYTEST := $(BIN)/python -m pytest
 # Handed to pytest: as many workers as there are cores. `make test ARGS="-k cache"` runs the tests about caches, one by one.
 ARGS := -n auto
