@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from pellucid.errors import DataError, UsageError
@@ -47,12 +48,16 @@ class ChatTemplate:
         return self.fill({**variables, "messages": check(messages)}, add_generation_prompt)
 
     def fill(
-        self, given: Mapping[str, Any], add_generation_prompt: bool, sought: Mapping[str, str] | None = None
+        self,
+        given: Mapping[str, Any],
+        add_generation_prompt: bool,
+        sought: Mapping[str, str] | None = None,
+        marks: tuple[str, str] = ("", ""),
     ) -> str:
-        """``render`` of what is checked already; ``sought`` as ``pellucid.text.template.render`` has it."""
+        """``render`` of what is checked already; ``sought`` and ``marks`` as ``pellucid.text.template.render`` has."""
         nothing = {"tools": None, "documents": None}
         variables = {**nothing, **self.special, **given, "add_generation_prompt": add_generation_prompt}
-        return render(self.source, variables, sought)
+        return render(self.source, variables, sought, marks)
 
 
 def template_of(tokenizer: Vocabulary) -> ChatTemplate:
@@ -117,6 +122,54 @@ def encode_chat(
     begin-of-text token stands first is for the template to say, as for ``transformers``' ``apply_chat_template``, with
     which chat models are tuned. Raises UsageError without a template, and DataError as ``ChatTemplate.render`` does.
     """
+    return compose(tokenizer, messages, add_generation_prompt, template, **variables).ids(tokenizer)
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """A conversation as its template wrote it.
+
+    plain: the text. written: the same, with a disguise over what was typed. again: what the template writes with these
+    marks before and behind what it marks as the model's (``{% generation %}``).
+    """
+
+    plain: str
+    written: str
+    disguise: Disguise
+    again: Callable[[tuple[str, str]], str]
+
+    def ids(self, tokenizer: Vocabulary, end: int | None = None) -> list[int]:
+        """The tokens of all of it, or of the first ``end`` characters of ``written``."""
+        written = self.written[:end]
+        plain = self.plain if end is None else self.disguise.undo(written)
+        between, own = self.disguise.words.split(written)
+        if own == self.disguise.words.split(plain)[1]:  # nobody typed one: the text can be encoded as a whole
+            return tokenizer.encode_marked(plain)
+        return tokenizer.encode_between([self.disguise.undo(text) for text in between], own)
+
+    def marked(self) -> list[tuple[int, int]]:
+        """Where in ``written`` stands what the template marks as the model's: begin and end of each stretch.
+
+        Empty where it marks nothing, or changes what it has marked so that places cannot be told.
+        """
+        begin, end = marks = self.disguise.spare(), self.disguise.spare()
+        text, *parts = self.again(marks).split(begin)
+        places: list[tuple[int, int]] = []
+        for part in parts:
+            inside, _, rest = part.partition(end)
+            places.append((len(text), len(text) + len(inside)))
+            text += inside + rest
+        return places if text == self.written and self.disguise.undo(text) == self.plain else []
+
+
+def compose(
+    tokenizer: Vocabulary,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    template: ChatTemplate | None = None,
+    **variables: Any,
+) -> Composed:
+    """The text that ``encode_chat`` encodes; raises as it does."""
     template = template_of(tokenizer) if template is None else template
     given = {**variables, "messages": check(messages)}
     try:
@@ -126,29 +179,22 @@ def encode_chat(
     plain = template.fill(given, add_generation_prompt)
     disguise = Disguise(tokenizer.special, used)
     hidden = disguise.value(given)
-    written = plain if hidden == given else _written(template, disguise, hidden, plain, add_generation_prompt)
-    between, own = disguise.words.split(written)
-    if own == disguise.words.split(plain)[1]:  # nobody typed one: the text can be encoded as a whole
-        return tokenizer.encode_marked(plain)
-    return tokenizer.encode_between([disguise.undo(text) for text in between], own)
-
-
-def _written(template: ChatTemplate, disguise: Disguise, hidden: Any, plain: str, prompt: bool) -> str:
-    """``plain``, the text of the conversation, with the disguise over what was typed.
-
-    A template may look for a special token in a message, to take out earlier reasoning; then it has to look for it as
-    it is disguised.
-    """
+    if hidden == given:
+        return Composed(plain, plain, disguise, partial(template.fill, given, add_generation_prompt, None))
     failed: DataError | None = None
-    written: list[str] = []
+    composed: Composed | None = None
+    # A template may look for a special token in a message, to take out earlier reasoning; then it has to look for it as
+    # it is disguised.
     for sought in (disguise.sought(), {}):
+        fill = partial(template.fill, hidden, add_generation_prompt, sought)
         try:
-            written.append(template.fill(hidden, prompt, sought))
+            composed = Composed(plain, fill(), disguise, fill)
         except DataError as error:
             failed = error
             continue
-        if disguise.undo(written[-1]) == plain:
-            return written[-1]
-    if not written and failed is not None:
+        if disguise.undo(composed.written) == plain:
+            break
+    if composed is None:
+        assert failed is not None
         raise failed
-    return written[-1]
+    return composed

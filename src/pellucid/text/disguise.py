@@ -87,12 +87,16 @@ class Disguise:
         self._mask_of: dict[str, str] = {}
         self._typed: set[str] = set()
 
+    def spare(self) -> str:
+        """A private character that nobody used, another one at each call. Raises DataError when there is none left."""
+        char = next(self._free, None)
+        if char is None:
+            raise DataError("the messages use every private character of Unicode", "remove some of them")
+        return char
+
     def _mask(self, char: str) -> str:
         if char not in self._mask_of:
-            mask = next(self._free, None)
-            if mask is None:
-                raise DataError("the messages use every private character of Unicode", "remove some of them")
-            self._mask_of[char] = mask
+            self._mask_of[char] = self.spare()
         return self._mask_of[char]
 
     def text(self, text: str, edges: bool) -> str:

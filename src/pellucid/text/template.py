@@ -102,17 +102,24 @@ def _end() -> None:
         _process = None
 
 
-def render(source: str, variables: Mapping[str, Any], sought: Mapping[str, str] | None = None) -> str:
+def render(
+    source: str,
+    variables: Mapping[str, Any],
+    sought: Mapping[str, str] | None = None,
+    marks: tuple[str, str] = ("", ""),
+) -> str:
     """What the template ``source`` writes, given ``variables`` (JSON values).
 
-    sought: word -> what the template is to look for in its place; where it writes the word, the word stays.
+    sought: word -> what the template is to look for in its place; where it writes the word, the word stays. marks: what
+    is put before and behind each text that the template marks as the model's (``{% generation %}``).
     Time (``SECONDS``), sizes and memory are bounded, the latter on systems that let a process bound its own (Linux).
     Raises DataError, with the template's line, where it is not valid, fails, refuses what it is given or asks for more
     than it may have.
     """
     if len(source) > MAX_TEMPLATE:
         raise DataError(f"the chat template is {len(source):,} characters long; at most {MAX_TEMPLATE:,}", _REMEDY)
-    request = {"template": source, "variables": dict(variables), "most": MAX_TEXT, "sought": dict(sought or {})}
+    request = {"template": source, "variables": dict(variables), "most": MAX_TEXT}
+    request |= {"sought": dict(sought or {}), "marks": marks}
     with _lock:
         answer = _ask(request)
     if answer is None:

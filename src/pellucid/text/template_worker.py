@@ -5,8 +5,9 @@ process bounds what the sandbox does not: no file can be opened or grow, no proc
 whoever started it kills it at a deadline. So a way out of the sandbox, or a loop, or ``"a" * 10 ** 10``, leads nowhere.
 
 Its argument is how many bytes of memory it may have. Frames on both pipes: four bytes of length, then that much JSON.
-Request: {template, variables, most, sought}; what ``sought`` does is said at ``seek``. Answer: {text}, or {kind,
-message, line}; before the first request {limits: [...]}, those that this system has.
+Request: {template, variables, most, sought, marks}; what ``sought`` does is said at ``seek``, and ``marks`` at
+``Generation``. Answer: {text}, or {kind, message, line}; before the first request {limits: [...]}, those that this
+system has.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ class TooLong(Exception):
 class Generation(jinja2.ext.Extension):
     """``{% generation %}…{% endgeneration %}`` marks what the model wrote, for training; here, its content.
 
-    What is set inside stays inside, as ``transformers`` has it.
+    What is set inside stays inside, as ``transformers`` has it. marks: what stands before and behind the content of a
+    request; nothing, unless it asks for that.
     """
 
     tags = {"generation"}  # noqa: RUF012 - as Extension declares it
+    marks = ("", "")
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -62,7 +65,8 @@ class Generation(jinja2.ext.Extension):
 
     @staticmethod
     def content(caller: Macro) -> str:
-        return caller()
+        begin, end = Generation.marks
+        return f"{begin}{caller()}{end}"
 
 
 class PublicNamespace(Namespace):
@@ -198,6 +202,7 @@ def answer(request: dict[str, Any], compiled: Callable[[str, Mapping[str, str]],
     """The text, or what went wrong and where. Whatever a template can raise is an answer."""
     try:
         template = compiled(request["template"], request["sought"])
+        Generation.marks = tuple(request["marks"])
         return {"text": _render(template, request["variables"], request["most"])}
     except TooLong:
         return {"kind": "long", "message": "", "line": None}
@@ -238,7 +243,7 @@ def main() -> None:
         return last[2]
 
     for source in ("{{ strftime_now('%d') }}", "{{ raise_exception('') }}", "{% if %}"):  # load all that comes late
-        answer({"template": source, "variables": {}, "most": 9, "sought": {}}, compiled)
+        answer({"template": source, "variables": {}, "most": 9, "sought": {}, "marks": ("", "")}, compiled)
     time.localtime()
     pipe = sys.stdout.buffer
     write_frame(pipe, {"limits": confine(int(sys.argv[1]))})

@@ -114,6 +114,8 @@ def _say(reporter: Reporter, feed: AnsweredConversations, conversations: Sequenc
         f"{scored:,} of {total:,} tokens are learned: {answers:,} answers, {ended:,} with the token that ends one",
         f"{feed.batch_size} rows of {feed.context} tokens a step; {len(feed.validation):,} conversations are held out",
     ]
+    if conversations[0].marked:
+        lines.append("answers are what the chat template marks as the model's ({% generation %})")
     if feed.n_left_out:
         lines.append(f"{feed.n_left_out:,} conversations are longer than a row, and left out")
     if left_out := sum(each.left_out for each in conversations):
