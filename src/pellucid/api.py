@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import torch
 
@@ -15,9 +16,12 @@ from pellucid.checkpoints.by_name import locate as locate
 from pellucid.checkpoints.native import RUN, SPEC, save_model
 from pellucid.checkpoints.peft.config import CONFIG as ADAPTER
 from pellucid.checkpoints.safetensors_files import CONFIG
+from pellucid.data.feed import Feed
+from pellucid.doctor.report import Report
 from pellucid.engine.memory import require
 from pellucid.errors import CheckpointError, UsageError
 from pellucid.files import read_json, write_folder
+from pellucid.nn.base import Model
 from pellucid.nn.flops import count_parameters
 from pellucid.nn.init import initialise
 from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder, build_model
@@ -110,6 +114,44 @@ def convert(
         return to
     write_folder(out, lambda aside: save_model(model, aside))
     return to
+
+
+@checked(data="name texts, conversations or the folder of a run; or give a dataset, with its model and collator")
+def doctor(
+    data: Any,
+    model: Any = None,
+    collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+    tokenizer: Any = None,
+    *,
+    only: Sequence[str] = (),
+    **how: Any,
+) -> Report:
+    """Would a training on ``data`` learn what is meant? Looks, and says what with its numbers; changes nothing.
+
+    data: files of texts, or of conversations for ``model``, or the folder of a run (how: options of ``train``); a feed
+    for a model of ours; or a dataset for a model of transformers, with its collator and tokenizer (how:
+    ``doctor.hugging_face.subject_of`` explains it). only: names of checks. The report's ``require()`` raises DataError
+    for what nobody should train with. Raises UsageError for what cannot be looked at. ::
+
+        pellucid.doctor("chats.jsonl", "SmolLM2-135M-Instruct.Q4_1.gguf")
+        pellucid.doctor(dataset, model, DataCollatorForLanguageModeling(tokenizer, mlm=False), tokenizer)
+    """
+    from pellucid.doctor import hugging_face, ours
+    from pellucid.doctor.examine import examine
+    from pellucid.train.dry import of_files
+
+    if isinstance(data, Feed):
+        if not isinstance(model, Model):
+            raise UsageError("a feed is looked at together with its model", "give a model of pellucid's")
+        spec: Any = model.spec
+        known = ours.subject_of(data, spec, tokenizer or model.tokenizer)
+        return examine(replace(known, trial=ours.Trial(cast("AnyModel", model))), only)
+    if isinstance(data, str | Path) or (data and all(isinstance(each, str | Path) for each in data)):
+        names = [str(data)] if isinstance(data, str | Path) else [str(each) for each in data]
+        return of_files(names, None if model is None else str(model), only=only, **how)
+    if collator is None or model is None:
+        raise UsageError("a dataset is looked at as its model reads it", "give model, collator and tokenizer, too")
+    return examine(hugging_face.subject_of(model, data, collator, tokenizer, **how), only)
 
 
 def _base_of(folder: Path) -> str | None:

@@ -24,6 +24,7 @@ STOREYS: list[set[str]] = [
     {"engine", "families"},
     {"surgery"},
     {"checkpoints"},
+    {"doctor"},
     {"train", "generate", "interpret"},
     {"evaluate", "recipes", "look"},
     {"api"},

@@ -23,13 +23,14 @@ from pellucid.text.tokenizer import Tokenizer
 from pellucid.train import checkpoint, derive, loop, resolve, trainer
 from pellucid.train.config import Run, TrainOptions, changed
 from pellucid.train.feeds import open_feed
+from pellucid.train.folder import finished
 from pellucid.train.loop import Interrupted, Result
 from pellucid.train.metrics import read_metrics
 from pellucid.train.parts import TextSpec
 from pellucid.train.precision import Peak
 from pellucid.train.prepare import Prepared, prepare
 from pellucid.train.report import Progress, Reporter
-from pellucid.train.run import _finished, train
+from pellucid.train.run import train
 from pellucid.train.trainer import Trainer
 
 TEXT = inspect.getsource(textwrap)
@@ -317,7 +318,7 @@ def test_stopped_and_resumed_is_never_stopped(
     listener = Listener()
     resumed = train(text, tmp_path / "broken", reporter=listener, **options)
     assert listener.steps == [6, 7, 8, 9, 10]
-    whole = _finished(straight(**variant), Run.load(straight(**variant) / "run.json"))
+    whole = finished(straight(**variant), Run.load(straight(**variant) / "run.json"))
     assert resumed.metrics == whole.metrics and resumed.metrics["bits_per_byte"] > 0
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "how well a model predicts a text: bits per byte, perplexity",
     "compare": "two trained runs or more: curves, seeds, intervals",
     "convert": "write a model for transformers or llama.cpp",
+    "doctor": "would a training learn what is meant? data, rows, labels, first steps",
     "verify": "does a model keep its promises? ours, or any of transformers",
     "info": "sizes and costs of a model, a spec or a design",
     "demo": "train, write and look, on this Python's own source code",

@@ -182,19 +182,18 @@ def compose(
     if hidden == given:
         return Composed(plain, plain, disguise, partial(template.fill, given, add_generation_prompt, None))
     failed: DataError | None = None
-    composed: Composed | None = None
+    found: list[Composed] = []
     # A template may look for a special token in a message, to take out earlier reasoning; then it has to look for it as
     # it is disguised.
     for sought in (disguise.sought(), {}):
         fill = partial(template.fill, hidden, add_generation_prompt, sought)
         try:
-            composed = Composed(plain, fill(), disguise, fill)
+            found.append(Composed(plain, fill(), disguise, fill))
         except DataError as error:
             failed = error
             continue
-        if disguise.undo(composed.written) == plain:
+        if disguise.undo(found[-1].written) == plain:
             break
-    if composed is None:
-        assert failed is not None
+    if not found and failed is not None:
         raise failed
-    return composed
+    return found[-1]

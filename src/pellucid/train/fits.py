@@ -113,10 +113,10 @@ def kind_of(spec: ModelSpec) -> str:
     return "an encoder" if isinstance(spec, EncoderSpec) else "a decoder"
 
 
-def refuse_unfit_feed(feed: Feed, spec: ModelSpec, micro_batches: int) -> None:
+def refuse_unfit_feed(feed: Feed, spec: ModelSpec) -> None:
     """Raise DataError where a feed gives no batches, or such as this kind of model cannot learn from."""
     name = type(feed).__name__
-    batches = feed.batches(0, micro_batches, ALONE)
+    batches = feed.batches(0, 1, ALONE)
     if not batches or not any(bool((batch.labels != IGNORE).any()) for batch in batches):
         raise DataError(f"the feed {name} has no batches with labels", "give it data that holds something to predict")
     batch = batches[0]

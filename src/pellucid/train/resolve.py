@@ -13,7 +13,6 @@ from pellucid.spec import ModelSpec
 from pellucid.train.config import Run, TrainOptions
 from pellucid.train.derive import Known, Numbers
 from pellucid.train.feeds import PreparedPairs, open_feed
-from pellucid.train.fits import refuse_unfit_feed
 from pellucid.train.needs import refuse_too_large
 from pellucid.train.parts import FeedSpec, Keeping, Schedule, TextSpec
 from pellucid.train.start import Base
@@ -65,11 +64,7 @@ def resolve(
 def resolve_feed(
     feed: Feed, model: ModelSpec, options: TrainOptions, base: Base | None = None, world: World = ALONE
 ) -> Run:
-    """Fix every number of a run of a known model that learns from a feed which the caller made.
-
-    Raises DataError where the feed has no batches, or not such as this kind of model learns from.
-    """
-    refuse_unfit_feed(feed, model, options.micro_batches)
+    """Fix every number of a run of a known model that learns from a feed which the caller made."""
     numbers = Numbers(options, None, model, gently=base is not None)
     spec = FeedSpec(hash=feed.hash, tokens_per_step=feed.tokens_per_step)
     run = _measured(numbers, numbers.run(spec, numbers.runtime(), base), feed, base, world)

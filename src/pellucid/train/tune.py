@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from pellucid.checkpoints.by_name import load
 from pellucid.checkpoints.peft.write import save_adapter
 from pellucid.data.answered import AnsweredConversations
 from pellucid.data.conversations import read_conversations, split_conversations
+from pellucid.doctor.ours import ROWS, subject_of
+from pellucid.doctor.subject import Chat, Cut, Subject, Template
 from pellucid.errors import DataError, UsageError
 from pellucid.nn.models import Decoder
 from pellucid.text.answers import Answered, mark_answers
-from pellucid.text.chat import Message, template_of
+from pellucid.text.chat import Message, encode_chat, template_of
+from pellucid.train.examined import look_first
 from pellucid.train.loop import Result
 from pellucid.train.report import Reporter
 from pellucid.train.run import train
@@ -52,23 +56,63 @@ def tune(
     quantised: bool = False,
     seed: int = 0,
     reporter: Reporter | None = None,
+    doctor: bool = True,
     **asked: Any,
 ) -> Tuned:
     """Teach a model the answers of conversations, by an adapter (LoRA) beside it; the same call goes on where it stood.
 
     data: JSONL files of OpenAI's ``messages``, ShareGPT's ``conversations`` or Alpaca's columns. The model's own chat
     template writes each conversation, and only what the model is to write is learned. minutes: how long, all in all
-    (default: 5); or steps. asked: other options of training. The folder ``out`` is the run's; the adapter in PEFT's
+    (default: 5); or steps. doctor: rows are looked at
+    first (docs/doctor.md). asked: other options of training. The folder ``out`` is the run's; the adapter in PEFT's
     files lies in it. Raises UsageError for a model that has no chat template or does not write, DataError for
     conversations that cannot be used, and as ``train`` does.
     """
     reporter = reporter or Reporter()
     files = [str(each) for each in ([data] if isinstance(data, str | Path) else data)]
+    lesson = gather(model, files, context, batch_size, validation, quantised, seed, reporter)
+    feed = lesson.feed
+    if doctor:
+        look_first(lesson.subject, reporter)
+    before = feed.score(held_out_sums(lesson.base, feed.evaluation()))
+    del lesson
+    many: dict[str, Any] = {"steps": steps} if minutes is None else {"minutes": minutes, "steps": steps}
+    lora: dict[str, Any] = {"lora": tuple(targets), "lora_rank": rank, "lora_alpha": 2.0 * rank, "optimizer": "adamw"}
+    result = train(
+        feed, out, reporter=reporter, init_from=str(model), seed=seed, lora_quantised=quantised, doctor=False,
+        **many, **lora, **asked,
+    )  # fmt: skip
+    after = feed.score(held_out_sums(result.model, feed.evaluation()))
+    folder = Path(out) / ADAPTER
+    save_adapter(result.model, folder, base=str(model))
+    return Tuned(result, before, after, folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Conversations for a model. subject: what the doctor looks at."""
+
+    base: Decoder
+    feed: AnsweredConversations
+    subject: Subject
+
+
+def gather(
+    model: str | Path,
+    files: Sequence[str],
+    context: int | None,
+    batch_size: int | None,
+    validation: float,
+    quantised: bool,
+    seed: int,
+    reporter: Reporter,
+) -> Lesson:
+    """Read conversations and write them as the model's template does, and say what was found. Raises as ``tune``."""
     found = read_conversations(files)
     base = load(model, quantised=quantised)
     if not isinstance(base, Decoder) or base.tokenizer is None:
         raise UsageError(f"{model} is no model that answers", "tune a decoder with its tokenizer")
-    template_of(base.tokenizer)
+    template = template_of(base.tokenizer)
     reporter.message(f"{len(found.messages):,} conversations: {found.kind}; {found.duplicates:,} duplicates left out")
     training, held = split_conversations(found.messages, validation, seed)
     marked = (_marked(base.tokenizer, training), _marked(base.tokenizer, held))
@@ -77,17 +121,25 @@ def tune(
     batch_size = batch_size or max(1, min(TOKENS // context, rows))
     feed = AnsweredConversations(*marked, context=context, batch_size=batch_size, seed=seed)
     _say(reporter, feed, marked[0])
-    before = feed.score(held_out_sums(base, feed.evaluation()))
-    del base
-    many: dict[str, Any] = {"steps": steps} if minutes is None else {"minutes": minutes, "steps": steps}
-    lora: dict[str, Any] = {"lora": tuple(targets), "lora_rank": rank, "lora_alpha": 2.0 * rank, "optimizer": "adamw"}
-    result = train(
-        feed, out, reporter=reporter, init_from=str(model), seed=seed, lora_quantised=quantised, **many, **lora, **asked
+    subject = replace(
+        subject_of(feed, base.spec, base.tokenizer, name=", ".join(files)),
+        chats=[Chat(each, one.ids, one.scored) for each, one in zip(training, marked[0], strict=True)][:ROWS],
+        texts=[_said(each) for each in training],
+        held_texts=[_said(each) for each in held],
+        template=Template(template.render, partial(encode_chat, base.tokenizer)),
+        cuts=[_cut(each, context) for each in marked[0]],
     )
-    after = feed.score(held_out_sums(result.model, feed.evaluation()))
-    folder = Path(out) / ADAPTER
-    save_adapter(result.model, folder, base=str(model))
-    return Tuned(result, before, after, folder)
+    return Lesson(base, feed, subject)
+
+
+def _said(messages: Sequence[Message]) -> str:
+    return "\n".join(str(message.get("content")) for message in messages)
+
+
+def _cut(each: Answered, context: int) -> Cut:
+    """A conversation that is longer than a row is left out."""
+    places, learned = len(each.ids) - 1, sum(each.scored)
+    return Cut(places, places, learned, learned) if places <= context else Cut(places, 0, learned, 0)
 
 
 def _marked(tokenizer: Any, conversations: Sequence[list[Message]]) -> list[Answered]:
