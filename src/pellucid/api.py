@@ -28,7 +28,7 @@ from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder, build
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec, InitRule, ModelSpec
 from pellucid.surgery.merging import plain
 
-Format: TypeAlias = Literal["hf", "gguf", "native", "peft"]
+Format: TypeAlias = Literal["hf", "gguf", "native", "peft", "gguf-adapter"]
 Quantisation: TypeAlias = Literal["f32", "f16", "q8_0"]
 
 
@@ -70,7 +70,8 @@ def convert(
     """Write a model, or what ``load`` finds under a name, for other tools; returns the family or format written.
 
     to: "hf" for a folder that transformers opens, "gguf" for a file that llama.cpp runs, "native" for a folder of ours,
-    "peft" for the folder of the active adapter alone. In a folder or file for other tools, that adapter is merged.
+    "peft" and "gguf-adapter" for the active adapter alone: a folder for peft, a file for llama.cpp's --lora. In what
+    the first two write, that adapter is merged.
     dtype: of the weights in a folder, where ``model`` is a name (default: float32). quantisation: of the matrices in a
     GGUF (default: f16). family: the ``model_type`` for transformers (default: the first that can express the model).
     force: replace a model at ``out``. ignore: as ``load`` has it, where ``model`` is a name. Raises CheckpointError
@@ -79,6 +80,7 @@ def convert(
 
         pellucid.convert("runs/book", "book-hf")  # transformers.AutoModelForCausalLM.from_pretrained("book-hf")
         pellucid.convert(model, "book.gguf", to="gguf", quantisation="q8_0")
+        pellucid.convert(tuned, "tuned.gguf", to="gguf-adapter")  # llama-cli -m base.gguf --lora tuned.gguf
     """
     out = Path(out)
     for name, value, formats in (
@@ -107,6 +109,11 @@ def convert(
 
         with plain(model):
             return to_hf(model, out, family)
+    if to == "gguf-adapter":
+        from pellucid.checkpoints.gguf.adapter import save_gguf_adapter
+
+        save_gguf_adapter(model, out)
+        return to
     if to == "peft":
         from pellucid.checkpoints.peft.write import save_adapter
 
@@ -164,7 +171,7 @@ def _base_of(folder: Path) -> str | None:
 
 def _refuse_taken(out: Path, to: Format, force: bool) -> None:
     """Raise UsageError where something stands that would be lost; only a model may ever be replaced."""
-    if to == "gguf":
+    if to in ("gguf", "gguf-adapter"):
         if out.is_dir() or out.suffix != ".gguf":
             raise UsageError(f"{out} is no name for a GGUF", "give a file that ends in .gguf")
         if out.exists() and not force:

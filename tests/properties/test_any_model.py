@@ -227,10 +227,10 @@ def test_adapter_alone_is_trained_and_resumes_bit_for_bit(folder: Path, tmp_path
         pellucid.convert(first.model, base, to="gguf", quantisation="q8_0")
     more: dict[str, Any] = {
         **ROWS, "init_from": str(base), "checkpoint_every": 2, "lora": ("*blocks.*",), "lora_rank": 2,
-        "lora_also": ("final_norm.*",), "lora_quantised": quantised,
+        "lora_also": ("final_norm.*",), "lora_quantised": quantised, "validation": TINY["validation"],
     }  # fmt: skip
     whole = train(folder / "text.txt", tmp_path / "whole", **more)
-    assert whole.metrics["bits_per_byte"] != first.metrics["bits_per_byte"]
+    assert whole.metrics["bits_per_byte"] < 0.995 * first.metrics["bits_per_byte"], "of the same held-out text"
     with pytest.raises(PowerCut):
         train(folder / "text.txt", tmp_path / "broken", reporter=CutAt(3), **more)
     train(folder / "text.txt", tmp_path / "broken", **more)

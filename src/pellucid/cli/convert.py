@@ -16,13 +16,14 @@ convert runs/book --to gguf --out book.gguf --quantisation q8_0
 convert HuggingFaceTB/SmolLM2-135M --to native --out smollm --dtype bfloat16
 convert SmolLM2-135M-Instruct.Q4_1.gguf --to hf --out smollm-hf --force
 convert runs/adapter --to peft --out adapter
+convert runs/adapter --to gguf-adapter --out adapter.gguf
 """
 
 
 def convert(
     model: tyro.conf.Positional[str],
     out: Path,
-    to: Literal["hf", "gguf", "native", "peft"] = "hf",
+    to: Literal["hf", "gguf", "native", "peft", "gguf-adapter"] = "hf",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     quantisation: Literal["f16", "q8_0", "f32"] | None = None,
     family: str | None = None,
@@ -34,7 +35,8 @@ def convert(
     Args:
         model: The folder that `pellucid train` wrote; a published one, a .gguf file, or ORG/NAME on the hub.
         out: The folder to write, or the .gguf file; it must not exist, or be empty.
-        to: hf for transformers, gguf for llama.cpp, native for our own folder, peft for its adapter.
+        to: hf for transformers, gguf for llama.cpp, native for our own folder, peft for its adapter, gguf-adapter for
+            its adapter as llama.cpp reads it.
         dtype: Of the weights in a folder [default: float32].
         quantisation: Of the matrices in a .gguf file [default: f16].
         family: The model_type to write for transformers [default: the first that can express the model].

@@ -18,6 +18,7 @@ from pellucid.checkpoints.gguf.read import head_dim_of
 from pellucid.checkpoints.gguf.rotary import ROPE_FACTORS
 from pellucid.errors import CheckpointError, UsageError, suggest
 from pellucid.families.registry import config_of, differences, plain, spec_of
+from pellucid.families.table import Table
 from pellucid.families.weights import export_weights
 from pellucid.files import write_file
 from pellucid.nn.models import Model
@@ -70,11 +71,7 @@ def to_gguf(model: Model, path: str | Path, quantisation: str = "f16") -> None:
     if quantisation not in FILE_TYPES:
         raise UsageError(f"quantisation = {quantisation!r}", suggest(str(quantisation), FILE_TYPES))
     spec, head_dim = model.spec, head_dim_of(model.spec)
-    config, table = config_of(spec)
-    if config["model_type"] not in ARCHITECTURES:
-        reason = REASONS.get(config["model_type"], "")
-        raise CheckpointError(f"llama.cpp runs no {config['model_type']}{reason}", f"known: {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[config["model_type"]]
+    architecture, table = program_of(spec)
     theirs, factors = export_weights(model, table), _rope_factors(spec, architecture)
     kept = _kept(architecture, theirs, spec.n_layers, head_dim)
     shapes = _shapes(kept, theirs) | ({} if factors is None else {ROPE_FACTORS: factors.shape})
@@ -108,6 +105,18 @@ def to_gguf(model: Model, path: str | Path, quantisation: str = "f16") -> None:
             writer.close()
 
     write_file(Path(path), write)
+
+
+def program_of(spec: DecoderSpec) -> tuple[str, Table]:
+    """The program of llama.cpp that runs a model, and the table of its weights' published names.
+
+    Raises CheckpointError where there is none.
+    """
+    config, table = config_of(spec)
+    if config["model_type"] not in ARCHITECTURES:
+        reason = REASONS.get(config["model_type"], "")
+        raise CheckpointError(f"llama.cpp runs no {config['model_type']}{reason}", f"known: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[config["model_type"]], table
 
 
 # --- names and layouts -----------------------------------------------------------------------------------------------

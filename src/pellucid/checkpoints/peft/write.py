@@ -83,7 +83,7 @@ class _Written:
         self.dora |= any(each.magnitude is not None for each in changed)
         self.dropout = max(self.dropout, *(each.dropout for each in changed))
         self.lying |= spot.lying
-        a, b, scaling = _joined(spot, members)
+        a, b, scaling = joined_factors(spot, members)
         self.strengths[spot.theirs] = a.shape[-2], scaling
         key = PREFIX + spot.theirs
         module = model.get_submodule(spot.ours[0])
@@ -172,7 +172,7 @@ def _parts(spot: Spot, members: list[Change | None]) -> Iterator[tuple[Change | 
     yield from zip(members, spot.shapes, strict=True)
 
 
-def _joined(spot: Spot, members: list[Change | None]) -> tuple[Tensor, Tensor, float]:
+def joined_factors(spot: Spot, members: list[Change | None]) -> tuple[Tensor, Tensor, float]:
     """(A, B, scaling) of one matrix of theirs. Where ours do not share A, theirs stand one below the other, and B has
     each of ours in columns of its own."""
     present = [each for each in members if each is not None]
