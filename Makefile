@@ -12,6 +12,9 @@ PYTEST := $(BIN)/python -m pytest
 # Handed to pytest: as many workers as there are cores. `make test ARGS="-k cache"` runs the tests about caches, one by one.
 ARGS := -n auto
 
+# Tests start hundreds of processes. Where Python may not keep what it has compiled, each of them compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Every kind of model is built, trained and written with here, so their shapes are checked at each call, which takes twice
 # the time; `make test-all` checks them everywhere.
 SHAPED := tests/properties/test_designs.py

@@ -83,6 +83,7 @@ def test_compiled_blocks_write_a_text_with_two_graphs_for_each_kind_of_block(nam
     assert kinds <= len(graphs) <= 2 * kinds  # the prompt, and a token
 
 
+@pytest.mark.slow
 def test_control_a_cache_that_grows_is_compiled_again_for_each_token_until_torch_gives_up() -> None:
     model = model_of(MIXERS["full"])
     compiled(model)

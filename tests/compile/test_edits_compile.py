@@ -131,8 +131,14 @@ def test_all_forwards_are_kept_and_compile_nothing_more() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("rows", [None, [1]])
+@pytest.mark.parametrize(
+    ("frozen", "rows"),
+    [
+        (False, None),
+        (True, [1]),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((False, [1]), (True, None))),
+    ],
+)
 def test_gradients_equal_eager(frozen: bool, rows: Any) -> None:
     found = []
     for model in models():

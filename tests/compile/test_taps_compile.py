@@ -88,8 +88,15 @@ def untapped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Tapped, "wants", lambda self, name: False)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("tokens", [None, PACKED], ids=["plain", "packed"])
+KINDS = [  # whole: the model as one graph, or each block
+    pytest.param(True, PACKED, id="whole, packed"),
+    pytest.param(False, None, id="blocks, plain"),
+    pytest.param(True, None, id="whole, plain", marks=pytest.mark.slow),
+    pytest.param(False, PACKED, id="blocks, packed", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("whole", "tokens"), KINDS)
 def test_taps_off_is_the_graph_of_a_model_without_taps(
     whole: bool, tokens: Tokens | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,8 +165,7 @@ def test_points_outside_blocks_recompile_none(graphs: Graphs) -> None:
     assert len(acts) == 3 and len(graphs) == 1
 
 
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("tokens", [None, PACKED], ids=["plain", "packed"])
+@pytest.mark.parametrize(("whole", "tokens"), KINDS)
 def test_reads_and_edits_equal_eager(graphs: Graphs, whole: bool, tokens: Tokens | None) -> None:
     edit = {"blocks.0.attn.pattern": lambda x: x * 0.5, "blocks.1.resid_mid": lambda x: x.roll(1, -1)}
     eager = model_of(TWO)

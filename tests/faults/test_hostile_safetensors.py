@@ -388,7 +388,7 @@ def several_pickles(folder: Path) -> None:
     weights(folder).unlink()
 
 
-@pytest.mark.parametrize("pickled", [only_pickle, several_pickles])
+@pytest.mark.parametrize("pickled", [several_pickles, pytest.param(only_pickle, marks=pytest.mark.slow)])
 def test_the_remedy_for_a_pickle_works(folder: Path, pickled: Spoil) -> None:
     """The command that the error gives, run by a shell as it stands, makes a folder that loads: the same model."""
     wanted = pellucid.load(folder).state_dict()

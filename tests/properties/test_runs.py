@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -460,7 +460,16 @@ DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "damage"), DAMAGES, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def damages() -> Iterator[Any]:
+    """The first of each kind is quick to try, and says what the others do of other files."""
+    seen: set[Any] = set()
+    for name, damage in DAMAGES:
+        marks = [pytest.mark.slow] if damage in seen else []
+        seen.add(damage)
+        yield pytest.param(name, damage, id=f"{name}-{damage.__name__}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "damage"), damages())
 def test_a_damaged_checkpoint_is_passed_over(
     straight: Callable[..., Path], text: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:

@@ -31,7 +31,7 @@ def test_a_chat_model_that_would_go_on_is_found(smol: AnyModel, monkeypatch: pyt
     assert "<|im_end|>" in finding.detail
 
 
-@pytest.mark.parametrize("through", ["pellucid", "transformers"])
+@pytest.mark.parametrize("through", ["pellucid", pytest.param("transformers", marks=pytest.mark.slow)])
 def test_an_encoder_keeps_every_promise(through: str) -> None:
     forward = ("padding", "batch", "deterministic", "bf16", "saved", "vocabulary", "unknown-ids", "round-trip")
     report = verify(minilm(), (*forward, "special-text", "begin-end"), through=through)
