@@ -154,23 +154,39 @@ def test_documents_that_a_mask_of_ours_lets_see_each_other_are_found(monkeypatch
     assert pellucid.doctor(Given(batch), small(), only=["crosstalk"]).names() == {"crosstalk"}
 
 
-@pytest.mark.usefixtures("known_machine")
-def test_command_shows_rows_and_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = tmp_path / "book.txt"
-    text.write_text("\n<|endoftext|>\n".join(f"{i}: {sentence(i, 40)}" for i in range(60)))
-    assert command(["doctor", str(text), "--only", "shift", "duplicates", "loss-at-start", "end-never"]) == 0
-    said = capsys.readouterr().out
-    assert "[[" in said and "4 checks found nothing, 0 warn, 0 refuse" in said
-    text.write_text("\n<|endoftext|>\n".join(sentence(i % 5, 40) for i in range(60)))
-    assert command(["doctor", str(text), "--only", "duplicates", "--json"]) == 0
-    said = capsys.readouterr().out
-    assert json.loads(said[said.index("\n{") :])["findings"][0]["check"] == "duplicates"
-    assert command(["doctor", str(text), "--only", "duplicate"]) == 2
-    assert command(["doctor", "--list"]) == 0
+SMALL: dict[str, Any] = {"depth": 1, "d_model": 16, "context": 16, "batch_size": 4, "vocab_size": 300}
+
+
+def book(path: Path, different: int = 60) -> str:
+    path.write_text("\n<|endoftext|>\n".join(sentence(i % different, 40) for i in range(60)))
+    return str(path)
 
 
 @pytest.mark.usefixtures("known_machine")
-def test_steps_at_a_rate_that_diverges_are_refused_by_the_command(tmp_path: Path) -> None:
-    text = tmp_path / "book.txt"
-    text.write_text("\n".join(sentence(i, 40) for i in range(60)))
-    assert command(["doctor", str(text), "--only", "rate", "--learning-rate", "50"]) == 1
+def test_command_shows_rows_of_a_run_and_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    pellucid.train(book(tmp_path / "book.txt"), run, steps=2, **SMALL)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    asked = ["shift", "crosstalk", "loss-at-start", "end-never", "accumulation"]
+    assert command(["doctor", str(run), "--only", *asked]) == 0
+    said = capsys.readouterr().out
+    assert "row 2" in said and "[[" in said and "5 checks found nothing, 0 warn, 0 refuse" in said
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before, "nothing is written"
+
+
+def test_command_writes_findings_about_texts_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["doctor", book(tmp_path / "book.txt", different=5), "--only", "duplicates", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (found["check"], found["severity"]) == ("duplicates", "warn") and "55 of 60 texts" in found["problem"]
+    assert command(["doctor", "book.txt", "--only", "duplicate"]) == 2
+    assert "duplicates" in capsys.readouterr().err
+    assert command(["doctor", "--list"]) == 0 and "loss-at-start" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_rate_that_diverges_in_twenty_steps_is_refused(tmp_path: Path) -> None:
+    text = book(tmp_path / "book.txt")
+    for rate, found in ((0.01, set[str]()), (50.0, {"rate"})):
+        report = pellucid.doctor(text, only=["rate"], learning_rate=rate, optimizer="adamw", steps=2, **SMALL)
+        assert report.names() == found
+    assert report.exit_code == 1

@@ -469,7 +469,7 @@ def damages() -> Iterator[Any]:
         yield pytest.param(name, damage, id=f"{name}-{damage.__name__}", marks=marks)
 
 
-@pytest.mark.parametrize(("name", "damage"), damages())
+@pytest.mark.parametrize(("name", "damage"), list(damages()))
 def test_a_damaged_checkpoint_is_passed_over(
     straight: Callable[..., Path], text: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:

@@ -14,7 +14,7 @@ from pellucid.checkpoints.native import RUN
 from pellucid.data.conversations import KINDS
 from pellucid.data.sources import documents
 from pellucid.data.text_files import lines
-from pellucid.doctor.examine import examine
+from pellucid.doctor.examine import chosen, examine
 from pellucid.doctor.ours import Trial
 from pellucid.doctor.report import Report
 from pellucid.doctor.subject import Subject
@@ -47,7 +47,7 @@ def of_files(
     model: that would go on learning; texts without one are looked at as ``pellucid train`` would begin with them.
     asked: options of training. Raises UsageError for conversations without a model, and as ``train`` and ``tune`` do.
     """
-    reporter = reporter or Reporter()
+    reporter, checks = reporter or Reporter(), chosen(only)
     if len(names) == 1 and (Path(names[0]) / RUN).is_file():
         return _of_run(Path(names[0]), only, reporter)
     if is_chats(names[0]):
@@ -62,6 +62,9 @@ def of_files(
         if options.objective != "seq2seq":
             found = documents(names, on_skip=lambda _: None, folder=Path(folder))
             texts = ["".join(_beginning(text.blocks())) for text in islice(found, TEXTS)]
+
+        if all(set(check.needs) <= {"texts"} for check in checks):
+            return examine(Subject(", ".join(names), "decoder", texts=texts), only)
 
         def known(subject: Subject) -> Subject:
             return replace(subject, name=", ".join(names), texts=texts)

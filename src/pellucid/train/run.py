@@ -130,7 +130,8 @@ def begin(
         if world.first:
             if doctor and own is None and saved is None:
                 look_first(subject_of(feed, wanted.model, tokenizer), reporter)
-            wanted.save(folder / RUN)
+            if then is fit:
+                wanted.save(folder / RUN)
             world.barrier()
         torch.set_num_threads(wanted.runtime.threads)
         return then(

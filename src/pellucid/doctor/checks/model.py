@@ -15,7 +15,8 @@ WORSE = 1.1  # times ln(vocabulary), of a model that has
 MIXED = 1e-3  # of the size of outputs
 UNEVEN = 0.005  # of the loss
 STEPS = 20
-DIVERGED = 1.5  # times the first loss, or a third of a nat more, whatever is more
+DIVERGED = 1.5  # times the first loss, or a third of a nat more, whatever is more, at the end
+BURST = 5  # times the first loss, or as many nats more, whatever is more, anywhere: what follows is another start
 
 
 def loss_at_start(subject: Subject) -> Complaint | None:
@@ -71,10 +72,12 @@ def diverges(subject: Subject) -> Complaint | None:
     losses = subject.trial.steps(STEPS)
     if not losses:
         return None
-    first, last = losses[0], min(losses[-3:])
-    if math.isfinite(last) and last <= max(first * DIVERGED, first + 1 / 3):
+    first, last, highest = losses[0], min(losses[-3:]), max(losses)
+    calm = all(map(math.isfinite, losses)) and highest <= max(first * BURST, first + BURST)
+    if calm and last <= max(first * DIVERGED, first + 1 / 3):
         return None
-    said = f"in {STEPS} steps at the full learning rate the loss goes from {first:.2f} to {losses[-1]:.2f}"
+    course = f"{first:.2f} over {highest:.2f} to {losses[-1]:.2f}"
+    said = f"in {STEPS} steps at the full learning rate the loss goes from {course}"
     return Complaint("refuse", said, "choose a smaller learning rate, or a longer warm-up")
 
 
