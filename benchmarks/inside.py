@@ -76,6 +76,8 @@ def ours(folder: Path, rounds: int) -> list[tuple[str, float, str]]:
     found.append(("pellucid: forward", ratio_of(our_forward, forward, rounds), ""))
     everything = ratio_of(lambda: capture(model, clean, points), forward, rounds)
     found.append(("pellucid: capture everything", everything, f"{len(points)} points; target 1.05"))
+    own = ratio_of(lambda: capture(model, clean, points), our_forward, rounds)
+    found.append(("pellucid: capture everything", own, "in forwards of pellucid"))
     for same in (0, TIME // 2):
         both = pair(model, *prompts(same))
         took = ratio_of(lambda both=both: patch(model, both, 3, 5), forward, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from drawn import examples
 from hypothesis import given, settings
 from strategies import EXAMPLE, build, close, ids, specs
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.engine import memory
 from pellucid.errors import TapError, TooLargeError, UsageError
@@ -108,3 +109,18 @@ def test_control_a_head_of_another_group_is_seen() -> None:
     model = build(EXAMPLE)
     keys = capture(model, TEXT, K)[K]
     assert not torch.equal(capture(model, TEXT, K, heads=[3])[K], keys[:, :1])
+
+
+def test_all_points_take_no_more_walks_through_the_model_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, walks = build(EXAMPLE), list[nn.Module]()
+    every, modules = model.point_names(), nn.Module.modules
+
+    def counted(self: nn.Module) -> Iterator[nn.Module]:
+        walks.append(self)
+        return modules(self)
+
+    monkeypatch.setattr(nn.Module, "modules", counted)
+    capture(model, TEXT, every[0])
+    of_one = len(walks)
+    capture(model, TEXT, every)
+    assert 0 < len(walks) - of_one <= of_one

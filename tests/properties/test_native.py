@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -185,7 +187,10 @@ def equal_to_blocks(name: str, folder: Path, quantised: bool) -> None:
     model: Any = pellucid.load(path, tokenizer=False, quantised=quantised)
     with torch.inference_mode():
         wanted = pellucid.load(path, tokenizer=False)(TEXT)[:, 2:]
-    torch.testing.assert_close(token_by_token(model, TEXT), wanted, rtol=1e-4, atol=1e-4)
+    # Tiles read numbers in sixteen bits; without them, steps and blocks differ by the order of sums alone.
+    torch.testing.assert_close(token_by_token(model, TEXT), wanted, rtol=1e-3, atol=1e-3)
+    with mock.patch.dict(os.environ, {"PELLUCID_TILES": "0"}):
+        torch.testing.assert_close(token_by_token(model, TEXT), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama, biases", "llama, by parts", "qwen3", "phi3", "gemma3", "gpt2", "neox"])

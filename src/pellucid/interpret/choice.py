@@ -14,7 +14,7 @@ from pellucid.batch import Batch
 from pellucid.errors import UsageError
 from pellucid.nn.models import AnyModel
 from pellucid.spec import DecoderSpec, EncoderDecoderSpec, EncoderSpec
-from pellucid.taps.points import match_points
+from pellucid.taps.points import match_points, point_axes
 
 Positions: TypeAlias = Literal["tokens"] | slice | Sequence[int] | Callable[[Batch], Bool[Tensor, "_ _"]]
 TIME = ("time", "query", "key")  # names of the axis, in ``point_axes``, along which tokens stand
@@ -42,24 +42,26 @@ def side(name: str, batch: Batch) -> Batch:
     return Batch(batch.source.ids, batch.source.tokens, batch.labels)
 
 
-def chosen_points(model: AnyModel, points: str | Iterable[str], layers: Sequence[int] | None = None) -> list[str]:
-    """The points that names and globs match, in the order of the model; of those in blocks, these layers'.
+def chosen_points(model: AnyModel, points: str | Iterable[str], layers: Sequence[int] | None = None) -> dict[str, str]:
+    """Name -> axes of the points that names and globs match, in their order; of those in blocks, these layers'.
 
     Raises TapError, with the nearest names, where a glob matches nothing, and UsageError for a layer that there is not.
     """
-    globs = [points] if isinstance(points, str) else list(points)
-    found = dict.fromkeys(name for glob in globs for name in match_points(model, glob))
-    if layers is None:
-        return list(found)
+    axes = point_axes(model)
+    found = dict.fromkeys(
+        name for names in match_points(axes, [points] if isinstance(points, str) else points) for name in names
+    )
     wanted: dict[int, set[int]] = {}
 
     def kept(name: str) -> bool:
+        if layers is None:
+            return True
         layer, n_layers = layer_of(name), side_of(model, name).n_layers
         if n_layers not in wanted:
             wanted[n_layers] = set(numbers(layers, n_layers, "layer", "the model"))
         return layer is None or layer in wanted[n_layers]
 
-    return [name for name in found if kept(name)]
+    return {name: axes[name] for name in found if kept(name)}
 
 
 def numbers(given: Sequence[int], size: int, what: str, of: str) -> list[int]:

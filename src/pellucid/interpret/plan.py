@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,10 +61,16 @@ def planned(
     device: torch.device | str | None = None,
 ) -> Plan:
     """What recording these points (name -> axes) of a batch takes; dtype and device as of ``record``."""
-    own = model.dtype.itemsize
+    own, time = model.dtype.itemsize, batch.ids.shape[1]
+    sizes: dict[str, dict[str, int]] = {}  # one for all points of a module
 
-    time = batch.ids.shape[1]
-    all_of = {name: _numbers(model, name, axes, batch) for name, axes in points.items()}
+    def sizes_of(name: str) -> dict[str, int]:
+        module = name.rpartition(".")[0]
+        if module not in sizes:
+            sizes[module] = _sizes(model, name, batch)
+        return sizes[module]
+
+    all_of = {name: _numbers(axes.split(), sizes_of(name)) for name, axes in points.items()}
     passing = sum(all_of.values())
     kept = sum(round(n * choice.share(model, name, points[name], time)) for name, n in all_of.items())
     to = model.device if device is None else torch.device(device)
@@ -73,14 +79,13 @@ def planned(
     return Plan(tuple(points), batch.ids.shape[0], time, own * passing, size * kept, model.device, to, each)
 
 
-def _numbers(model: AnyModel, name: str, axes: str, batch: Batch) -> int:
-    """How many numbers a point has for a batch, by the names of its axes.
+def _numbers(axes: Sequence[str], sizes: Mapping[str, int]) -> int:
+    """How many numbers a point has, by the names of its axes.
 
     An axis whose size the spec does not tell counts as the stream's width, and a second one as 1.
     """
-    sizes = _sizes(model, name, batch)
-    known = [sizes[axis] for axis in axes.split() if axis in sizes]
-    return math.prod(known) * (1 if len(known) == len(axes.split()) else side_of(model, name).d_model)
+    known = [sizes[axis] for axis in axes if axis in sizes]
+    return math.prod(known) * (1 if len(known) == len(axes) else sizes["d_model"])
 
 
 def _sizes(model: AnyModel, name: str, batch: Batch) -> dict[str, int]:

@@ -23,7 +23,6 @@ from pellucid.errors import UsageError
 from pellucid.interpret.choice import Choice, Positions, chosen_points, side
 from pellucid.interpret.plan import Plan, planned
 from pellucid.nn.models import AnyModel, Encoder, EncoderDecoder
-from pellucid.taps import point_axes
 
 # (batch, time), or (batch, source time) and (batch, time); sizes differ from one to the next
 Readable: TypeAlias = Batch | Int[Tensor, "_ _"] | tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]
@@ -82,8 +81,7 @@ def record(
     The model's modes are given back, and it is not listened to between the batches. Raises TapError for a point that
     does not exist, with the nearest names, and UsageError for positions, layers and heads that there are not.
     """
-    every, choice = point_axes(model), Choice(positions, heads)
-    axes = {name: every[name] for name in chosen_points(model, points, layers)}
+    axes, choice = chosen_points(model, points, layers), Choice(positions, heads)
     choice.refuse_heads(model, axes)
     loss = _own_loss if gradients is True else gradients or None
     return _recorded(model, batches, axes, choice, loss, reduce, dtype, device, announce)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import TapError
 from pellucid.taps.listener import Activations, Edit, Keep, Listener
-from pellucid.taps.points import Tapped, match_points
+from pellucid.taps.points import Tapped, match_points, point_axes
 
 
 @contextmanager
@@ -38,14 +38,15 @@ def tapped(
     index = None if rows is None else _row_index(rows)
     if keep not in ("last", "all"):
         raise TapError(f"keep = {keep!r}; it is 'last' or 'all'")
-    globs = [read] if isinstance(read, str) else list(read)
-    wanted = {name for glob in globs for name in match_points(model, glob)}
-    for glob, f in (edit or {}).items():
+    globs, edit = [read] if isinstance(read, str) else list(read), dict(edit or {})
+    for glob, f in edit.items():
         given: object = f
         if not callable(given):
             what = f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
             raise TapError(f"the edit of {glob} is {what}", "give a function of the activation: lambda x: 0 * x")
-    edits = {name: f for glob, f in (edit or {}).items() for name in match_points(model, glob)}
+    matched = match_points(point_axes(model), [*globs, *edit])
+    wanted = {name for names in matched[: len(globs)] for name in names}
+    edits = {name: f for names, f in zip(matched[len(globs) :], edit.values(), strict=True) for name in names}
     listeners: dict[Tapped, Listener] = {}
     for module in model.modules():
         if isinstance(module, Tapped):

@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,12 +82,16 @@ def point_axes(model: nn.Module) -> dict[str, str]:
     return {module.path + name: axes for module in tapped_ for name, axes in module.points().items()}
 
 
-def match_points(model: nn.Module, pattern: str) -> list[str]:
-    """Names that a glob matches. Raises TapError, with a suggestion, when there is none."""
-    names = list(point_axes(model))
-    found = fnmatch.filter(names, pattern)
-    if not found:
-        raise TapError(f"no activation point matches {pattern!r}; {_nearest(pattern, names)}")
+def match_points(names: Collection[str], patterns: Iterable[str]) -> list[list[str]]:
+    """Which of a model's names (``point_axes``) each glob matches, in the order of the model.
+
+    Raises TapError, with a suggestion, for a glob that matches nothing.
+    """
+    found: list[list[str]] = []
+    for pattern in patterns:
+        found.append([pattern] if pattern in names else fnmatch.filter(names, pattern))
+        if not found[-1]:
+            raise TapError(f"no activation point matches {pattern!r}; {_nearest(pattern, list(names))}")
     return found
 
 

@@ -43,6 +43,10 @@ struct Kernels {
   void (*activate)(float* gate, const float* up, long n, int activation);   // gate = act(gate) * up; up may be null
   void (*join)(float* x, const float* y, long n, float skip, float branch, Numbers gain);  // x = skip x + branch gain y
   void (*attend)(const Attention&);
+  // packed.inl: x in sixteen bits, and products by sixteen rows at once; null where a form has none
+  void (*widen)(const float* x, long n, int8_t* bytes, float* scales, float* sums);
+  void (*packed)(const Matrix&, long begin, long end, const int8_t* x, long m, const float* scales, const float* sums,
+                 Numbers bias, float* y, long y_stride);
 };
 
 namespace portable { extern const Kernels kernels; }

@@ -248,8 +248,10 @@ template <class T> void attend_to(const Attention& a) {
 
 void attend(const Attention& a) { a.narrow ? attend_to<uint16_t>(a) : attend_to<float>(a); }
 
+#include "packed.inl"
+
 extern const Kernels kernels;
-const Kernels kernels{NAME, product, sums, open, norm, rotate, activate, join, attend};
+const Kernels kernels{NAME, product, sums, open, norm, rotate, activate, join, attend, widen, packed};
 
 }  // namespace FORM
 }  // namespace pellucid

@@ -115,8 +115,10 @@ INLINE float half(const uint8_t* p) {
 }
 template <int BYTES> INLINE void pairs_of_halves(const uint8_t* b, float* d, float* m) {
   for (int i = 0; i < 16; i += 8) {
-    const __m256i places = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(BYTES));
-    __m256i pairs = _mm256_i32gather_epi32((const int*)(b + i * BYTES), places, 1);
+    uint32_t near[8];
+    for (int k = 0; k < 8; k++) memcpy(near + k, b + (i + k) * BYTES, 4);
+    __asm__ volatile("" ::: "memory");  // through memory: quicker than a gather, and than seven insertions
+    __m256i pairs = _mm256_loadu_si256((const __m256i*)near);
     __m256i split = _mm256_shuffle_epi8(pairs, _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4,
                                                                 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
     split = _mm256_permute4x64_epi64(split, 0xd8);

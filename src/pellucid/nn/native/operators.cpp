@@ -6,6 +6,7 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -54,80 +55,7 @@ static Kind kind_of(const std::string& name) {
 
 static Numbers numbers(const Tensor& t) { return {t.const_data_ptr(), t.scalar_type() == at::kBFloat16}; }
 
-// --- a product ------------------------------------------------------------------------------------------------------
-
-struct Product { Matrix matrix; Numbers bias; float* y; };
-
-static void multiply(const std::vector<Product>& products, const float* x, long m) {  // that read the same m rows x
-  long rows = 0, d_in = products[0].matrix.d_in;
-  std::vector<float> sums;
-  for (auto& each : products) {
-    rows += each.matrix.d_out;
-    if (BLOCKS[each.matrix.kind].offset) sums.resize(m * d_in / 32);
-  }
-  if (!sums.empty()) chosen->sums(x, m * d_in, sums.data());
-  at::parallel_for(0, rows, std::max(1L, 32768 / d_in), [&](long begin, long end) {
-    for (auto& each : products) {
-      long from = std::max(begin, 0L), to = std::min(end, each.matrix.d_out);
-      if (from < to)
-        chosen->product(each.matrix, from, to, x, m, sums.data(), each.bias, each.y, each.matrix.d_out);
-      begin -= each.matrix.d_out, end -= each.matrix.d_out;
-    }
-  });
-}
-
-static void check(const Tensor& blocks, Kind kind) {
-  TORCH_CHECK(blocks.scalar_type() == at::kByte && blocks.device().is_cpu() && blocks.is_contiguous(), "blocks are bytes");
-  TORCH_CHECK(blocks.size(-1) % BLOCKS[kind].bytes == 0, "rows are whole blocks");
-}
-
-static long width(const Tensor& blocks, Kind kind) {
-  return blocks.size(-1) / BLOCKS[kind].bytes * BLOCKS[kind].numbers;
-}
-
-static Tensor open(const Tensor& blocks, std::string_view name) {
-  Kind kind = kind_of(std::string(name));
-  check(blocks, kind);
-  auto shape = blocks.sizes().vec();
-  shape.back() = width(blocks, kind);
-  Tensor out = at::empty(shape, blocks.options().dtype(at::kFloat));
-  const uint8_t* from = blocks.const_data_ptr<uint8_t>();
-  float* to = out.mutable_data_ptr<float>();
-  at::parallel_for(0, out.numel() / BLOCKS[kind].numbers, 1024, [&](long begin, long end) {
-    chosen->open(kind, from + begin * BLOCKS[kind].bytes, end - begin, to + begin * BLOCKS[kind].numbers);
-  });
-  return out;
-}
-
-constexpr long FEW = 16;             // rows of x that are multiplied by codes as they are read
-constexpr long AT_ONCE = 1L << 18;  // for more rows, so many numbers are opened at a time, and stay in a cache
-
-static Tensor linear(const Tensor& x, const Tensor& blocks, const std::optional<Tensor>& bias, std::string_view name) {
-  Kind kind = kind_of(std::string(name));
-  check(blocks, kind);
-  long d_in = width(blocks, kind), d_out = blocks.size(0);
-  TORCH_CHECK(blocks.dim() == 2 && x.size(-1) == d_in && x.scalar_type() == at::kFloat, "x is float32, as wide as rows");
-  auto shape = x.sizes().vec();
-  shape.back() = d_out;
-  Tensor y = at::empty(shape, x.options()), flat = x.reshape({-1, d_in}).contiguous();
-  long m = flat.size(0);
-  if (m <= FEW) {
-    Tensor b = bias ? bias->contiguous() : Tensor();
-    Product product{{blocks.const_data_ptr(), kind, d_out, d_in}, bias ? numbers(b) : Numbers{nullptr, false},
-                    y.mutable_data_ptr<float>()};
-    if (m > 0) multiply({product}, flat.const_data_ptr<float>(), m);
-    return y;
-  }
-  Tensor columns = y.view({m, d_out});
-  long some = std::max(1L, AT_ONCE / std::max(1L, d_in));
-  for (long i = 0; i < d_out; i += some) {
-    long end = std::min(d_out, i + some);
-    Tensor opened = open(blocks.slice(0, i, end), name);
-    Tensor made = bias ? at::addmm(bias->slice(0, i, end), flat, opened.t()) : at::mm(flat, opened.t());
-    columns.slice(1, i, end).copy_(made);
-  }
-  return y;
-}
+#include "products.inl"
 
 // --- one token through all blocks -----------------------------------------------------------------------------------
 
@@ -216,9 +144,11 @@ static void step(const Tensor& x, const Tensor& program, int64_t width, TensorLi
   for (long i = 0, n = program.size(0); i < n; i++) {
     Line line{lines + i * FIELDS};
     if (line[0] == PRODUCT) {
-      products.push_back({{(const void*)line[3], (Kind)line[4], line[5], line[6]}, line.numbers(7), s.buffer(line[2])});
+      TORCH_CHECK(line[9] == 0 || chosen->packed, "tiles were made for another set of instructions");
+      products.push_back({{(const void*)line[3], (Kind)line[4], line[5], line[6]}, line.numbers(7), s.buffer(line[2]),
+                          line[9] != 0});
       const int64_t* next = lines + (i + 1) * FIELDS;
-      if (i + 1 < n && next[0] == PRODUCT && next[1] == line[1]) continue;  // they read the same, and run together
+      if (i + 1 < n && next[0] == PRODUCT && next[1] == line[1] && next[9] == line[9]) continue;  // they read the same, and run together
       multiply(products, s.buffer(line[1]), s.rows);
       products.clear();
     } else if (line[0] == ATTEND) {
@@ -233,6 +163,9 @@ static void step(const Tensor& x, const Tensor& program, int64_t width, TensorLi
 TORCH_LIBRARY(pellucid_native, m) {
   m.def("linear(Tensor x, Tensor blocks, Tensor? bias, str kind) -> Tensor");
   m.def("open(Tensor blocks, str kind) -> Tensor");
+  m.def("pack(Tensor blocks, str kind) -> Tensor");
+  m.def("packed_linear(Tensor x, Tensor tiles, Tensor? bias, int d_out, str kind) -> Tensor");
+  m.def("packs(str kind) -> bool", packs);
   m.def("step(Tensor(a!) x, Tensor program, int width, Tensor[] keys, Tensor[] values, Tensor[] places, int[] counts, "
         "Tensor[] seen, Tensor[] cos, Tensor[] sin) -> ()");
   m.def("instructions() -> str[]", instructions);
@@ -243,6 +176,8 @@ TORCH_LIBRARY_IMPL(pellucid_native, CPU, m) {
   m.impl("linear", linear);
   m.impl("open", open);
   m.impl("step", step);
+  m.impl("pack", pack);
+  m.impl("packed_linear", packed_linear);
 }
 
 }  // namespace pellucid

@@ -7,24 +7,29 @@ A program is a list of instructions::
     ACTIVATE  gate = act(gate) · up                  JOIN      x = skip · x + branch · gain · y
 
 Products that follow each other and read the same (q, k and v; gate and up) run as one. Between products, numbers are
-float32. A module, an activation or a number format that has no instruction makes ``write`` raise Inexpressible.
+float32; matrices that are packed in tiles (docs/quantised-decoding.md) read them in sixteen bits. A module, an
+activation or a number format that has no instruction makes ``write`` raise Inexpressible.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import attrgetter, contains, is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pellucid.nn.attention import Attention
 from pellucid.nn.block import Block
 from pellucid.nn.feed_forward import ACTIVATIONS, FeedForward
-from pellucid.nn.native.library import KINDS
+from pellucid.nn.native.library import KINDS, library
 from pellucid.nn.norms import LayerNorm, RMSNorm
 from pellucid.nn.quantised import QuantisedLinear
 from pellucid.nn.residual import LayerScale, Sublayer
@@ -50,10 +55,23 @@ _KNOWN = (
 
 
 CHANGED = "the model has changed"
+_TILES = WeakTensorKeyDictionary()  # of a weight's blocks: them packed, and the version of the blocks that was packed
 
 
 class Inexpressible(Exception):
     """What a program has no instruction for."""
+
+
+def tiles_of(blocks: Tensor, kind: str) -> Tensor | None:
+    """Blocks packed by sixteen rows, kept as long as the blocks are; None where no kernel reads such, or is to."""
+    if os.environ.get("PELLUCID_TILES", "1") == "0" or blocks.is_inference():
+        return None
+    if not library.ready() or not library.ops.packs(kind):
+        return None
+    kept = _TILES.get(blocks)
+    if kept is None or kept[1] != blocks._version or kept[2] != blocks.data_ptr():
+        kept = _TILES[blocks] = library.ops.pack(blocks, kind), blocks._version, blocks.data_ptr()
+    return kept[0]
 
 
 def bits(x: float) -> int:
@@ -69,9 +87,15 @@ class Program:
     width: int
     modules: list[nn.Module]
     weights: list[tuple[dict[str, Any], str, Tensor, int]]  # where each is registered, its name, it, and its address
+    tiles: list[tuple[Tensor, Tensor, int]]  # that are read, the blocks they are made of, their version
 
     def __post_init__(self) -> None:
-        self._children = [(m._modules, name, child) for m in self.modules for name, child in m._modules.items()]  # pyright: ignore[reportPrivateUsage]
+        # Columns, not rows: ``why_not`` goes through them in C, as it runs before each token.
+        parts = [(m._modules, name, child) for m in self.modules for name, child in m._modules.items()]  # pyright: ignore[reportPrivateUsage]
+        kept = [*parts, *((owner, name, tensor) for owner, name, tensor, _ in self.weights)]
+        self._owners, self._names, self._owned = zip(*kept, strict=True)
+        self._tensors, self._addresses = [row[2] for row in self.weights], [row[3] for row in self.weights]
+        self._blocks, self._versions = [row[1] for row in self.tiles], [row[2] for row in self.tiles]
         self._hooks = [hooks for m in self.modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]  # pyright: ignore[reportPrivateUsage]
         self._own = [vars(m) for m in self.modules]
         self._ears = [m.ears for m in self.modules if isinstance(m, Tapped)]
@@ -79,18 +103,19 @@ class Program:
 
     def why_not(self) -> str | None:
         """What has changed, or is asked of the blocks, that the program cannot do; None where it is as good as they."""
-        if any(ears.listener is not None for ears in self._ears):
+        if not all(map(is_, map(attrgetter("listener"), self._ears), repeat(None))):
             return "someone listens"
         if any(self._hooks) or torch_module._has_any_global_hook():  # pyright: ignore[reportPrivateUsage]
             return "there are hooks"
-        if any("forward" in own or own.get("_compiled_call_impl") is not None for own in self._own):
+        compiled = map(dict.get, self._own, repeat("_compiled_call_impl"))
+        if any(map(contains, self._own, repeat("forward"))) or not all(map(is_, compiled, repeat(None))):
             return "blocks are compiled or replaced"
         if any(part.training and part.dropout for part in self._sublayers):
             return "there is dropout"
-        kept = all(owner.get(name) is t and t.data_ptr() == address for owner, name, t, address in self.weights)
-        if not kept or not all(owner.get(name) is child for owner, name, child in self._children):
-            return CHANGED
-        return None
+        kept = all(map(is_, map(dict.get, self._owners, self._names), self._owned))
+        kept = kept and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+        kept = kept and list(map(attrgetter("_version"), self._blocks)) == self._versions
+        return None if kept else CHANGED
 
 
 @dataclass
@@ -101,6 +126,7 @@ class Writer:
     columns: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     width: int = 0
     weights: list[tuple[dict[str, Any], str, Tensor, int]] = field(default_factory=list[Any])
+    tiles: list[tuple[Tensor, Tensor, int]] = field(default_factory=list[Any])
 
     def buffer(self, name: str, width: int) -> int:
         """The column at which a buffer begins; blocks share those of one name, as wide as the widest needs."""
@@ -144,8 +170,13 @@ class Writer:
         kind = linear.kind if isinstance(linear, QuantisedLinear) else PLAIN[linear.weight.dtype]
         if kind not in KIND_NUMBERS:
             raise Inexpressible(f"weights in {kind}")
-        bias = self.address(linear, "bias")
-        self.emit(PRODUCT, x, y, weight, KIND_NUMBERS[kind], linear.out_features, linear.in_features, *bias)
+        bias, packed = self.address(linear, "bias"), 0
+        if isinstance(linear, QuantisedLinear):
+            assert linear.weight is not None
+            if (tiles := tiles_of(linear.weight, kind)) is not None:
+                self.tiles.append((tiles, linear.weight, linear.weight._version))
+                weight, packed = tiles.data_ptr(), 1
+        self.emit(PRODUCT, x, y, weight, KIND_NUMBERS[kind], linear.out_features, linear.in_features, *bias, packed)
 
     def join(self, x: int, y: int, width: int, skip: float, branch: float, gain: nn.Module) -> None:
         """x = skip · x + branch · gain · y."""
@@ -233,4 +264,4 @@ def write(blocks: Sequence[Block], d_model: int, views: Sequence[int]) -> Progra
         if block.cross is not None:
             raise Inexpressible("attention to an encoder")
         writer.block(block, d_model, layer, view)
-    return Program(torch.tensor(writer.lines), writer.width, modules, writer.weights)
+    return Program(torch.tensor(writer.lines), writer.width, modules, writer.weights, writer.tiles)
