@@ -9,7 +9,7 @@ from pellucid.doctor.checks import Check
 from pellucid.doctor.report import Complaint
 from pellucid.doctor.subject import Kind, Row, Subject
 
-ROWS = 8  # that are computed with
+ROWS = 4  # that are computed with
 FAR = 0.2  # from ln(vocabulary), as a share of it, of a model that has not learned
 WORSE = 1.1  # times ln(vocabulary), of a model that has
 MIXED = 1e-3  # of the size of outputs
