@@ -229,7 +229,6 @@ def test_copies_are_left_out_and_counted(texts: tuple[str, str], tmp_path: Path)
 
 
 def test_near_copies_are_found_by_minhash() -> None:
-    pytest.importorskip("datasketch")
     text = words("apple", 60, 1)
     changed, half = text.replace("apple", "pear", 2), text[: len(text) // 2] + words("berry", 30, 2)
     documents = [Document(str(i), each) for i, each in enumerate([text, changed, half, text])]
