@@ -313,6 +313,28 @@ def classified(labels: Sequence[int], held: Sequence[int] = (), **how: Any) -> S
     return subject_of(bert(3), rows(labels) or safe, collator, vocabulary(), held_out=rows(held), **how)
 
 
+def tagged() -> Subject:
+    """A tag for each token, none for padding."""
+    model = hf.BertForTokenClassification(bert(3).config).eval()
+
+    def collator(examples: list[Example]) -> dict[str, Tensor]:
+        batch = collate(examples)
+        return {**batch, "labels": torch.where(batch["labels"] == IGNORE, IGNORE, batch["input_ids"] % 3)}
+
+    return on_texts(collator, model=model)
+
+
+def scored_by_numbers() -> Subject:
+    """Regression."""
+    model = hf.BertForSequenceClassification(hf.BertConfig(**{**bert().config.to_diff_dict(), "num_labels": 1})).eval()
+
+    def collator(examples: list[Example]) -> dict[str, Tensor]:
+        batch = collate(examples)
+        return {**batch, "labels": batch["input_ids"].float().mean(-1) / 300 - 2}
+
+    return on_texts(collator, model=model)
+
+
 def to_pairs(pad_scored: bool = False, end: bool = True) -> Subject:
     def collator(examples: list[Example]) -> dict[str, Tensor]:
         source = collate([{"input_ids": example["input_ids"]} for example in examples])
@@ -536,6 +558,8 @@ CLEAN: dict[str, Callable[[], Subject]] = {
     "masked tokens": lambda: on_texts(masked(), model=bert()),
     "translations": to_pairs,
     "three classes": lambda: classified([0, 1, 2] * 8, [0, 2, 1]),
+    "a tag for every token": tagged,
+    "a number for every row": scored_by_numbers,
     "a tokenizer that is smaller than the model's table": lambda: on_texts(model=llama(320)),
     "held-out texts of their own": lambda: on_texts(raw_held_out=[{"text": sentence(900 + i)} for i in range(9)]),
     "a user who writes of special tokens that are none here": lambda: on_talks(talks=with_talk(_mentions)),

@@ -64,7 +64,7 @@ def subject_of(
         held_out=[row for batch in _collated(held_out, collator, most) for row in _rows(batch, kind, step, pad)],
         vocabulary=None if tokenizer is None else _vocabulary(tokenizer, model),
         table=model.get_input_embeddings().weight.shape[0],
-        classes=config.num_labels if kind == "classifier" else None,
+        classes=config.num_labels if kind == "classifier" and _names_classes(training) else None,
         context=getattr(config, "max_position_embeddings", None),
         fresh=fresh,
         texts=texts,
@@ -78,17 +78,17 @@ def subject_of(
 
 def _kind(model: Any) -> Kind:
     name = type(model).__name__
-    if "Classification" in name and "Token" not in name:
+    if "Classification" in name:
         return "classifier"
     if getattr(model.config, "is_encoder_decoder", False):
         return "encoder-decoder"
-    return (
-        "decoder"
-        if "CausalLM" in name
-        or "LMHead" in name
-        or (hasattr(model, "prepare_inputs_for_generation") and "Masked" not in name)
-        else "encoder"
-    )
+    writes = "CausalLM" in name or "LMHead" in name or hasattr(model, "prepare_inputs_for_generation")
+    return "decoder" if writes and "Masked" not in name else "encoder"
+
+
+def _names_classes(batches: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether labels are numbers of classes; of a regression, and of many labels at once, they are not."""
+    return not any(batch["labels"].is_floating_point() for batch in batches)
 
 
 def _collated(dataset: Sequence[Any], collator: Callable[[list[Any]], Any], most: int) -> list[dict[str, Tensor]]:
@@ -97,10 +97,10 @@ def _collated(dataset: Sequence[Any], collator: Callable[[list[Any]], Any], most
         examples = [dataset[place] for place in range(first, min(first + TOGETHER, len(dataset), most))]
         given: Any = collator(examples)
         batch = {name: value for name, value in dict(given).items() if isinstance(value, Tensor)}
-        if "input_ids" not in batch or "labels" not in batch:
-            raise UsageError(
-                f"the collator gives {', '.join(batch) or 'no tensors'}", "it has to give input_ids and labels"
-            )
+        if "labels" not in batch or "input_ids" not in batch or batch["input_ids"].ndim != 2:
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
+            remedy = "it has to give input_ids (batch, time) and labels"
+            raise UsageError(f"the collator gives {shapes or 'no tensors'}", remedy)
         batches.append(batch)
     return batches
 

@@ -13,7 +13,14 @@ from pellucid.data.feed import Feed
 from pellucid.doctor.subject import Kind, Row, Subject, Vocabulary
 from pellucid.engine.modes import evaluating
 from pellucid.nn.models import AnyModel, EncoderDecoder
-from pellucid.spec import EncoderDecoderSpec, EncoderSpec, ModelSpec
+from pellucid.spec import (
+    ClassifierHeadSpec,
+    EncoderDecoderSpec,
+    EncoderSpec,
+    MaskedLMHeadSpec,
+    ModelSpec,
+    TaggerHeadSpec,
+)
 from pellucid.text.tokenizer import Tokenizer
 
 ROWS = 256  # that are looked at, at most
@@ -26,12 +33,12 @@ class _Alone:
     rank, size = 0, 1
 
 
-def kind_of(spec: ModelSpec, batch: Batch) -> Kind:
-    """What the rows of a batch teach a model of this spec."""
+def kind_of(spec: ModelSpec) -> Kind:
+    """What a model of this spec learns from rows."""
     if isinstance(spec, EncoderDecoderSpec):
         return "encoder-decoder"
     if isinstance(spec, EncoderSpec):
-        return "encoder" if batch.labels.shape[1] == batch.ids.shape[1] else "classifier"
+        return "encoder" if isinstance(spec.head, MaskedLMHeadSpec) else "classifier"
     return "decoder"
 
 
@@ -42,13 +49,21 @@ def subject_of(
     (first,) = feed.batches(0, 1, _Alone())
     return Subject(
         name=name,
-        kind=kind_of(spec, first),
+        kind=kind_of(spec),
         rows=_training_rows(feed, first, most),
         held_out=rows_of(feed.evaluation(), most),
         vocabulary=None if tokenizer is None else vocabulary_of(tokenizer),
         table=spec.vocab_size or None,
+        classes=_classes(spec),
         context=spec.context,
     )
+
+
+def _classes(spec: ModelSpec) -> int | None:
+    """How many classes are told apart; one alone is a score."""
+    head = spec.head if isinstance(spec, EncoderSpec) else None
+    found = head.n_classes if isinstance(head, ClassifierHeadSpec | TaggerHeadSpec) else 1
+    return found if found > 1 else None
 
 
 def _training_rows(feed: Feed, first: Batch, most: int) -> list[Row]:

@@ -22,7 +22,7 @@ BURST = 5  # times the first loss, or as many nats more, whatever is more, anywh
 def loss_at_start(subject: Subject) -> Complaint | None:
     """A loss that is far from that of a guess among all tokens, or worse than it."""
     assert subject.trial is not None
-    choices = subject.classes or subject.table
+    choices = subject.classes if subject.kind == "classifier" else subject.table
     if choices is None or choices < 2 or not (rows := _few(subject)):
         return None
     loss, guess = subject.trial.loss(rows), math.log(choices)
