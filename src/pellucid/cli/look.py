@@ -20,7 +20,7 @@ look runs/book "To be, or not to be" --only attention lens
 look SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is"
 look SmolLM2-135M "The capital of France is" --trace France --heads --only inside
 look SmolLM2-135M --patch "The capital of France is" "The capital of Italy is" --only inside --html patch.html
-look SmolLM2-135M "The capital of France is" --explain --only inside
+look SmolLM2-135M "The capital of France is" --explain --facts --only inside
 look bert-base-uncased "Paris is the [MASK] of France."
 look opus-mt-en-de "The cat sat on the mat." --target "Die Katze saß auf der Matte."
 """
@@ -39,6 +39,7 @@ def look(
     trace: str | None = None,
     heads: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     explain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    facts: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """See what a model makes of a text: its guesses layer by layer, every head's attention, the loss of each token.
 
@@ -59,6 +60,8 @@ def look(
         heads: Score induction, previous-token, duplicate-token and copying heads.
         explain: Which tokens are the reason of the next one, by attention, gradients and leaving them out; whether the
             answer goes and comes with these tokens; and whether it depends on where attention looks.
+        facts: Which neurons of feed-forward layers say the next token, where in the text each is active, and which
+            tokens it raises.
         ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
     from rich.console import Console
@@ -76,8 +79,9 @@ def look(
     with Console(stderr=True).status("reading"):
         named = Path(os.path.abspath(model)).name
         seen = look_into(
-            loaded, read, top=top, name=named, target=target, patch=patch, trace=trace, heads=heads, explain=explain
-        )
+            loaded, read, top=top, name=named, target=target,
+            patch=patch, trace=trace, heads=heads, explain=explain, facts=facts,
+        )  # fmt: skip
     if html is not None:
         write_text(html, to_html(seen))  # first: who reads what is shown may stop reading (`| head`)
     console = Console()

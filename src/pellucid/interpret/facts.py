@@ -59,9 +59,11 @@ def triggers(model: Decoder, texts: Prompt, layer: int, neuron: int, top: int = 
 
 @checked(model="give a decoder, e.g. of pellucid.load")
 @torch.no_grad()
-def writes(model: Decoder, layer: int, neuron: int, top: int = 10) -> list[tuple[int, float]]:
+def writes(
+    model: Decoder, layer: int, neuron: int, top: int = 10, *, negative: bool = False
+) -> list[tuple[int, float]]:
     """(token, what an activation of 1 adds to its logit) of the tokens that a neuron's value raises most, by the direct
-    way to the logits, the final norm's scale left out."""
+    way to the logits, the final norm's scale left out. negative: what an activation of -1 adds, which gates allow."""
     layer, neuron, ffn = _neuron(model, layer, neuron)
     value = ffn.down(torch.eye(ffn.down.in_features, dtype=model.dtype, device=model.device)[neuron : neuron + 1])
     value = value - ffn.down(torch.zeros(1, ffn.down.in_features, dtype=model.dtype, device=model.device))
@@ -69,7 +71,8 @@ def writes(model: Decoder, layer: int, neuron: int, top: int = 10) -> list[tuple
     gain = gain + getattr(model.final_norm, "offset", 0.0)
     raised = model.head((value * gain)[None], model.embed.head_table)[0, 0]
     bias = 0.0 if model.head.bias is None else model.head.bias
-    best = (raised - bias).topk(min(top, len(raised)))
+    added = (bias - raised) if negative else (raised - bias)
+    best = added.topk(min(top, len(raised)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 

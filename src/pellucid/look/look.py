@@ -21,6 +21,8 @@ from pellucid.nn.models import AnyModel, Decoder, Encoder, EncoderDecoder
 from pellucid.spec import MaskedLMHeadSpec
 from pellucid.text.tokenizer import Tokenizer
 
+ASKED = "patch, trace, heads, explain and facts"
+
 
 @checked(model="give a model, e.g. of pellucid.load, or the name of one")
 def look(
@@ -34,6 +36,7 @@ def look(
     trace: str | None = None,
     heads: bool = False,
     explain: bool = False,
+    facts: bool = False,
 ) -> Look:
     """Read a text (or token ids) once and keep everything worth seeing.
 
@@ -42,17 +45,17 @@ def look(
     masks, a mask written in the text is one. target: what an encoder–decoder writes, by default what it would write
     itself. patch: (clean, corrupt), two prompts whose likeliest next tokens differ: which states and heads make the
     difference. trace: words of the text, whose causal trace is drawn. heads: habits of heads, on a repeated random
-    text. explain: which tokens are the reason of the next one, by several methods, and whether that is so. All four are
-    of decoders. Raises UsageError for a model of images, an empty text, one longer than the model's context, ids
-    outside the vocabulary, ``top`` below 1, a target where there is no encoder, and prompts and subjects that cannot be
-    compared or found.
+    text. explain: which tokens are the reason of the next one, by several methods, and whether that is so. facts: which
+    neurons say the next token. All five are of decoders. Raises UsageError for a model of images, an empty text, one
+    longer than the model's context, ids outside the vocabulary, ``top`` below 1, a target where there is no encoder,
+    and prompts and subjects that cannot be compared or found.
     """
     model = opened(model)
     if top < 1:
         raise UsageError(f"top = {top}", "show at least 1 guess")
     if isinstance(model, EncoderDecoder):
-        if patch is not None or trace is not None or heads or explain:
-            raise UsageError("patch, trace, heads and explain are of decoders that stand alone", "leave them out")
+        if patch is not None or trace is not None or heads or explain or facts:
+            raise UsageError(f"{ASKED} are of decoders that stand alone", "leave them out")
         return _look_at_pair(model, text_or_ids, target, top, name)
     if target is not None:
         raise UsageError("a target is what an encoder–decoder writes, and this model has no encoder", "leave it out")
@@ -64,7 +67,7 @@ def look(
             "read its patterns with model.taps(read=...); model.point_names() lists them",
         )
     ids = reading.tensor(reading.read(model, model.tokenizer, text_or_ids), model)
-    measured = _measured(model, text_or_ids, patch, trace, heads, explain)
+    measured = _measured(model, text_or_ids, patch, trace, heads, explain, facts)
     seen = _side(model, capture(model, ids, _points(model)), ids, model.tokenizer, top, name)
     return replace(seen, panels=measured)
 
@@ -76,17 +79,17 @@ def _measured(
     trace: str | None,
     heads: bool,
     explain: bool,
+    facts: bool,
 ) -> tuple[Panel, ...]:
     """What is measured beside the text's reading; nothing where nothing is asked for."""
-    if patch is None and trace is None and not heads and not explain:
+    if patch is None and trace is None and not (heads or explain or facts):
         return ()
     if not isinstance(model, Decoder):
-        raise UsageError(
-            "patch, trace, heads and explain are of decoders, and this model is an encoder", "leave them out"
-        )
+        raise UsageError(f"{ASKED} are of decoders, and this model is an encoder", "leave them out")
     found = () if patch is None else panels.patched(model, *patch)
     found += () if trace is None else panels.traced(model, text_or_ids, trace)
     found += panels.explained(model, text_or_ids) if explain else ()
+    found += (panels.remembered(model, text_or_ids),) if facts else ()
     return (*found, panels.habitual(model)) if heads else found
 
 

@@ -1,4 +1,4 @@
-"""What was measured inside a model, as tables to be shown: patching, causal traces, habits of heads."""
+"""What was measured inside a model, as tables: patching, causal traces, habits of heads, reasons, memories."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pellucid.errors import UsageError
+from pellucid.interpret.attribution import attribute
 from pellucid.interpret.dependence import dependence
+from pellucid.interpret.facts import writes
 from pellucid.interpret.faithfulness import METHODS, NEARNESS, Curves, curves
 from pellucid.interpret.heads import habits
 from pellucid.interpret.pairs import pair, rows_of
 from pellucid.interpret.patching import Grid, patch
+from pellucid.interpret.record import capture
 from pellucid.interpret.tracing import POINTS, trace
 from pellucid.look.seen import Panel
 from pellucid.look.text import label, reader
 from pellucid.nn.models import Decoder
 
 HABITS = ("induction", "previous", "duplicate", "copying")
-MOST_HEADS = 20  # heads that are listed
+MOST_HEADS, MOST_NEURONS, WRITTEN = 20, 12, 4  # heads and neurons that are listed; tokens that a neuron writes
+RIVALS = 10  # other likely tokens, before which the neurons put the answer
 TRACED = {"resid_post": "the stream", "ffn_out": "feed-forward layers", "attn_out": "attention"}
 
 
@@ -32,7 +36,7 @@ def patched(model: Decoder, clean: str | Sequence[int], corrupt: str | Sequence[
     UsageError where both are the same token, and as ``interpret.pairs.pair`` does.
     """
     prompts, read = pair(model, clean, corrupt), reader(model.tokenizer)
-    right, wrong = (_next(model, ids) for ids in (prompts.clean, prompts.corrupt))
+    right, wrong = (_next(model, ids)[0] for ids in (prompts.clean, prompts.corrupt))
     if right == wrong:
         raise UsageError(
             f"both prompts are followed by {label(read(right))}, so there is no difference to trace",
@@ -110,6 +114,42 @@ def explained(model: Decoder, text: str | Sequence[int]) -> tuple[Panel, ...]:
     )  # fmt: skip
 
 
+def remembered(model: Decoder, text: str | Sequence[int]) -> Panel:
+    """The neurons of feed-forward layers that put the next token farthest before its rivals, the likeliest others: what
+    in the text is their key, and what their value writes (Geva et al. 2021).
+
+    Raises UsageError for a model without such neurons, and for one whose parts do not add up.
+    """
+    ids, read = rows_of(model, text), reader(model.tokenizer)
+    answer, *rivals = _next(model, ids, 1 + RIVALS)
+    added = attribute(model, ids.expand(len(rivals), -1), answer, rivals).neurons
+    found = [(x, layer, neuron) for layer, of in enumerate(added) for neuron, x in enumerate(of.mean(0).tolist())]
+    best = sorted(found, reverse=True)[:MOST_NEURONS]
+    if not best:
+        raise UsageError("no layer of this model has neurons of its own", "leave facts out")
+    points = {layer: f"blocks.{layer}.ffn_act" for _, layer, _ in best}
+    acts = capture(model, ids, points.values())
+    keys = torch.stack([acts[points[layer]][0, :, neuron] for _, layer, neuron in best])
+    largest = keys.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(keys.dtype).tiny)
+    sign = keys[:, -1:].sign()  # a gated activation may be negative: the last token's counts as positive
+    return Panel(
+        f"Memories that say {label(read(answer))}",
+        f"neurons by how far they lift its logit above those of the {len(rivals)} next likeliest tokens (all together "
+        f"{sum(x for x, _, _ in found):+.1f}); where in the text each is active, and which tokens its value raises",
+        tuple(f"{layer}.{neuron}" for _, layer, neuron in best), tuple(label(read(i)) for i in ids[0].tolist()),
+        _array(sign * keys / largest), ranked=True,
+        words=tuple(
+            f"{x:+.2f}  {' '.join(label(read(token)) for token in _raised(model, layer, neuron, float(side)))}"
+            for (x, layer, neuron), side in zip(best, sign[:, 0].tolist(), strict=True)
+        ),
+    )  # fmt: skip
+
+
+def _raised(model: Decoder, layer: int, neuron: int, side: float) -> list[int]:
+    """The tokens that a neuron raises most when its activation is positive, or negative."""
+    return [token for token, _ in writes(model, layer, neuron, WRITTEN, negative=side < 0)]
+
+
 def _shares(importance: Float[Tensor, " time"]) -> Float[Tensor, " time"]:
     """Positive importance as shares of its sum; zeros where there is none."""
     positive = importance.clamp(min=0)
@@ -125,8 +165,10 @@ def _means(found: Curves, name: str) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _next(model: Decoder, ids: Int[Tensor, "1 time"]) -> int:
-    return int(model(ids)[0, -1].argmax())
+def _next(model: Decoder, ids: Int[Tensor, "1 time"], count: int = 1) -> list[int]:
+    """The likeliest next tokens, best first."""
+    logits = model(ids)[0, -1]
+    return logits.topk(min(count, len(logits))).indices.tolist()
 
 
 def _share(grid: Grid) -> Float[np.ndarray, "row column"]:

@@ -163,7 +163,10 @@ class Encoding(Brief):
 
 @dataclass(frozen=True, repr=False)
 class Panel(Brief):
-    """A table of shares, 0 to 1 for the most part. rows: shallow to deep, or the best first where ``ranked``."""
+    """A table of shares, 0 to 1 for the most part. rows: shallow to deep, or the best first where ``ranked``.
+
+    words: what is said of each row, behind its cells; none where there is nothing to say.
+    """
 
     title: str
     note: str
@@ -171,6 +174,7 @@ class Panel(Brief):
     columns: tuple[str, ...]
     values: Float[np.ndarray, "row column"]
     ranked: bool = False
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,7 +2,7 @@
 
 function measuredPanels() {
   const cells = []; // [element, share]
-  for (const [number, { title, note, rows, columns, values, ranked }] of data.panels.entries()) {
+  for (const [number, { title, note, rows, columns, values, ranked, words }] of data.panels.entries()) {
     const readout = el("p", { class: "readout muted", "aria-live": "polite" });
     const node = el("div", { class: "scroller measured", tabindex: "0", role: "region", "aria-label": `${title}, a table` });
     const order = ranked ? rows.map((_, row) => row) : rows.map((_, row) => rows.length - 1 - row); // deep layers above
@@ -15,7 +15,8 @@ function measuredPanels() {
       }),
     );
     const head = el("tr", {}, el("th", { scope: "row" }), ...columns.map((column) => el("th", { scope: "col", title: column }, column)));
-    const body = grid.map((line, i) => el("tr", {}, el("th", { scope: "row" }, rows[order[i]]), ...line));
+    if (words.length) head.append(el("td"));
+    const body = grid.map((line, i) => el("tr", {}, el("th", { scope: "row" }, rows[order[i]]), ...line, ...(words.length ? [el("td", { class: "words" }, words[order[i]])] : [])));
     node.append(el("table", {}, el("thead", {}, head), el("tbody", {}, ...body)));
     const at = [0, 0];
     const choose = (row, column) => {
