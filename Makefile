@@ -137,6 +137,8 @@ clean: ## remove .venv and everything else that was built
 	@touch $@
 
 .venv/.peers: .venv/.dev
+	@echo "Installing a compiled llama.cpp, for adapters"
+	$(PIP) xllamacpp==2026.10.11549
 	@echo "Downloading the source of llama-cpp-python, for llama.cpp's vectors and templates (77 MB)"
 	$(BIN)/python -m pip --disable-pip-version-check download --no-deps --no-binary llama-cpp-python -d $@ \
 	  llama-cpp-python==0.3.36
