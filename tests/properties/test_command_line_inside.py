@@ -87,7 +87,7 @@ def test_patching_alone_reads_the_clean_prompt(folder: Path, capsys: pytest.Capt
         (["--trace", "France"], "does not hold the subject 'France'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_measures_that_cannot_be_taken_are_refused(
     folder: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["look", str(folder), CLEAN, *flags]) == 2

@@ -19,7 +19,6 @@ from pellucid.spec import (
     EncoderSpec,
     MaskedLMHeadSpec,
     ModelSpec,
-    TaggerHeadSpec,
 )
 from pellucid.text.tokenizer import Tokenizer
 
@@ -62,7 +61,7 @@ def subject_of(
 def _classes(spec: ModelSpec) -> int | None:
     """How many classes are told apart; one alone is a score."""
     head = spec.head if isinstance(spec, EncoderSpec) else None
-    found = head.n_classes if isinstance(head, ClassifierHeadSpec | TaggerHeadSpec) else 1
+    found = head.n_classes if isinstance(head, ClassifierHeadSpec) else 1
     return found if found > 1 else None
 
 
