@@ -98,6 +98,13 @@ def convert(
         raise UsageError(f"ignore = {list(ignore)}, but the model is loaded already", "give it to load")
     elif dtype is not None:
         raise UsageError(f"dtype = {dtype}, but the model is loaded already", "model.to(dtype) first")
+    return _written(model, out, to, quantisation, family, base)
+
+
+def _written(
+    model: AnyModel, out: Path, to: Format, quantisation: Quantisation | None, family: str | None, base: str | None
+) -> str:
+    """``convert`` of a model that is loaded, to a place that is free."""
     if to == "gguf":
         from pellucid.checkpoints.gguf.write import to_gguf
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -107,7 +108,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device; the batch itself where it is there already."""
-        return self if self.ids.device == device else _moved(self, device)
+        return self if self.ids.device == device else _each(self, lambda tensor: tensor.to(device))
+
+    def first(self, n: int) -> Batch:
+        """The first ``n`` rows."""
+        return _each(self, lambda tensor: tensor[:n])
 
     def refuse_unshifted(self) -> None:
         """Raise DataError where labels are the inputs themselves: the silent failure that trains a copying machine."""
@@ -123,10 +128,16 @@ class Batch:
                 )
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """A dataclass of tensors, or of such dataclasses, on another device."""
+def padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device | None = None) -> Int[Tensor, "batch time"]:
+    """Rows as one tensor; shorter ones are filled at their end."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass of tensors, or of such dataclasses, with each tensor changed."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+    return replace(value, **{field.name: _each(getattr(value, field.name), change) for field in fields(value)})

@@ -60,8 +60,7 @@ def look(
         heads: Score induction, previous-token, duplicate-token and copying heads.
         explain: Which tokens are the reason of the next one, by attention, gradients and leaving them out; whether the
             answer goes and comes with these tokens; and whether it depends on where attention looks.
-        facts: Which neurons of feed-forward layers say the next token, where in the text each is active, and which
-            tokens it raises.
+        facts: Which neurons of feed-forward layers say the next token, where each is active, and what it raises.
         ignore_key: Attributes of a published config.json to leave out, which no code reads.
     """
     from rich.console import Console

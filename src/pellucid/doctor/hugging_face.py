@@ -6,26 +6,18 @@ are taken from it and the shift from the model, whose own loss is compared with 
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pellucid.batch import IGNORE
-from pellucid.doctor.ours import moved
+from pellucid.doctor.hugging_face_trial import Trial, shift_of
 from pellucid.doctor.subject import Chat, Cut, Kind, Row, Subject, Template, Vocabulary
 from pellucid.errors import DataError, UsageError
 
 TOGETHER = 8  # examples that the collator is given at once
-CLOSE = 1e-3  # of a loss, below which two are one
-SURE = 10  # times: how much nearer one has to be than the other
-FILLS = {"labels": IGNORE, "input_ids": 0, "attention_mask": 0, "position_ids": 0, "token_type_ids": 0}
 
 
 def subject_of(
@@ -46,7 +38,7 @@ def subject_of(
     were tokens, with ``text`` or ``messages``. Raises UsageError where the collator does not give a model's inputs."""
     kind = _kind(model)
     training = _collated(dataset, collator, most)
-    step = _shift(model, training[0]) if kind == "decoder" and training else 0
+    step = shift_of(model, training[0]) if kind == "decoder" and training else 0
     pad = getattr(model.config, "pad_token_id", None)
     rows = [row for batch in training for row in _rows(batch, kind, step, pad)]
     template = None if tokenizer is None or not getattr(tokenizer, "chat_template", None) else _template(tokenizer)
@@ -55,7 +47,7 @@ def subject_of(
     chats, cuts = _chats(talks, rows, template), _cuts(texts[: len(rows)], rows, tokenizer)
     if chats and kind == "decoder":
         rows = [_split(row, chats) for row in rows]
-    trial = Trial(model, learning_rate, micro_batches, step, rows[:TOGETHER])
+    trial = Trial(model, learning_rate, micro_batches, rows[:TOGETHER])
     config = model.config
     return Subject(
         name=type(model).__name__,
@@ -204,109 +196,3 @@ def _cuts(texts: Sequence[str], rows: Sequence[Row], tokenizer: Any) -> list[Cut
         read = row.source or tuple(one for one, number in zip(row.ids, row.documents, strict=True) if number >= 0)
         cuts.append(Cut(whole, min(len(read), whole), whole, len(row.scored)))
     return cuts
-
-
-def _shift(model: Any, batch: Mapping[str, Tensor]) -> int:
-    """How far a model moves labels itself: 1, as those of transformers do, unless its own loss says 0."""
-    with _quiet(model), torch.no_grad():
-        out = model(**batch)
-    logits, labels = out.logits.float(), batch["labels"]
-    found: dict[int, float] = {}
-    for step in (1, 0):
-        scored = F.cross_entropy(
-            logits[:, : logits.shape[1] - step].flatten(0, 1), labels[:, step:].flatten(), ignore_index=IGNORE
-        )
-        found[step] = abs(float(scored - out.loss))
-    return 0 if found[0] <= CLOSE * abs(float(out.loss)) and SURE * found[0] < found[1] else 1
-
-
-@contextmanager
-def _quiet(model: Any) -> Iterator[None]:
-    """Evaluation mode for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """A transformers model. rows: those that its steps are tried on."""
-
-    model: Any
-    learning_rate: float | None
-    micro_batches: int
-    shift: int
-    rows: Sequence[Row]
-
-    @torch.no_grad()
-    def loss(self, rows: Sequence[Row]) -> float:
-        with _quiet(self.model):
-            return float(self.model(**_together(rows)).loss)
-
-    @torch.no_grad()
-    def accumulated(self, rows: Sequence[Row]) -> float | None:
-        """As the library's trainer does: sums over the count of the step, where the model takes that, or else means."""
-        if self.micro_batches < 2:
-            return None
-        takes = (
-            any(
-                each.kind is each.VAR_KEYWORD or each.name == "num_items_in_batch"
-                for each in inspect.signature(self.model.forward).parameters.values()
-            )
-            if getattr(self.model, "accepts_loss_kwargs", None) is None
-            else self.model.accepts_loss_kwargs
-        )
-        scored = sum(len(row.scored) for row in rows)
-        with _quiet(self.model):
-            if takes:
-                return sum(float(self.model(**row.origin, num_items_in_batch=scored).loss) for row in rows)
-            return sum(float(self.model(**row.origin).loss) for row in rows) / len(rows)
-
-    @torch.no_grad()
-    def crosstalk(self, row: Row) -> float:
-        first, *_, last = row.pieces()
-        other = {name: value.clone() for name, value in row.origin.items()}
-        size = self.model.get_input_embeddings().weight.shape[0]
-        ids = other["input_ids"]
-        ids[0, first.start : first.stop] = (ids[0, first.start : first.stop] + 1) % size
-        with _quiet(self.model):
-            before, after = (self.model(**each).logits[0, last.start : last.stop] for each in (row.origin, other))
-        return moved(before, after)
-
-    def steps(self, n: int) -> list[float]:
-        """AdamW, on a copy."""
-        if self.learning_rate is None or not self.rows:
-            return []
-        model, losses = copy.deepcopy(self.model).train(), list[float]()
-        learning = [each for each in model.parameters() if each.requires_grad]
-        optimiser = torch.optim.AdamW(learning, self.learning_rate) if learning else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for _ in range(n if optimiser else 0):
-                assert optimiser is not None
-                optimiser.zero_grad()
-                loss = model(**_together(self.rows)).loss
-                losses.append(float(loss.detach()))
-                if not losses[-1] < float("inf"):
-                    break
-                loss.backward()
-                optimiser.step()
-        return losses
-
-    @property
-    def trainable(self) -> int:
-        return sum(each.numel() for each in self.model.parameters() if each.requires_grad)
-
-
-def _together(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """What the collator gave for these rows, as one batch; shorter ones are padded on the right."""
-    batch: dict[str, Tensor] = {}
-    for name in rows[0].origin:
-        parts = [row.origin[name] for row in rows]
-        longest = max(part.shape[-1] for part in parts)
-        padded = [F.pad(part, (0, longest - part.shape[-1]), value=FILLS.get(name, 0)) for part in parts]
-        batch[name] = torch.cat(padded) if parts[0].ndim > 1 else torch.cat(parts)
-    return batch

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pellucid.batch import IGNORE, Batch, Source, Tokens
+from pellucid.batch import IGNORE, Batch, Source, Tokens, padded
 from pellucid.data.feed import Feed
 from pellucid.doctor.subject import Kind, Row, Subject, Vocabulary
 from pellucid.engine.modes import evaluating
@@ -168,16 +168,11 @@ def moved(before: Tensor, after: Tensor) -> float:
 
 def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
     """Rows as one batch again; shorter ones are padded."""
-    ids = _padded([row.ids for row in rows], 0)
-    documents = _padded([row.documents for row in rows], -1)
-    labels = _padded([[IGNORE if target is None else target for target in row.targets] for row in rows], IGNORE)
+    ids = padded([row.ids for row in rows], 0)
+    documents = padded([row.documents for row in rows], -1)
+    labels = padded([[IGNORE if target is None else target for target in row.targets] for row in rows], IGNORE)
     batch = Batch(ids, Tokens.packed(documents), labels)
     if any(row.source for row in rows):
-        source = _padded([row.source for row in rows], -1)
+        source = padded([row.source for row in rows], -1)
         batch = replace(batch, source=Source(source.clamp_min(0), Tokens.padded(source >= 0)))
     return batch.to(device)
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pellucid.batch import IGNORE, Batch, Source, Tokens
+from pellucid.batch import IGNORE, Batch, Source, Tokens, padded
 from pellucid.engine.modes import evaluating
 from pellucid.engine.reader import writer_of
 from pellucid.errors import DataError, UsageError
@@ -170,11 +170,6 @@ def _groups(rows: Sequence[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
         yield group
 
 
-def _padded(lines: Sequence[Sequence[int]], fill: int, device: torch.device) -> torch.Tensor:
-    longest = max(map(len, lines))
-    return torch.tensor([[*line, *[fill] * (longest - len(line))] for line in lines], device=device)
-
-
 def _places(lines: Sequence[Sequence[int]], prefixes: Sequence[int], device: torch.device) -> Tokens:
     """Where the tokens of lines that are padded at their end stand."""
     longest = max(map(len, lines))
@@ -195,6 +190,6 @@ def _batch(model: Model, group: Sequence[_Row]) -> Batch:
     source: Source | None = None
     if isinstance(model, EncoderDecoder):
         read = [row.source or () for row in group]
-        source = Source(_padded(read, 0, device), _places(read, [0] * len(read), device))
+        source = Source(padded(read, 0, device), _places(read, [0] * len(read), device))
     tokens = _places(ids, [row.prefix for row in group], device)
-    return Batch(_padded(ids, 0, device), tokens, _padded([row.labels for row in group], IGNORE, device), source=source)
+    return Batch(padded(ids, 0, device), tokens, padded([row.labels for row in group], IGNORE, device), source=source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,26 +58,16 @@ def of_run(
     newest = None if (folder / SPEC).exists() else checkpoint.newest(folder, run, lambda _: None)
     model = load_model(folder) if (folder / SPEC).exists() else base if newest is None else load_model(newest)
     trainer = Trainer(run, feed, base=copy.deepcopy(model))
-    # the first look at the loss comes before the steps are tried, which change the model
+    # trying steps changes the trainer's model; the others look at a copy
     trial = Trial(copy.deepcopy(trainer.model), partial(losses, trainer=trainer))
     subject = known(subject_of(feed, run.model, tokenizer, name=str(folder)))
     return examine(replace(subject, trial=trial, fresh=model is None), only)
 
 
-def _first(value: Any, n: int) -> Any:
-    """A batch of the first ``n`` rows of a batch; of a part of it, that part."""
-    if isinstance(value, torch.Tensor):
-        return value[:n]
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    parts = {field.name: _first(getattr(value, field.name), n) for field in fields(value)}
-    return replace(value, **parts)
-
-
 def losses(n: int, *, trainer: Trainer) -> list[float]:
     """The losses of ``n`` updates on the first rows, at the full learning rate; the trainer is used up."""
     found: list[float] = []
-    batches = [_first(trainer.batches(0)[0], PROBED)]
+    batches = [trainer.batches(0)[0].first(PROBED)]
     set_rate(trainer.optimizers, 1.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.run.seed)

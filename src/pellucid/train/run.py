@@ -134,17 +134,9 @@ def begin(
                 wanted.save(folder / RUN)
             world.barrier()
         torch.set_num_threads(wanted.runtime.threads)
-        return then(
-            wanted,
-            folder,
-            feed,
-            base=None if base is None else base.model,
-            reporter=reporter,
-            tokenizer=tokenizer,
-            world=world,
-            began=began,
-            **how,
-        )
+        start = None if base is None else base.model
+        common: dict[str, Any] = {"reporter": reporter, "tokenizer": tokenizer, "world": world, "began": began}
+        return then(wanted, folder, feed, base=start, **common, **how)
 
 
 def _with(options: TrainOptions, asked: Mapping[str, Any]) -> TrainOptions:

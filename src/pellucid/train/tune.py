@@ -63,10 +63,9 @@ def tune(
 
     data: JSONL files of OpenAI's ``messages``, ShareGPT's ``conversations`` or Alpaca's columns. The model's own chat
     template writes each conversation, and only what the model is to write is learned. minutes: how long, all in all
-    (default: 5); or steps. doctor: rows are looked at
-    first (docs/doctor.md). asked: other options of training. The folder ``out`` is the run's; the adapter in PEFT's
-    files lies in it. Raises UsageError for a model that has no chat template or does not write, DataError for
-    conversations that cannot be used, and as ``train`` does.
+    (default: 5); or steps. doctor: rows are looked at first (docs/doctor.md). asked: other options of training. The
+    folder ``out`` is the run's; the adapter in PEFT's files lies in it. Raises UsageError for a model that has no chat
+    template or does not write, DataError for conversations that cannot be used, and as ``train`` does.
     """
     reporter = reporter or Reporter()
     files = [str(each) for each in ([data] if isinstance(data, str | Path) else data)]

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pellucid.arguments import checked
+from pellucid.checkpoints.gguf.beside import write_beside
 from pellucid.checkpoints.gguf.names import Place, places
 from pellucid.checkpoints.gguf.read import head_dim_of
 from pellucid.checkpoints.gguf.write import program_of
@@ -23,12 +25,14 @@ from pellucid.checkpoints.peft.write import joined_factors
 from pellucid.errors import CheckpointError, UsageError
 from pellucid.families.table import Table, links_of
 from pellucid.families.weights import refuse_nonfinite, shapes_of
-from pellucid.files import write_file
 from pellucid.nn.base import Model
 from pellucid.nn.stored import Plain
 from pellucid.surgery.adapted import Adapted, Change
 from pellucid.surgery.holding import active, changes
 from pellucid.surgery.ties import tied_head
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 Factors = tuple[Tensor, Tensor, float]  # lora_a, lora_b, and the strength s of s · B A
 
@@ -109,20 +113,9 @@ def _of_experts(model: Model, table: Table, changed: dict[str, Change]) -> dict[
 
 
 def _write(path: Path, architecture: str, alpha: float, tensors: dict[str, Tensor]) -> None:
-    def write(aside: Path) -> None:
-        from gguf import GGUFWriter
+    def describe(writer: GGUFWriter) -> None:
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", alpha)
 
-        writer = GGUFWriter(aside, architecture)
-        try:
-            writer.add_type("adapter")
-            writer.add_string("adapter.type", "lora")
-            writer.add_float32("adapter.lora.alpha", alpha)
-            for key, tensor in tensors.items():
-                writer.add_tensor(key, tensor.float().cpu().contiguous().numpy())
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
-
-    write_file(path, write)
+    write_beside(path, architecture, describe, tensors)

@@ -9,17 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
+from pellucid.checkpoints.gguf.beside import write_beside
 from pellucid.checkpoints.gguf.file import GGUFFile
 from pellucid.checkpoints.gguf.write import ARCHITECTURES
 from pellucid.errors import CheckpointError, PellucidError, UsageError
 from pellucid.families.registry import config_of
-from pellucid.files import write_file
 from pellucid.nn.stored import Plain
 from pellucid.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 ARCHITECTURE, NAME = "controlvector", re.compile(r"direction\.(\d{1,6})", re.ASCII)
 
@@ -33,22 +37,12 @@ def write_control(path: Path, vectors: Mapping[int, Float[Tensor, " d_model"]], 
         if vector.shape != (spec.d_model,) or not vector.isfinite().all():
             raise UsageError(f"the vector of layer {layer}", f"give {spec.d_model} finite numbers")
 
-    def write(aside: Path) -> None:
-        from gguf import GGUFWriter
+    def describe(writer: GGUFWriter) -> None:
+        writer.add_string(f"{ARCHITECTURE}.model_hint", _hint(spec))
+        writer.add_uint32(f"{ARCHITECTURE}.layer_count", spec.n_layers)
 
-        writer = GGUFWriter(aside, ARCHITECTURE)
-        try:
-            writer.add_string(f"{ARCHITECTURE}.model_hint", _hint(spec))
-            writer.add_uint32(f"{ARCHITECTURE}.layer_count", spec.n_layers)
-            for layer, vector in sorted(vectors.items()):
-                writer.add_tensor(f"direction.{layer}", vector.float().numpy())
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
-
-    write_file(path, write)
+    directions = {f"direction.{layer}": vector for layer, vector in sorted(vectors.items())}
+    write_beside(path, ARCHITECTURE, describe, directions)
 
 
 def _hint(spec: DecoderSpec) -> str:

@@ -170,12 +170,11 @@ class Writer:
         kind = linear.kind if isinstance(linear, QuantisedLinear) else PLAIN[linear.weight.dtype]
         if kind not in KIND_NUMBERS:
             raise Inexpressible(f"weights in {kind}")
-        bias, packed = self.address(linear, "bias"), 0
-        if isinstance(linear, QuantisedLinear):
-            assert linear.weight is not None
-            if (tiles := tiles_of(linear.weight, kind)) is not None:
-                self.tiles.append((tiles, linear.weight, linear.weight._version))
-                weight, packed = tiles.data_ptr(), 1
+        bias, packed, blocks = self.address(linear, "bias"), 0, linear.weight
+        assert blocks is not None
+        if (tiles := tiles_of(blocks, kind)) is not None:
+            self.tiles.append((tiles, blocks, blocks._version))
+            weight, packed = tiles.data_ptr(), 1
         self.emit(PRODUCT, x, y, weight, KIND_NUMBERS[kind], linear.out_features, linear.in_features, *bias, packed)
 
     def join(self, x: int, y: int, width: int, skip: float, branch: float, gain: nn.Module) -> None:
