@@ -190,3 +190,18 @@ def test_rate_that_diverges_in_twenty_steps_is_refused(tmp_path: Path) -> None:
         report = pellucid.doctor(text, only=["rate"], learning_rate=rate, optimizer="adamw", steps=2, **SMALL)
         assert report.names() == found
     assert report.exit_code == 1
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_run_that_is_refused_can_be_had_without_the_doctor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise DataError("shift: labels are shifted twice", "shift in one place")
+
+    monkeypatch.setattr("pellucid.train.run.look_first", refuse)
+    sizes = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    asked = ["train", book(tmp_path / "book.txt"), "--out", str(tmp_path / "run"), "--steps", "1", *sizes]
+    assert command(asked) == 1 and "shifted twice" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert command([*asked, "--no-doctor"]) == 0

@@ -37,6 +37,7 @@ def train(
     pairs: tuple[str, ...] = (),
     recipe: str | None = None,
     show_batch: bool = False,
+    doctor: bool = True,
 ) -> None:
     """Train a Transformer on your text. Every number you do not give is derived, and its reason printed.
 
@@ -52,6 +53,7 @@ def train(
             .jsonl (fields source and target), or two files, line by line.
         recipe: Options of the literature, where none are given: attention_is_all_you_need (Vaswani et al. 2017).
         show_batch: Show three rows of the first step: what it reads, and in colour what it must say.
+        doctor: Look at the first rows before it starts, and refuse what cannot be meant (pellucid doctor --help).
     """
     from pellucid.cli.display import display, write_sample
     from pellucid.errors import UsageError
@@ -70,7 +72,7 @@ def train(
     model = None if spec is None else load_spec(spec)
     with display(show_batch) as shown:
         result = train_texts(
-            texts, folder, resolved, options=options, model=model, reporter=shown, sampler=write_sample
+            texts, folder, resolved, options=options, model=model, reporter=shown, sampler=write_sample, doctor=doctor
         )
         shown.finished(result, folder)
 

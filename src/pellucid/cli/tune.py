@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from pellucid.cli.parse import parse
+
+if TYPE_CHECKING:
+    from pellucid.train.tune import Tuned
 
 EXAMPLES = """
 tune SmolLM2-135M-Instruct.Q4_1.gguf chats.jsonl --minutes 10
@@ -31,6 +34,7 @@ def tune(
     quantised: bool = False,
     merged: Path | None = None,
     seed: int = 0,
+    doctor: bool = True,
 ) -> None:
     """Teach a model the answers of your conversations, by an adapter beside it. The same command again goes on.
 
@@ -51,10 +55,8 @@ def tune(
         quantised: Leave the weights of a .gguf file as small as they are there.
         merged: Also write the merged model into this folder, for transformers.
         seed: Decides the adapter's first weights, the order, and what is held out.
+        doctor: Look at the first rows before it starts, and refuse what cannot be meant (pellucid doctor --help).
     """
-    from rich.console import Console
-
-    from pellucid.api import convert
     from pellucid.cli.display import display
     from pellucid.cli.train import default_folder
     from pellucid.errors import UsageError
@@ -69,8 +71,17 @@ def tune(
     with display(show_batch=True) as shown:
         done = tune_model(
             model, data, folder, minutes=minutes, steps=steps, rank=rank, context=context, batch_size=batch_size,
-            validation=validation, quantised=quantised, seed=seed, reporter=shown, **asked,
+            validation=validation, quantised=quantised, seed=seed, reporter=shown, doctor=doctor, **asked,
         )  # fmt: skip
+    _tell(done, folder, merged)
+
+
+def _tell(done: Tuned, folder: Path, merged: Path | None) -> None:
+    """What came of it, and the merged model where one is asked for."""
+    from rich.console import Console
+
+    from pellucid.api import convert
+
     console = Console(highlight=False, soft_wrap=True)
     for name, value in done.after.items():
         console.print(f"{name} of held-out answers: {done.before[name]:.3f} before, {value:.3f} after")
